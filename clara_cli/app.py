@@ -1,0 +1,345 @@
+"""The Typer app: a command is its config dataclass turned into flags, a call of its `run`, and the
+result shown; around all of them stands the error boundary, the one place that catches everything.
+
+A new command is one line in `COMMANDS`. Knows no command's work and imports nothing heavy: the
+command's module is loaded when it runs.
+
+Exit codes are `errors.ExitCode`; a reader that goes away (`clara ... | head`) ends the program
+quietly with 141, what a shell reports for a tool stopped by SIGPIPE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import signal
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from clara_cli import config as configs
+from clara_cli.config import INPUT, MACHINE, METHOD, MODEL, OUTPUT, AskConfig, Common
+from clara_cli.errors import DataError, ExitCode, NotSupportedError, UsageError, nearest
+from clara_cli.repl import Terminated
+
+if typing.TYPE_CHECKING:
+    from clara_cli.records import Answer
+    from clara_cli.ui import TerminalReport
+
+COMMANDS: dict[str, type[Common]] = {
+    "pretrain": configs.PretrainConfig,
+    "train": configs.TrainConfig,
+    "compress": configs.CompressConfig,
+    "index": configs.IndexConfig,
+    "ask": configs.AskConfig,
+}
+
+PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
+
+SHARED = {  # flags of every command that are the terminal's business, not the command's
+    "json": (OUTPUT, "Print the result as one JSON object, the last line of stdout."),
+    "quiet": (OUTPUT, "Print results, warnings and errors, nothing else."),
+    "traceback": (MACHINE, "Show where an error came from; so does CLARA_TRACEBACK=1."),
+}
+
+BROKEN_PIPE = 141
+
+
+class ClaraCommand(TyperCommand):
+    """A command whose `--help` stands with the other general flags, not in a panel of its own."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The `--help` option, in the last panel."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = MACHINE
+        return option
+
+
+class ClaraGroup(TyperGroup):
+    """The error boundary: whatever escapes a command becomes a message, a hint and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run the program on `args` and leave with its exit code."""
+        words = list(sys.argv[1:] if args is None else args)
+        prog_name = prog_name or "clara"
+        self._main_shell_completion(extra, prog_name, complete_var)
+        try:
+            with self.make_context(prog_name, words, **extra) as ctx:
+                self.invoke(ctx)
+            sys.stdout.flush()
+            code = int(ExitCode.OK)
+        except (Exception, KeyboardInterrupt) as error:
+            code = _failed(error, traced=_wants_traceback(words))
+        sys.exit(code)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The command named first, or an error naming the nearest ones."""
+        if args[0] not in self.commands:
+            raise UsageError(f"no such command: {args[0]}", nearest(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+
+def _failed(error: BaseException, *, traced: bool) -> int:
+    """Show what escaped a command; the exit code it leads to."""
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return BROKEN_PIPE
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+        return int(ExitCode.USAGE)
+    from clara_cli import ui
+
+    if traced:
+        traceback.print_exception(error)
+    known = _usage_error(error) if isinstance(error, typer.TyperException) else ui.explain(error)
+    ui.show_error(known)
+    return int(known.code)
+
+
+def _usage_error(error: typer.TyperException) -> UsageError:
+    """Typer's own complaint about the command line, with a next step."""
+    ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    path = ctx.command_path if ctx is not None else "clara"
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and ctx is not None and option is not None:
+        if isinstance(ctx.command, ClaraGroup) and option.removeprefix("--") in SHARED:
+            return UsageError(f"no such option: {option}", f"it goes last: {path} COMMAND {option}")
+        names = [name for p in ctx.command.get_params(ctx) for name in (*p.opts, *p.secondary_opts)]
+        flags = [name for name in names if name.startswith("-")]
+        return UsageError(f"no such option: {option}", nearest(option, flags))
+    faults: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()  # pydantic's
+    if param is not None and faults:
+        value, choices = str(faults[0]["input"]), param.type_descriptor.choices
+        hint = nearest(value, choices) if choices else f"expected {param.display_type(ctx)}"
+        return UsageError(f"{'/'.join(param.opts)} is {value!r}", hint)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], f"{path} --help shows what it takes")
+
+
+def _wants_traceback(words: list[str]) -> bool:
+    options = words[: words.index("--")] if "--" in words else words
+    return "--traceback" in options or os.environ.get("CLARA_TRACEBACK", "") not in ("", "0")
+
+
+def _silence_stdout() -> None:
+    """Let nothing more be written: the reader has gone, and the interpreter still flushes."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is not a file of the system
+        return
+
+
+def parameters(config: type[Common]) -> list[inspect.Parameter]:
+    """A config's arguments and options as the parameters of a Typer command, in help's order."""
+    hints = typing.get_type_hints(config)
+    fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
+    made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
+    for name, (panel, doc) in SHARED.items():
+        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel, metavar="")
+        made.append((panel, _keyword(name, Annotated[bool, flag], False)))
+    return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
+
+
+def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    doc, panel = f.metadata["doc"], f.metadata["panel"]
+    if typing.get_origin(hint) is tuple:
+        hint = types.GenericAlias(list, typing.get_args(hint)[:1])
+    if f.metadata["kind"] == "argument":
+        info = typer.Argument(help=doc, metavar=f.name.upper())
+        return _keyword(f.name, Annotated[hint, info], f.default)
+    names = _flags(f, switch=hint is bool)
+    kind = "" if hint is bool else None  # a switch takes no value
+    info = typer.Option(*names, help=doc, rich_help_panel=panel, metavar=kind)
+    return _keyword(f.name, Annotated[hint, info], f.default)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _flags(f: dataclasses.Field[Any], *, switch: bool) -> list[str]:
+    """The names of an option: `--a-b`, both of `--file/-f`, `--x/--no-x` where x is on already."""
+    name = configs.flag_name(f)
+    if switch and f.default is True and "/" not in name:
+        return [f"{name}/--no-{name.removeprefix('--')}"]
+    return [name] if switch else name.split("/")
+
+
+def command(name: str, config: type[Common]) -> Callable[..., None]:
+    """The function behind one command; its signature is the config's fields."""
+
+    def call(ctx: typer.Context, **values: Any) -> None:
+        shared = {flag: values.pop(flag) for flag in SHARED}
+        sources = {field: ctx.get_parameter_source(field) for field in values}
+        given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
+        lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
+        settings = config(**{**values, **lists})
+        if hasattr(settings, "recipe"):
+            settings = configs.with_recipe(settings, given)
+        if isinstance(settings, AskConfig):
+            _ask(settings, as_json=shared["json"], quiet=shared["quiet"])
+        else:
+            _run(name, settings, as_json=shared["json"], quiet=shared["quiet"])
+
+    context = inspect.Parameter(
+        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    signature = inspect.Signature([context, *parameters(config)])
+    call.__name__ = name
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return call
+
+
+def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
+    """Run a command that returns one record, and show it."""
+    from clara_cli import ui
+
+    with ui.TerminalReport(quiet=quiet) as report:
+        module = importlib.import_module(f"clara_cli.commands.{name}")
+        result = module.run(config, report)
+    if as_json:
+        ui.write_json(dataclasses.asdict(result))
+    else:
+        shorter = (flag for flag in ("dry_run", "check") if getattr(config, flag, False))
+        ui.show_result(result, only=next(shorter, None))
+
+
+def _ask(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
+    from clara_cli import ui
+
+    if config.question is not None and config.file is not None:
+        raise UsageError("a question and --file were both given", "give one of them")
+    if config.question is None and config.file is None:
+        if sys.stdin is not None and sys.stdin.isatty():
+            _converse(config, as_json=as_json, quiet=quiet)
+            return
+        config = dataclasses.replace(config, question=_read_question())
+    if config.question is not None and not config.question.strip():
+        raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
+    with ui.TerminalReport(quiet=quiet) as report:
+        ask = importlib.import_module("clara_cli.commands.ask")
+        answers = _shown(
+            ask.run(config, report), report, as_json=as_json, titled=config.file is not None
+        )
+        _check_support(answers, required=config.require_support)
+
+
+def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    from clara_cli import repl, ui
+
+    report = ui.TerminalReport(quiet=quiet, hold=True)
+
+    def open_session() -> repl.Session:
+        return importlib.import_module("clara_cli.commands.ask").open_session(config, report)
+
+    def show(answer: Answer) -> None:
+        shown = _shown([answer], report, as_json=as_json, titled=False)
+        _check_support(shown, required=config.require_support)
+
+    with report:
+        repl.run(open_session, show)
+
+
+def _shown(
+    answers: Iterable[Answer], report: TerminalReport, *, as_json: bool, titled: bool
+) -> Iterator[Answer]:
+    """Pass answers on, each shown as soon as it is there."""
+    from clara_cli import ui
+
+    for answer in answers:
+        report.pause()
+        if as_json:
+            ui.write_json(ui.answer_json(answer))
+        else:
+            ui.show_answer(answer, titled=titled)
+        yield answer
+
+
+def _check_support(answers: Iterable[Answer], *, required: bool) -> None:
+    """Take every answer; with `--require-support`, fail when the sources do not carry one."""
+    verdicts = [answer.supported for answer in answers]
+    missing = sum(not supported for supported in verdicts)
+    if required and missing:
+        which = f"{missing} of {len(verdicts)} answers are" if verdicts[1:] else "the answer is"
+        hint = "ask more precisely, or give the generator more passages with --top-k"
+        raise NotSupportedError(f"{which} not supported by the sources", hint)
+
+
+def _read_question() -> str:
+    try:
+        question = sys.stdin.read().strip() if sys.stdin is not None else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not {error.encoding}", "pipe UTF-8 text") from error
+    if not question:
+        raise UsageError("no question: stdin is empty", 'clara ask "Who ...?" --corpus DIR')
+    return question
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import clara_cli
+
+        typer.echo(f"clara {clara_cli.__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version.", callback=_version, is_eager=True, metavar=""
+        ),
+    ] = False,
+) -> None:
+    """Compress documents into memory tokens, and answer questions from them, with sources."""
+
+
+def build() -> typer.Typer:
+    """The app with every command of `COMMANDS`."""
+    made = typer.Typer(
+        name="clara", cls=ClaraGroup, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    made.callback()(_top)
+    for name, config in COMMANDS.items():
+        help_text = inspect.cleandoc(config.__doc__ or "")
+        made.command(name, cls=ClaraCommand, help=help_text)(command(name, config))
+    return made
+
+
+app = build()
+
+
+def _terminate(signum: int, frame: types.FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main() -> None:
+    """The command `clara`. SIGTERM ends it the way Ctrl-C does: state kept, exit 130."""
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app()

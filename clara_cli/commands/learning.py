@@ -1,0 +1,151 @@
+"""What `pretrain` and `train` share: settings of a run, batches by step, the end of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clara_cli import __version__
+from clara_cli.config import LearnConfig
+from clara_cli.core.batch import Batch
+from clara_cli.core.checkpoint import CheckpointInfo, Loaded, save
+from clara_cli.core.loop import FitSettings, FitSummary, RunFolder, Schedule, fit
+from clara_cli.core.stages import TRAINED, Losses
+from clara_cli.errors import UsageError
+from clara_cli.records import Report, TrainResult
+
+Record = TypeVar("Record")
+UNRECORDED = ("out", "recipe", "set", "save_minutes", "device")
+
+
+def run_settings(config: LearnConfig, stage: str, data: Sequence[Any]) -> dict[str, Any]:
+    """What identifies a run: every setting that changes its result, and a digest of the data."""
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in UNRECORDED}
+    digest = hashlib.sha256()
+    for record in data:
+        digest.update(repr(record).encode())
+    named = {"command_stage": stage, "data_sha256": digest.hexdigest(), "records": len(data)}
+    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}, **named}
+
+
+def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
+    """M of every ratio trained; none given: the checkpoint's default."""
+    return [info.slots(ratio) for ratio in (ratios or (info.ratio,))]
+
+
+def count_steps(config: LearnConfig, records: int) -> int:
+    """Steps asked for, else one pass; data smaller than a batch is one batch."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, records // config.batch_size)
+
+
+def draw(config: LearnConfig, step: int, records: Sequence[Record]) -> tuple[list[Record], random.Random]:
+    """A step's examples and its own random source, a function of (seed, step) alone: every pass
+    visits the records in a new order."""
+    size = min(config.batch_size, len(records))
+    per_pass = max(1, len(records) // size)
+    order = list(range(len(records)))
+    random.Random(f"{config.seed} pass {step // per_pass}").shuffle(order)
+    start = (step % per_pass) * size
+    picked = [records[i] for i in order[start : start + size]]
+    return picked, random.Random(f"{config.seed} step {step}")
+
+
+def micro(config: LearnConfig, records: Sequence[Record]) -> list[Sequence[Record]]:
+    """A step's examples in forward passes of at most `micro_batch`."""
+    size = config.micro_batch or len(records)
+    return [records[i : i + size] for i in range(0, len(records), size)]
+
+
+def check_settings(config: LearnConfig) -> None:
+    """Settings whose values are words."""
+    if config.schedule not in ("cosine", "constant"):
+        raise UsageError(f"schedule is {config.schedule!r}", "known: cosine, constant")
+    if config.warmup > 1:
+        raise UsageError(f"warmup is {config.warmup}", "it is a share of the steps, 0 to 1")
+
+
+def train_stage(
+    config: LearnConfig,
+    stage: str,
+    loaded: Loaded,
+    data: Sequence[Any],
+    batches: Callable[[int], list[Batch]],
+    losses: Callable[[Batch], Losses],
+    report: Report,
+) -> TrainResult:
+    """Run a stage in its run folder and write the checkpoint."""
+    run = RunFolder(config.out, run_settings(config, stage, data))
+    run.open()
+    steps = count_steps(config, len(data))
+    if run.finished:
+        report.note(f"{config.out} is finished; nothing to do")
+        return result(run, stage, FitSummary(steps, None, None, 0.0, 0.0))
+    model = loaded.model
+    model.train_only(TRAINED[stage], config.train_memory)
+    model.train()
+    settings = FitSettings(
+        Schedule(config.learning_rate, steps, config.warmup, config.schedule),
+        config.clip,
+        config.weight_decay,
+        config.seed,
+        config.save_minutes,
+    )
+    done = fit(model.trained_parameters(), batches, losses, settings, run, report)
+    model.eval()
+    finish(config, stage, loaded, len(data), done)
+    return result(run, stage, done)
+
+
+def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: FitSummary) -> None:
+    """Write the checkpoint with its provenance; a bundled backbone travels with it."""
+    entry = {
+        "stage": stage,
+        "steps": done.steps,
+        "records": records,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "ratios": list(config.ratios),
+        "seed": config.seed,
+        "init": loaded.name,
+        "clara": __version__,
+    }
+    info = replace(loaded.info, stage=stage, provenance=(*loaded.info.provenance, entry))
+    if config.ratios:
+        info = replace(info, ratios=tuple(sorted({*config.ratios, *info.ratios})))
+    save(loaded.model, info, config.out / "checkpoint")
+    bundled = loaded.path / "backbone"
+    if bundled.is_dir():
+        link_backbone(bundled, config.out / "checkpoint" / "backbone")
+
+
+def link_backbone(source: Path, target: Path) -> None:
+    """Copy a backbone that lies inside a checkpoint, so that the new one stands alone."""
+    import shutil
+
+    if not target.exists() and source.resolve() != target.resolve():
+        shutil.copytree(source, target)
+
+
+def result(run: RunFolder, stage: str, done: FitSummary) -> TrainResult:
+    """The command's record."""
+
+    def rounded(value: float | None) -> float | None:
+        return None if value is None or not math.isfinite(value) else round(value, 6)
+
+    return TrainResult(
+        str(run.path / "checkpoint"),
+        stage,
+        done.steps,
+        rounded(done.ce),
+        rounded(done.mse),
+        round(done.seconds, 3),
+        round(done.tokens_per_second, 1),
+    )

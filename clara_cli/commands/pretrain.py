@@ -1,0 +1,85 @@
+"""`clara pretrain`: SCP. Pairs in, a checkpoint with a compressor and a generator out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from clara_cli.commands.learning import check_settings, draw, micro, ratio_slots, train_stage
+from clara_cli.config import PretrainConfig
+from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.batch import Batch, scp_batch
+from clara_cli.core.checkpoint import CheckpointInfo, Loaded, load
+from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
+from clara_cli.core.stages import read_memory_loss
+from clara_cli.corpus.examples import read_pairs
+from clara_cli.errors import UsageError
+from clara_cli.records import Report, TrainResult
+
+DEFAULT_RATIO = 16
+
+
+def run(config: PretrainConfig, report: Report) -> TrainResult:
+    """Pretrain until the steps are done; resumes an unfinished `out`."""
+    check_settings(config)
+    pairs = read_pairs(config.pairs)
+    torch.manual_seed(config.seed)
+    loaded = start(config)
+    slots = ratio_slots(loaded.info, config.ratios)
+    prompter = loaded.model.prompter
+
+    def batches(step: int) -> list[Batch]:
+        picked, rng = draw(config, step, pairs)
+        m = rng.choice(slots)
+        limit, kinds = config.max_length, len(PARAPHRASE_INSTRUCTIONS)
+        return [
+            scp_batch(prompter, part, [rng.randrange(kinds) for _ in part], m, limit)
+            for part in micro(config, picked)
+        ]
+
+    def losses(batch: Batch):  # type: ignore[no-untyped-def]
+        return read_memory_loss(loaded.model, batch, config.mse_weight)
+
+    return train_stage(config, "scp", loaded, pairs, batches, losses, report)
+
+
+def start(config: PretrainConfig) -> Loaded:
+    """The checkpoint to start from, or fresh roles on a backbone."""
+    if config.init is not None:
+        loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+        for role in ("compressor", "generator"):
+            if role not in loaded.model.roles:
+                loaded.model.add_role(role, None)
+        return loaded
+    if config.backbone is None:
+        raise UsageError(
+            "neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles"
+        )
+    device = pick_device(config.device)
+    base = load_backbone(config.backbone, device, pick_dtype(config.dtype, device))
+    digest = weights_digest(base.model)
+    ratios = config.ratios or (DEFAULT_RATIO,)
+    for ratio in ratios:
+        if ratio < 1 or ratio > config.passage_tokens:
+            raise UsageError(f"ratio {ratio} of {config.passage_tokens}-token passages leaves no memory")
+    slots = max(config.passage_tokens // ratio for ratio in ratios)
+    lora = LoraSettings(config.lora_rank, config.lora_alpha, config.dropout)
+    seeded = torch.Generator().manual_seed(config.seed)
+    table = base.model.get_input_embeddings().weight
+    memory_MD, markers_2D = fresh_memory(slots, table, seeded)
+    prompter = Prompter(base.tokenizer, config.passage_tokens)
+    model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
+    info = CheckpointInfo(
+        backbone=base.name,
+        revision=base.revision,
+        backbone_digest=digest,
+        max_passage_tokens=config.passage_tokens,
+        memory_tokens=slots,
+        ratio=DEFAULT_RATIO if DEFAULT_RATIO in ratios else ratios[0],
+        ratios=tuple(sorted(ratios)),
+        lora=lora,
+        roles=model.roles,
+    )
+    return Loaded(model, info, Path(base.name), base.name)

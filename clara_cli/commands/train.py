@@ -1,0 +1,93 @@
+"""`clara train`: answering (instruct) and retrieval learned through answering (e2e)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+from clara_cli.commands.learning import check_settings, draw, finish, micro, ratio_slots, train_stage
+from clara_cli.config import TrainConfig
+from clara_cli.core.batch import AnswerExample, Batch, answer_batch
+from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.loop import FitSummary
+from clara_cli.core.stages import Losses, end_to_end_loss, read_memory_loss
+from clara_cli.corpus.chunk import model_text
+from clara_cli.corpus.examples import QUESTION_HINT, read_questions
+from clara_cli.errors import ArtefactError, DataError, UsageError
+from clara_cli.records import PoolPassage, Question, Report, TrainResult
+
+
+def run(config: TrainConfig, report: Report) -> TrainResult:
+    """Train a stage until its steps are done; `--steps 0` only writes the native form."""
+    check_settings(config)
+    if config.mask not in ("exact", "released"):
+        raise UsageError(f"mask is {config.mask!r}", "known: exact, released")
+    if config.steps == 0:
+        return convert(config)
+    if config.stage is None or not config.questions:
+        raise UsageError("training needs QUESTIONS and --stage", "add --stage instruct or --stage e2e")
+    questions = list(read_questions(config.questions))
+    for question in questions:
+        if not question.pool:
+            raise DataError(f"{question.source}: the question has no pool", QUESTION_HINT)
+    loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+    prepare_roles(loaded, config.stage)
+    slots = ratio_slots(loaded.info, config.ratios)
+
+    def batches(step: int) -> list[Batch]:
+        picked, rng = draw(config, step, questions)
+        m = rng.choice(slots)
+        examples = [example(question, config, rng) for question in picked]
+        top_k = config.top_k if config.stage == "e2e" else None
+        return [
+            answer_batch(loaded.model.prompter, part, m, config.max_length, top_k)
+            for part in micro(config, examples)
+        ]
+
+    def losses(batch: Batch) -> Losses:
+        if config.stage == "e2e":
+            return end_to_end_loss(loaded.model, batch, config.temperature, config.mask)
+        return read_memory_loss(loaded.model, batch, config.mse_weight)
+
+    return train_stage(config, config.stage, loaded, questions, batches, losses, report)
+
+
+def convert(config: TrainConfig) -> TrainResult:
+    """Write the native form of any checkpoint, training nothing."""
+    if config.out.exists() and any(config.out.iterdir()):
+        raise ArtefactError(f"{config.out}: not empty", "use another --out")
+    started = time.monotonic()
+    loaded = load(config.init, config.backbone, config.device, config.dtype)
+    stage = loaded.info.stage
+    finish(config, stage, loaded, 0, FitSummary(0, None, None, 0.0, 0.0))
+    seconds = round(time.monotonic() - started, 3)
+    return TrainResult(str(config.out / "checkpoint"), stage, 0, None, None, seconds, 0.0)
+
+
+def prepare_roles(loaded: Loaded, stage: str) -> None:
+    """Add the roles a stage trains: a query reasoner starts as the compressor (paper 3.2), a
+    missing generator starts fresh."""
+    model = loaded.model
+    if "compressor" not in model.roles:
+        raise ArtefactError(f"{loaded.path}: it has no compressor to train with", "begin with clara pretrain")
+    if "generator" not in model.roles:
+        model.add_role("generator", None)
+    if stage == "e2e" and "query_reasoner" not in model.roles:
+        model.add_role("query_reasoner", "compressor")
+
+
+def example(question: Question, config: TrainConfig, rng: random.Random) -> AnswerExample:
+    """One question with the passages of this step: instruct takes `top_k`, e2e up to `pool_size`
+    candidates; gold ones are kept when a pool is cut."""
+    size = config.top_k if config.stage == "instruct" else config.pool_size
+    pool = cut_pool(question.pool, size, rng)
+    texts = tuple(model_text(passage.title, passage.text) for passage in pool)
+    return AnswerExample(question.question, question.answers[0], texts)
+
+
+def cut_pool(pool: Sequence[PoolPassage], size: int, rng: random.Random) -> list[PoolPassage]:
+    """At most `size` passages in a random order, gold ones first to be kept."""
+    shuffled = rng.sample(list(pool), k=len(pool))
+    kept = sorted(shuffled, key=lambda passage: not passage.gold)[:size]
+    return rng.sample(kept, k=len(kept))

@@ -1,0 +1,284 @@
+"""One frozen dataclass per command. A field is one typed line with its doc; that doc is `--help` and
+the recipe's reference. Recipes are TOML files of these fields; unknown keys are refused.
+
+Knows nothing of terminals or tensors. Field kinds: `argument` (positional), `option` (a flag),
+`setting` (recipe and `--set` only).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from clara_cli.errors import UsageError, nearest
+
+Config = TypeVar("Config")
+
+INPUT, MODEL, OUTPUT, METHOD, MACHINE = "Input", "Model", "Output", "Method", "Machine"
+
+
+def _field(kind: str, doc: str, default: Any, panel: str, flag: str | None = None, low: float | None = None) -> Any:
+    metadata = {"kind": kind, "doc": doc, "panel": panel, "flag": flag, "low": low}
+    if isinstance(default, (list, tuple)):
+        return field(default=tuple(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def argument(doc: str, default: Any = dataclasses.MISSING) -> Any:
+    """A positional argument."""
+    return _field("argument", doc, default, INPUT)
+
+
+def option(
+    doc: str,
+    default: Any = dataclasses.MISSING,
+    panel: str = METHOD,
+    flag: str | None = None,
+    low: float | None = None,
+) -> Any:
+    """A command-line flag, named after the field unless `flag` says otherwise; `low` is the least
+    value accepted."""
+    return _field("option", doc, default, panel, flag, low)
+
+
+def setting(doc: str, default: Any, low: float | None = None) -> Any:
+    """A value for recipes and `--set key=value`, without a flag of its own."""
+    return _field("setting", doc, default, METHOD, None, low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options every command takes."""
+
+    seed: int = option("Seed of everything random.", 0, MACHINE)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("Where to compute; auto takes the fastest there is.", "auto", MACHINE)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Number format of the computation; auto is bfloat16 on a GPU that has it, float32 on a CPU.", "auto", MACHINE
+    )
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            low, value = f.metadata.get("low"), getattr(self, f.name)
+            if low is not None and value is not None and value < low:
+                raise UsageError(f"{flag_name(f)} is {value}, the least is {low:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(Common):
+    """Compress documents into memory tokens, once.
+
+    Examples:
+      clara compress recipes/sample/corpus.jsonl --ratio 16 --out sample.clara
+      clara compress notes/ reports.jsonl.gz --out everything.clara
+      cat corpus.jsonl | clara compress - --out piped.clara
+    """
+
+    inputs: tuple[str, ...] = argument("Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet, or - for JSONL on stdin.")
+    ratio: int | None = option("Text tokens per memory token; default: what the checkpoint was trained at.", None, METHOD, low=1)
+    model: str | None = option("Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL)
+    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
+    out: Path | None = option("The corpus to write; default: the first input's name with .clara.", None, OUTPUT)
+    split: Literal["sentences", "tokens", "none"] = option(
+        "How long documents are cut; none keeps one passage per document and truncates it.", "sentences", METHOD
+    )
+    title: bool = option("Prefix each passage with its document's title when compressing.", True, METHOD)
+    text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
+    store_dtype: Literal["auto", "float32", "bf16", "fp16"] = option(
+        "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
+    )
+    shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
+    batch_tokens: int = option("Text tokens per batch; bounds memory.", 8192, MACHINE, low=1)
+    skip_bad: bool = option("Count and report bad lines and duplicate ids instead of stopping.", False, INPUT)
+    dry_run: bool = option("Count passages and bytes, compress nothing.", False, OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(Common):
+    """Make a compressed corpus searchable, and measure the index's recall.
+
+    Examples:
+      clara index sample.clara
+      clara index sample.clara --engine hnsw --queries questions.jsonl
+      clara index sample.clara --check
+    """
+
+    corpus: Path = argument("A corpus made by clara compress.")
+    engine: Literal["auto", "exact", "hnsw"] = option(
+        "Search structure questions will use; auto decides by the measured recall.", "auto", METHOD
+    )
+    queries: Path | None = option("Questions (JSONL) to measure recall with, instead of the passages' first sentences.", None, INPUT)
+    top_k: int = option("k of the measured recall@k.", 5, METHOD, low=1)
+    candidates: int | None = option("Passages the index proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1)
+    model: str | None = option("Checkpoint for the queries; default: what the corpus names.", None, MODEL)
+    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
+    check: bool = option("Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskConfig(Common):
+    """Answer questions from a compressed corpus, with sources. Without a question: the REPL.
+
+    Examples:
+      clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
+      clara ask -f questions.txt --corpus sample.clara --json
+      clara ask --corpus sample.clara
+    """
+
+    question: str | None = argument("The question; none opens the REPL, or reads stdin when piped.", None)
+    file: Path | None = option("Questions from a file: one a line, or JSONL with `question`.", None, INPUT, flag="--file/-f")
+    corpus: Path | None = option("The corpus; default $CLARA_CORPUS, else the only *.clara here.", None, INPUT)
+    top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
+    candidates: int | None = option("Passages the first stage proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1)
+    first_stage: Literal["auto", "latent", "bm25", "hybrid"] = option(
+        "Who proposes passages: latent (query reasoner), bm25 (words), hybrid (both); "
+        "auto: hybrid where text was kept, else latent.",
+        "auto",
+        METHOD,
+    )
+    max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
+    model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
+    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
+    require_support: bool = option("Exit 5 when the sources do not support the answer.", False, METHOD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig(Common):
+    """What pretraining and training share. Defaults are the published settings."""
+
+    out: Path = option("Run folder: checkpoint/, last/ (resumable state), metrics.jsonl.", panel=OUTPUT)
+    backbone: str | None = option("Backbone: a directory or a Hub id.", None, MODEL)
+    recipe: Path | None = option("TOML file of settings.", None, METHOD)
+    set: tuple[str, ...] = option("One setting over the recipe's, key=value; repeatable.", (), METHOD)
+    steps: int | None = option("Optimiser steps; default: one pass over the data.", None, METHOD, low=0)
+    batch_size: int = setting("Examples per optimiser step.", 128, low=1)
+    micro_batch: int | None = setting("Examples per forward pass; None: the whole batch.", None, low=1)
+    learning_rate: float = setting("Peak learning rate.", 1e-4, low=0)
+    schedule: str = setting("cosine (to a tenth) or constant, after the warm-up.", "cosine")
+    warmup: float = setting("Share of the steps spent warming up.", 0.03, low=0)
+    weight_decay: float = setting("AdamW weight decay.", 0.0, low=0)
+    clip: float = setting("Largest gradient norm.", 1.0, low=0)
+    max_length: int = setting("Longest decoder input, tokens; answers beyond it are cut and counted.", 2048, low=8)
+    ratios: tuple[int, ...] = setting("Ratios trained; several: one drawn per step, memory nested.", ())
+    dropout: float = setting("LoRA dropout while training.", 0.1, low=0)
+    train_memory: bool = setting("Train the memory tokens too.", False)
+    save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LearnConfig):
+    """SCP: teach a compressor and a generator on question-answer pairs and paraphrases.
+
+    Examples:
+      clara pretrain pairs.jsonl --backbone mistralai/Mistral-7B-Instruct-v0.2 --out runs/scp
+      clara pretrain pairs.jsonl --recipe recipes/nano/scp.toml --init nano --out runs/scp
+    """
+
+    pairs: tuple[str, ...] = argument("JSONL files of pairs: data_type, question, answers, docs.")
+    init: str | None = option("Checkpoint to start from; default: fresh roles on --backbone.", None, MODEL)
+    mse_weight: float = setting("Weight of the alignment loss (paper Table 10: 0.1).", 0.1, low=0)
+    passage_tokens: int = setting("Longest passage, backbone tokens (fresh checkpoints).", 256, low=1)
+    lora_rank: int = setting("LoRA rank (fresh checkpoints).", 16, low=1)
+    lora_alpha: int = setting("LoRA alpha (fresh checkpoints).", 32, low=1)
+    train_memory: bool = setting("Train the memory tokens too.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LearnConfig):
+    """Train answering (instruct) or retrieval through answering (e2e).
+
+    Examples:
+      clara train questions.jsonl --stage instruct --init runs/scp --out runs/instruct
+      clara train questions.jsonl --stage e2e --init runs/instruct --out runs/e2e
+      clara train --init some/checkpoint --steps 0 --out native
+    """
+
+    questions: tuple[str, ...] = argument("JSONL files of questions with their pools.", ())
+    stage: Literal["instruct", "e2e"] | None = option("What to train; may be left out with --steps 0.", None, METHOD)
+    init: str = option("Checkpoint to start from.", panel=MODEL)
+    top_k: int = setting("Passages given to the generator.", 5, low=1)
+    pool_size: int = setting("Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1)
+    temperature: float = setting("Temperature of the straight-through top-k.", 0.02)
+    mask: str = setting("Mask of taken candidates: exact, or released (the published penalty).", "exact")
+    mse_weight: float = setting("Weight of the alignment loss in instruct (0.1 in the released runs).", 0.1, low=0)
+
+
+def flag_name(f: dataclasses.Field) -> str:
+    """How a user writes this field."""
+    if f.metadata["kind"] == "option":
+        return f.metadata["flag"] or "--" + f.name.replace("_", "-")
+    return f.name
+
+
+def with_recipe(config: Config, explicit: frozenset[str] = frozenset()) -> Config:
+    """Apply a config's own `recipe` and `set` fields. Order of authority, lowest first: defaults,
+    recipe, fields given explicitly on the command line (`explicit`), `--set`."""
+    values: dict[str, Any] = {}
+    recipe = getattr(config, "recipe", None)
+    if recipe is not None:
+        values.update(_checked(type(config), read_recipe(recipe), str(recipe)))
+    values = {key: value for key, value in values.items() if key not in explicit}
+    values.update(_checked(type(config), parse_sets(getattr(config, "set", ())), "--set"))
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields of a TOML recipe."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "give --recipe the path of a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML recipe: {error}", "lines look like: learning_rate = 1e-4") from error
+
+
+def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` strings; a value is read as TOML where it is TOML, else taken as a string."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, raw = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: no '='", "write --set learning_rate=1e-4")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = raw
+    return values
+
+
+def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls) if f.metadata["kind"] != "argument" and f.name not in ("recipe", "set")}
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{source}: unknown setting {key!r}", nearest(key, known))
+        checked[key] = _convert(hints[key], value, f"{source}: {key}")
+    return checked
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A TOML value as the field's type, or one clear error."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{where} is {value!r}", f"one of {', '.join(map(str, args))}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(args[0], item, where) for item in items)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and type(value) is str:
+        return Path(value)
+    if type(value) is not hint:
+        raise UsageError(f"{where} is {value!r}", f"expected {getattr(hint, '__name__', hint)}")
+    return value

@@ -1,0 +1,101 @@
+"""Loads any Hugging Face causal language model and answers the few questions the method asks of it.
+
+Nothing here assumes a `model.model`, rotary positions or a BOS token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clara_cli.errors import ArtefactError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal LM with its tokenizer, where it came from and in which revision."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device to compute on; "auto" prefers CUDA, then Apple's GPU, then the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((n for n, there in available.items() if there), "cpu"))
+    if not available.get(name, True):
+        raise UsageError(f"--device {name}: none here", "leave --device away, or use cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype; "auto" is bfloat16 on a GPU that has it, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_backbone(
+    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+) -> Backbone:
+    """Load a backbone from a directory or by Hub id. Remote code is never run.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(name).is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise ArtefactError(
+            f"backbone {name}: no such directory, and not a Hub id (owner/name)",
+            "give the backbone's directory or Hub id with --backbone",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtefactError(
+            f"backbone {name}: {reason}",
+            "a directory needs config.json, *.safetensors and the tokenizer's files; "
+            "a Hub id needs the network once (or a copy: --backbone DIR)",
+        ) from error
+    model.to(device).eval().requires_grad_(False)
+    commit = getattr(model.config, "_commit_hash", None)
+    return Backbone(model, tokenizer, name, revision or commit)
+
+
+def inner_model(causal_lm: Any) -> nn.Module:
+    """The part below the language-model head; its `last_hidden_state` is after the final norm."""
+    inner = getattr(causal_lm, causal_lm.base_model_prefix, None)
+    return inner if inner is not None else causal_lm.get_decoder()
+
+
+def weights_digest(causal_lm: Any) -> str:
+    """A digest that tells backbones apart without reading all of them: names, shapes and the first
+    16 values of every parameter, rounded to bfloat16 so that the load dtype does not matter."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(causal_lm.named_parameters()):
+        values = parameter.detach().flatten()[:16].to("cpu", torch.bfloat16).float()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def window(causal_lm: Any) -> int | None:
+    """Longest input in positions, None where the architecture sets no limit."""
+    return getattr(causal_lm.config, "max_position_embeddings", None)

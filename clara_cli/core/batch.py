@@ -1,0 +1,109 @@
+"""Records to token rows, per training stage. No tensors: a batch is lists of ids, built from a
+prompter alone, so that what a step trains on can be counted before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from clara_cli.core.losses import IGNORE
+from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter, list_target
+from clara_cli.records import Pair
+
+
+@dataclass(frozen=True)
+class AnswerExample:
+    """A question, the answer to learn and the passages (model texts) it comes with."""
+
+    question: str
+    answer: str
+    texts: tuple[str, ...]
+
+
+@dataclass
+class Batch:
+    """Token rows of one forward pass.
+
+    `passages` are distinct rows, encoded once; example b reads `pools[b]` of them. `rows` and
+    `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
+    of its pool example b is given. `cut` counts answers that did not fit.
+    """
+
+    slots: int
+    passages: list[list[int]] = field(default_factory=list)
+    pools: list[list[int]] = field(default_factory=list)
+    picks: list[int] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    labels: list[list[int]] = field(default_factory=list)
+    queries: list[list[int]] = field(default_factory=list)
+    cut: int = 0
+    _known: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> int:
+        """Labelled tokens (each label but a first position's has a logit before it)."""
+        return sum(label != IGNORE for labels in self.labels for label in labels[1:])
+
+    @property
+    def tokens(self) -> int:
+        """Positions computed: passages with their memory, queries with theirs, decoder rows."""
+        encoded = sum(len(row) + self.slots for row in [*self.passages, *self.queries])
+        return encoded + sum(map(len, self.rows))
+
+    def add_passages(self, rows: Sequence[list[int]]) -> None:
+        """Give the next example its pool; a passage already in the batch is not encoded again."""
+        pool = []
+        for row in rows:
+            key = tuple(row)
+            if key not in self._known:
+                self._known[key] = len(self.passages)
+                self.passages.append(row)
+            pool.append(self._known[key])
+        self.pools.append(pool)
+
+    def add_target(self, prompter: Prompter, chat: tuple[str, str], answer: str, limit: int) -> None:
+        """Give the next example its prompt and answer."""
+        ids, labels = prompter.example(chat, answer, limit)
+        self.cut += len(ids) == limit
+        self.rows.append(ids)
+        self.labels.append(labels)
+
+
+def scp_batch(
+    prompter: Prompter, pairs: Sequence[Pair], instructions: Sequence[int], slots: int, limit: int
+) -> Batch:
+    """SCP: each pair's passage, and its question-answer list or paraphrase as the target
+    (paper section 3.1). `instructions[b]` picks the paraphrase instruction of example b."""
+    batch = Batch(slots)
+    for pair, instruction in zip(pairs, instructions, strict=True):
+        batch.add_passages([prompter.passage(pair.texts[0])])
+        if pair.kind == "paraphrase":
+            chat = prompter.paraphrase_chat(slots, instruction % len(PARAPHRASE_INSTRUCTIONS))
+            target = pair.answers[0]
+        else:
+            chat, target = prompter.list_chat(slots), list_target(pair.questions, pair.answers)
+        batch.add_target(prompter, chat, target, limit)
+        batch.picks.append(1)
+    return batch
+
+
+def answer_batch(
+    prompter: Prompter,
+    examples: Sequence[AnswerExample],
+    slots: int,
+    limit: int,
+    top_k: int | None = None,
+) -> Batch:
+    """Questions over memories: instruct gives every passage (`top_k` None), e2e encodes the
+    question as a query and leaves `top_k` places in the prompt."""
+    batch = Batch(slots)
+    for example in examples:
+        batch.add_passages([prompter.passage(text) for text in example.texts])
+        picks = len(example.texts) if top_k is None else min(top_k, len(example.texts))
+        chat = prompter.answer_chat(example.question, picks, slots)
+        batch.add_target(prompter, chat, example.answer, limit)
+        batch.picks.append(picks)
+        if top_k is not None:
+            batch.queries.append(prompter.passage(example.question))
+    return batch

@@ -1,0 +1,331 @@
+"""Checkpoints on disk: the native form, how any form is recognised, and what one can do.
+
+A native checkpoint is `clara.json`, one PEFT folder per role, `memory.safetensors`, and possibly
+its own `backbone/`. Nothing is ever unpickled here (`core.released` reads the released form).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.model import ROLES, ClaraModel, LoraSettings
+from clara_cli.core.prompts import PROMPT_VERSION, Markers, Prompter
+from clara_cli.errors import ArtefactError, UsageError
+
+FORMAT, VERSION = "clara-checkpoint", 1
+PREFIX = "base_model.model."
+NANO = Path(__file__).parent.parent / "models" / "nano"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `clara.json` says. `ratio` is the default one; `table_rows` is set where the embedding
+    table was resized (released checkpoints) and its added rows are kept in memory.safetensors."""
+
+    backbone: str
+    revision: str | None
+    backbone_digest: str
+    max_passage_tokens: int
+    memory_tokens: int
+    ratio: int
+    ratios: tuple[int, ...]
+    lora: LoraSettings
+    roles: tuple[str, ...]
+    prompt_version: str = PROMPT_VERSION
+    stage: str = "fresh"
+    provenance: tuple[dict[str, Any], ...] = ()
+    licence: str | None = None
+    markers: Markers = field(default_factory=Markers)
+    table_rows: int | None = None
+    fingerprint: str = ""
+
+    def slots(self, ratio: int | None) -> int:
+        """M at a ratio (default: the checkpoint's own).
+
+        Raises:
+            UsageError: when the checkpoint does not serve it.
+        """
+        ratio = ratio or self.ratio
+        if ratio not in self.ratios:
+            served = ", ".join(map(str, self.ratios))
+            raise UsageError(f"--ratio {ratio}: not served by this checkpoint", f"it serves {served}")
+        return self.max_passage_tokens // ratio
+
+
+@dataclass
+class Loaded:
+    """A checkpoint in memory: the model, what it says of itself, and where it lies."""
+
+    model: ClaraModel
+    info: CheckpointInfo
+    path: Path
+    name: str
+
+
+def resolve(name: str) -> Path:
+    """The directory behind `--model`.
+
+    Raises:
+        ArtefactError: when there is none.
+    """
+    if name == "nano":
+        return NANO
+    path = Path(name)
+    if (path / "checkpoint" / "clara.json").is_file():
+        return path / "checkpoint"
+    if path.is_dir():
+        return path
+    raise ArtefactError(f"checkpoint {name}: no such directory", "--model takes nano or a directory")
+
+
+def load(
+    name: str,
+    backbone: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    dropout: float | None = None,
+) -> Loaded:
+    """Load a checkpoint of any form, recognised by its content.
+
+    `dropout` overrides the LoRA dropout (training); reading never applies any.
+    """
+    path = resolve(name)
+    if (path / "clara.json").is_file():
+        return _load_native(path, name, backbone, device, dtype, dropout)
+    if (path / "adapters.pth").is_file():
+        from clara_cli.core.released import load_released
+
+        return load_released(path, name, backbone, device, dtype, dropout)
+    raise ArtefactError(
+        f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
+        "give the folder that clara pretrain or clara train wrote, or a released compression-N folder",
+    )
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """`clara.json`, checked field by field."""
+    file = path / "clara.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{file}: {error.strerror}", "is this a checkpoint folder?") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{file}: not JSON: {error}", "restore the file from a copy") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise ArtefactError(f"{file}: not a clara checkpoint", "is this another program's file?")
+    if raw.get("version") != VERSION:
+        raise ArtefactError(
+            f"{file}: format version {raw.get('version')!r}, this clara reads {VERSION}",
+            "upgrade clara, or make the checkpoint again",
+        )
+    try:
+        backbone = raw["backbone"]
+        info = CheckpointInfo(
+            backbone=backbone["name"],
+            revision=backbone["revision"],
+            backbone_digest=backbone["digest"],
+            max_passage_tokens=raw["max_passage_tokens"],
+            memory_tokens=raw["memory_tokens"],
+            ratio=raw["ratio"],
+            ratios=tuple(raw["ratios"]),
+            lora=LoraSettings(**{**raw["lora"], "targets": _frozen(raw["lora"]["targets"])}),
+            roles=tuple(raw["roles"]),
+            prompt_version=raw["prompt_version"],
+            stage=raw["stage"],
+            provenance=tuple(raw["provenance"]),
+            licence=raw["licence"],
+            markers=Markers(**{k: _frozen(v) for k, v in raw["markers"].items()}),
+            table_rows=raw["table_rows"],
+            fingerprint=raw["fingerprint"],
+        )
+        _check(info)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{file}: bad or missing field: {error}", "restore the file from a copy") from error
+    return info
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(info: CheckpointInfo) -> None:
+    for name in ("max_passage_tokens", "memory_tokens", "ratio"):
+        value = getattr(info, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} is {value!r}")
+    for ratio in (info.ratio, *info.ratios):
+        if type(ratio) is not int or ratio < 1 or info.max_passage_tokens // ratio > info.memory_tokens:
+            raise ValueError(f"ratio {ratio!r} with {info.memory_tokens} memory tokens")
+    if not info.roles or set(info.roles) - set(ROLES):
+        raise ValueError(f"roles are {info.roles!r}")
+    if info.prompt_version != PROMPT_VERSION:
+        raise ValueError(f"prompt_version is {info.prompt_version!r}, this clara speaks {PROMPT_VERSION}")
+    if not all(isinstance(v, str) for v in (info.backbone, info.fingerprint, info.stage)):
+        raise ValueError("backbone name, fingerprint and stage are strings")
+
+
+def _load_native(
+    path: Path, name: str, backbone: str | None, device: str, dtype: str, dropout: float | None
+) -> Loaded:
+    info = read_info(path)
+    where = pick_device(device)
+    bundled = path / "backbone"
+    source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
+    base = load_backbone(source, where, pick_dtype(dtype, where), None if backbone else info.revision)
+    if weights_digest(base.model) != info.backbone_digest:
+        raise ArtefactError(
+            f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
+            "leave --backbone away, or give a copy of that very model",
+        )
+    tensors = _read(path / "memory.safetensors")
+    expected = (info.memory_tokens, base.model.get_input_embeddings().weight.shape[1])
+    if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
+        raise ArtefactError(f"{path / 'memory.safetensors'}: no `memory` of shape {expected}", "restore it")
+    if info.table_rows is not None:
+        set_tables(base.model, info.table_rows, tensors)
+    lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
+    prompter = Prompter(base.tokenizer, info.max_passage_tokens, info.markers)
+    model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
+    for role in info.roles:
+        file = path / role / "adapter_model.safetensors"
+        load_role(model, role, _read(file), str(file))
+    if fingerprint(model, info.backbone_digest) != info.fingerprint:
+        raise ArtefactError(
+            f"{path}: the compressor's weights do not match the fingerprint in clara.json",
+            "a file was changed or damaged; restore the checkpoint",
+        )
+    return Loaded(model, info, path, name)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = "missing" if not file.exists() else f"damaged ({error})"
+        raise ArtefactError(f"{file}: {reason}", "restore the checkpoint from a copy") from error
+
+
+def set_tables(causal_lm: Any, rows: int, tensors: dict[str, Tensor]) -> None:
+    """Resize embedding and head to `rows` and fill the rows kept with the checkpoint: the last ones
+    of `embedding_rows` / `head_rows` (a tied head has none of its own)."""
+    causal_lm.resize_token_embeddings(rows, mean_resizing=False)
+    tables = {"embedding_rows": causal_lm.get_input_embeddings()}
+    if "head_rows" in tensors:
+        tables["head_rows"] = causal_lm.get_output_embeddings()
+    with torch.no_grad():
+        for key, table in tables.items():
+            kept = tensors[key]
+            table.weight[rows - kept.shape[0] :].copy_(kept)
+            table.weight.requires_grad_(False)
+
+
+def load_role(model: ClaraModel, role: str, tensors: dict[str, Tensor], source: str) -> None:
+    """Fill a role's LoRA from tensors named as PEFT names them in a file (with or without its
+    `base_model.model.` prefix).
+
+    Raises:
+        ArtefactError: on a missing, unexpected or misshapen tensor, naming it.
+    """
+    given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    for name, parameter in model.role_parameters(role).items():
+        key = name.removeprefix(PREFIX).replace(f".{role}.", ".")
+        tensor = given.pop(key, None)
+        if tensor is None or tensor.shape != parameter.shape:
+            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            raise ArtefactError(
+                f"{source}: {key} is {found}, the backbone needs {tuple(parameter.shape)}",
+                "checkpoint and backbone do not belong together",
+            )
+        with torch.no_grad():
+            parameter.copy_(tensor)
+    if given:
+        raise ArtefactError(
+            f"{source}: {next(iter(given))} has no place in the backbone",
+            "checkpoint and backbone do not belong together",
+        )
+
+
+def role_tensors(model: ClaraModel, role: str) -> dict[str, Tensor]:
+    """A role's LoRA as PEFT names it in `adapter_model.safetensors`."""
+    return {
+        name.replace(f".{role}.", "."): parameter.detach().cpu().contiguous()
+        for name, parameter in sorted(model.role_parameters(role).items())
+    }
+
+
+def fingerprint(model: ClaraModel, backbone_digest: str) -> str:
+    """Identity of the memory space: backbone, compressor and memory tokens. A corpus stays valid
+    when only the query reasoner or the generator is trained on."""
+    digest = hashlib.sha256(backbone_digest.encode())
+    tensors = {"memory": model.memory_MD, "markers": model.markers_2D}
+    if "compressor" in model.roles:
+        tensors |= role_tensors(model, "compressor")
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().float().contiguous()
+        digest.update(name.encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def save(model: ClaraModel, info: CheckpointInfo, path: Path) -> CheckpointInfo:
+    """Write a native checkpoint; the folder appears whole or not at all."""
+    work = path.with_name(path.name + ".writing")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for role in model.roles:
+        (work / role).mkdir()
+        config = model.lora.config()
+        config.base_model_name_or_path = info.backbone
+        config.inference_mode = True
+        config.target_modules = sorted(model.peft.peft_config[role].target_modules or [])
+        config.save_pretrained(work / role)
+        save_file(role_tensors(model, role), work / role / "adapter_model.safetensors")
+    extra = {"memory": model.memory_MD, "markers": model.markers_2D}
+    if info.table_rows is not None:
+        extra |= kept_rows(model, info)
+    save_file({k: v.detach().cpu().contiguous() for k, v in extra.items()}, work / "memory.safetensors")
+    info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
+    (work / "clara.json").write_text(json.dumps(describe(info), indent=2, ensure_ascii=False) + "\n")
+    replace_folder(work, path)
+    return info
+
+
+def kept_rows(model: ClaraModel, info: CheckpointInfo) -> dict[str, Tensor]:
+    """The rows of a resized table that its backbone lacks: all of them, so nothing is lost."""
+    causal = model.causal_lm
+    rows = {"embedding_rows": causal.get_input_embeddings().weight}
+    if not causal.config.tie_word_embeddings:
+        rows["head_rows"] = causal.get_output_embeddings().weight
+    return rows
+
+
+def describe(info: CheckpointInfo) -> dict[str, Any]:
+    """`clara.json` as a dictionary."""
+    fields = asdict(info)
+    backbone = {
+        "name": fields.pop("backbone"),
+        "revision": fields.pop("revision"),
+        "digest": fields.pop("backbone_digest"),
+    }
+    return {"format": FORMAT, "version": VERSION, "backbone": backbone, **fields}
+
+
+def replace_folder(work: Path, path: Path) -> None:
+    """Put a finished folder in place of an older one."""
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(work, path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,292 @@
+"""Three LoRA roles on one frozen backbone, and memory tokens as parameters of their own.
+
+`ClaraModel` encodes token rows into memory, splices memory into prompts, and generates. It knows
+token ids, not text. Rows are padded on the right: with causal attention no real position ever sees
+a pad, so no mask is built and every row costs its own length.
+
+B batch, L passage tokens, M memory tokens, T decoder tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from clara_cli.core.backbone import Backbone, inner_model
+from clara_cli.core.losses import IGNORE, answer_nll
+from clara_cli.core.prompts import Prompter
+
+ROLES = ("compressor", "query_reasoner", "generator")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA of every role (paper Table 10); targets all linear layers but the head."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: str | tuple[str, ...] = "all-linear"
+
+    def config(self) -> LoraConfig:
+        """As PEFT wants it."""
+        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding gives: memory, and the hidden states of the text before it with their mask."""
+
+    memory_BMD: Tensor
+    hidden_BLD: Tensor
+    mask_BL: Tensor
+
+
+class ClaraModel(nn.Module):
+    """The roles, the memory tokens and the prompter of one checkpoint.
+
+    Which role is *active* is set by `with model.role(name)`; which parameters *train* by
+    `train_only`. The two are independent: PEFT's own switch also flips `requires_grad`, so every
+    switch here puts the trained set back.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompter: Prompter,
+        lora: LoraSettings,
+        roles: Sequence[str],
+        memory_MD: Tensor,
+        markers_2D: Tensor,
+    ) -> None:
+        super().__init__()
+        self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
+        self.backbone_name, self.revision = backbone.name, backbone.revision
+        self.peft: PeftModel = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
+        for role in roles[1:]:
+            self.peft.add_adapter(role, lora.config())
+        self.memory_MD = nn.Parameter(memory_MD.to(self.device))
+        self.markers_2D = nn.Parameter(markers_2D.to(self.device))
+        self._active: str | None = roles[0]
+        self._trained: frozenset[str] = frozenset()
+        self._trains_memory = False
+        self.train_only(())
+        self.eval()
+
+    @property
+    def causal_lm(self) -> Any:
+        """The backbone with its head, adapters inside its layers."""
+        return self.peft.get_base_model()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        return self.peft.get_base_model().get_input_embeddings().weight.device
+
+    @property
+    def slots(self) -> int:
+        """M: memory tokens of the longest memory."""
+        return self.memory_MD.shape[0]
+
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """A role's LoRA parameters by name."""
+        return {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that trains, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def train_only(self, roles: Sequence[str], memory: bool = False) -> None:
+        """Choose what trains: these roles' LoRA, and the memory tokens if `memory`."""
+        unknown = set(roles) - set(self.roles)
+        if unknown:
+            raise ValueError(f"roles {sorted(unknown)} are not in this model: {self.roles}")
+        self._trained, self._trains_memory = frozenset(roles), memory
+        self._restore_trained()
+
+    def _restore_trained(self) -> None:
+        self.requires_grad_(False)
+        for role in self._trained:
+            for parameter in self.role_parameters(role).values():
+                parameter.requires_grad_(True)
+        self.memory_MD.requires_grad_(self._trains_memory)
+
+    def add_role(self, role: str, copy_of: str | None) -> None:
+        """Add a role, its weights copied from another (the query reasoner starts as the compressor,
+        paper section 3.2) or fresh."""
+        self.peft.add_adapter(role, self.lora.config())
+        self.peft.to(self.device)
+        self.roles = (*self.roles, role)
+        if copy_of is not None:
+            source = self.role_parameters(copy_of)
+            with torch.no_grad():
+                for name, parameter in self.role_parameters(role).items():
+                    parameter.copy_(source[name.replace(f".{role}.", f".{copy_of}.")])
+        self._switch(self._active)
+
+    @contextmanager
+    def role(self, name: str | None) -> Iterator[None]:
+        """Make one role active (None: the bare backbone); the one before returns on exit."""
+        if name is not None and name not in self.roles:
+            raise ValueError(f"no role {name!r} in this model: {', '.join(self.roles)}")
+        before = self._active
+        if name != before:
+            self._switch(name)
+        try:
+            yield
+        finally:
+            if name != before:
+                self._switch(before)
+
+    def _switch(self, name: str | None) -> None:
+        if name is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            if self._active is None:
+                self.peft.base_model.enable_adapter_layers()
+            self.peft.base_model.set_adapter(name)
+        self._active = name
+        self._restore_trained()
+
+    def merge(self, role: str) -> None:
+        """Fold a role into the backbone's weights for reading only; no other role works after."""
+        self._switch(role)
+        self.peft.merge_adapter([role])
+        self.roles = (role,)
+
+    def forward(
+        self,
+        role: str | None,
+        embeds_BTD: Tensor,
+        logits_from: int | None = None,
+        mask_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm (B, T, D); with `logits_from`, logits (B, T', V) of
+        the positions from there on. The head is not run otherwise."""
+        with self.role(role):
+            if logits_from is None:
+                inner = inner_model(self.causal_lm)
+                out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
+                return out.last_hidden_state
+            keep = embeds_BTD.shape[1] - logits_from
+            return self.causal_lm(
+                inputs_embeds=embeds_BTD,
+                attention_mask=mask_BT,
+                use_cache=False,
+                logits_to_keep=keep,
+            ).logits
+
+    def embed(self, ids_BT: Tensor, memory_ND: Tensor | None) -> Tensor:
+        """Input embeddings (B, T, D); memory positions take the rows of `memory_ND` in reading
+        order, marker positions their own rows."""
+        table = self.causal_lm.get_input_embeddings()
+        embeds_BTD = table(ids_BT.clamp(max=table.weight.shape[0] - 1))
+        markers_2D = self.markers_2D.to(embeds_BTD.dtype)
+        for row, marker in enumerate((self.prompter.encode_id, self.prompter.separator_id)):
+            embeds_BTD = torch.where((ids_BT == marker)[..., None], markers_2D[row], embeds_BTD)
+        if memory_ND is None:
+            return embeds_BTD
+        memory_ids = torch.tensor(self.prompter.memory_ids, device=ids_BT.device)
+        index = torch.isin(ids_BT, memory_ids).nonzero(as_tuple=True)
+        if len(index[0]) != memory_ND.shape[0]:
+            raise ValueError(f"{len(index[0])} memory positions, {memory_ND.shape[0]} vectors")
+        return embeds_BTD.index_put(index, memory_ND.to(embeds_BTD.dtype))
+
+    def encode(self, rows: Sequence[Sequence[int]], role: str, slots: int | None = None) -> Encoded:
+        """Read token rows and return their memory: hidden states at `slots` positions that follow
+        the text directly. Slots see the text and the slots before them, never later ones, so the
+        first m rows of a longer memory are the memory of m slots."""
+        slots = slots or self.slots
+        placeholders = [self.prompter.memory_ids[i % len(self.prompter.memory_ids)] for i in range(slots)]
+        ids_BT = pad([[*row, *placeholders] for row in rows], 0, self.device)
+        memory_ND = self.memory_MD[:slots].repeat(len(rows), 1)
+        hidden_BTD = self(role, self.embed(ids_BT, memory_ND))
+        starts_B = torch.tensor([len(row) for row in rows], device=self.device)
+        index_BM = starts_B[:, None] + torch.arange(slots, device=self.device)
+        memory_BMD = hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+        mask_BT = torch.arange(hidden_BTD.shape[1], device=self.device) < starts_B[:, None]
+        return Encoded(memory_BMD, hidden_BTD, mask_BT)
+
+    def nll(
+        self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor | None
+    ) -> Tensor:
+        """The generator's mean loss per labelled token; logits only from the first label on."""
+        ids_BT = pad(rows, 0, self.device)
+        labels_BT = pad(labels, IGNORE, self.device)
+        labelled = (labels_BT != IGNORE).any(dim=0).nonzero()
+        first = max(int(labelled[0]) - 1, 0) if len(labelled) else 0
+        logits = self("generator", self.embed(ids_BT, memory_ND), logits_from=first)
+        return answer_nll(logits, labels_BT[:, first:])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        rows: Sequence[list[int]],
+        memory_ND: Tensor | None,
+        max_new_tokens: int,
+        role: str | None = "generator",
+    ) -> list[list[int]]:
+        """Greedy continuation of each prompt, its end token left out."""
+        from transformers import GenerationConfig
+
+        width = max(map(len, rows))
+        padded = [[0] * (width - len(row)) + list(row) for row in rows]
+        mask_BT = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
+        embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
+        ends = self.end_ids()
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        )
+        with self.role(role):
+            out_BT = self.causal_lm.generate(
+                inputs_embeds=embeds_BTD, attention_mask=mask_BT, generation_config=config
+            )
+        return [until(ids, ends) for ids in out_BT.tolist()]
+
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's EOS and the backbone's own."""
+        own = getattr(self.causal_lm.generation_config, "eos_token_id", None)
+        listed = own if isinstance(own, list) else [own]
+        first = self.prompter.tokenizer.eos_token_id
+        return list(dict.fromkeys(i for i in [first, *listed] if i is not None))
+
+
+def until(ids: list[int], ends: list[int]) -> list[int]:
+    """Ids before the first end token."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """Rows as one tensor, padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
+
+
+def fresh_memory(slots: int, embedding: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Memory tokens (M, D) and the two marker rows (2, D) for a new checkpoint.
+
+    Drawn with the mean and spread of the backbone's own embeddings, so they start apart from each
+    other (resizing a table gives every new row the same mean, 4 % of a word's spread away).
+    """
+    table = embedding.detach().float().cpu()
+    rows = torch.randn(slots + 2, table.shape[1], generator=generator)
+    rows = rows * table.std(dim=0) + table.mean(dim=0)
+    return rows[:slots].clone(), rows[slots:].clone()

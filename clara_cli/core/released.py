@@ -1,0 +1,165 @@
+"""Reads checkpoints in the released format (apple/ml-clara): `config.json`, `adapters.pth`,
+`decoder_first_last_layers.pth`. Pickles are opened with `weights_only=True`: tensors, never code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.checkpoint import CheckpointInfo, Loaded, fingerprint, load_role, set_tables
+from clara_cli.core.model import ClaraModel, LoraSettings
+from clara_cli.core.prompts import Markers, Prompter
+from clara_cli.errors import ArtefactError
+
+ADAPTERS = {
+    "compressor": "encoder_adapter",
+    "query_reasoner": "query_reasoner_adapter",
+    "generator": "decoder_adapter",
+}
+BACKBONES = {"mistral-7b-instruct-v0.2": "mistralai/Mistral-7B-Instruct-v0.2"}
+LICENCE = "apple-amlr (research use), where this checkpoint is one of Apple's"
+
+
+def load_released(
+    path: Path,
+    name: str,
+    backbone: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    dropout: float | None = None,
+) -> Loaded:
+    """Build a model from a released checkpoint folder; its roles are the adapters found."""
+    config = read_config(path / "config.json")
+    adapters = read_pickle(path / "adapters.pth")
+    tables = read_pickle(path / "decoder_first_last_layers.pth")
+    roles = tuple(role for role, adapter in ADAPTERS.items() if adapter in adapters)
+    if not roles:
+        raise ArtefactError(
+            f"{path / 'adapters.pth'}: none of {', '.join(ADAPTERS.values())} in it",
+            "is this a released CLaRa checkpoint?",
+        )
+    where = pick_device(device)
+    base = load_backbone(backbone or find_backbone(config, path), where, pick_dtype(dtype, where))
+    digest = weights_digest(base.model)
+    markers = released_markers(config)
+    use_released_bos(base.tokenizer, base.name)
+    first = len(base.tokenizer)
+    rows = first + len(markers.all)
+    embedding = table(tables, "embed_tokens.weight", path)
+    if embedding.shape[0] != rows or embedding.shape[1] != base.model.config.hidden_size:
+        raise ArtefactError(
+            f"{path}: embedding table {tuple(embedding.shape)}, "
+            f"backbone {base.name} with its added tokens has ({rows}, {base.model.config.hidden_size})",
+            "give the backbone it was trained on with --backbone",
+        )
+    kept = {"embedding_rows": embedding}
+    if not base.model.config.tie_word_embeddings:
+        kept["head_rows"] = table(tables, "lm_head.weight", path)
+    set_tables(base.model, rows, kept)
+    prompter = Prompter(base.tokenizer, config["doc_max_length"], markers)
+    count = config["doc_max_length"] // config["compr_rate"]
+    memory_MD = embedding[prompter.memory_ids].float()
+    if len(markers.memory) == 1:
+        memory_MD = memory_MD.repeat(count, 1)
+    markers_2D = embedding[[prompter.encode_id, prompter.separator_id]].float()
+    rank = config["lora_r"]
+    lora = LoraSettings(rank, 2 * rank, 0.1 if dropout is None else dropout)
+    model = ClaraModel(base, prompter, lora, roles, memory_MD, markers_2D)
+    for role in roles:
+        tensors = {k: v for k, v in adapters[ADAPTERS[role]].items() if ".lora_" in k}
+        load_role(model, role, tensors, f"{path / 'adapters.pth'}: {ADAPTERS[role]}")
+    info = CheckpointInfo(
+        backbone=base.name,
+        revision=base.revision,
+        backbone_digest=digest,
+        max_passage_tokens=config["doc_max_length"],
+        memory_tokens=count,
+        ratio=config["compr_rate"],
+        ratios=(config["compr_rate"],),
+        lora=lora,
+        roles=roles,
+        stage=str(config.get("training_stage", "unknown")),
+        provenance=({"origin": name, "format": "released"},),
+        licence=LICENCE,
+        markers=markers,
+        table_rows=rows,
+        fingerprint=fingerprint(model, digest),
+    )
+    return Loaded(model, info, path, name)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """config.json with the fields that are needed, checked."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{file}: {error.strerror}", "the released folder holds one") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{file}: not JSON: {error}", "download the folder again") from error
+    for key in ("doc_max_length", "compr_rate", "lora_r"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise ArtefactError(f"{file}: {key} is {config.get(key)!r}", "it must be a positive integer")
+    return config
+
+
+def read_pickle(file: Path) -> dict[str, Any]:
+    """A dictionary of tensors from a torch file, never running what it may contain."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ArtefactError(f"{file}: {error.strerror or error}", "the released folder holds one") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ArtefactError(
+            f"{file}: refused or damaged: {str(error).splitlines()[0]}",
+            "clara opens tensors only; a file that needs more is not a plain checkpoint",
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{file}: holds a {type(content).__name__}, not named tensors", "download it again")
+    return content
+
+
+def table(tables: dict[str, Tensor], ending: str, path: Path) -> Tensor:
+    """The one tensor whose name ends so."""
+    found = [tensor for key, tensor in tables.items() if key.endswith(ending)]
+    if len(found) != 1:
+        raise ArtefactError(f"{path / 'decoder_first_last_layers.pth'}: {ending} is missing", "download it again")
+    return found[0]
+
+
+def released_markers(config: dict[str, Any]) -> Markers:
+    """The added tokens in the released order: memory, <AE>, <ENC>, <SEP>."""
+    count = config["doc_max_length"] // config["compr_rate"]
+    distinct = config.get("different_mem_tokens", True)
+    memory = tuple(f"<MEM{i}>" for i in range(count)) if distinct else ("<MEM>",)
+    return Markers(memory, ("<AE>",), "<ENC>", "<SEP>")
+
+
+def use_released_bos(tokenizer: Any, name: str) -> None:
+    """The released code gives Qwen tokenizers, which have no BOS, their first added special token."""
+    if tokenizer.bos_token is None and "qwen" in name.lower():
+        extra = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.eos_token, tokenizer.pad_token)]
+        if extra:
+            tokenizer.bos_token = extra[0]
+
+
+def find_backbone(config: dict[str, Any], path: Path) -> str:
+    """The backbone a config names, where that is a place one can load from."""
+    named = str(config.get("decoder_model_name") or "")
+    if Path(named).is_dir():
+        return named
+    original = str(config.get("compr_base_model_name") or "")
+    for candidate in (named, original):
+        tail = candidate.rstrip("/").rsplit("/", 1)[-1].lower()
+        if tail in BACKBONES:
+            return BACKBONES[tail]
+    raise ArtefactError(
+        f"{path / 'config.json'}: the backbone is {named!r}, a place on somebody else's machine",
+        "name it with --backbone DIR or --backbone OWNER/NAME",
+    )

@@ -1,0 +1,70 @@
+"""What one step of each stage computes. Every function takes a model and a batch and returns
+losses; which role trains is set once per stage by `TRAINED`.
+
+B batch, N candidates, K selected, M memory tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clara_cli.core.batch import Batch
+from clara_cli.core.losses import alignment_mse
+from clara_cli.core.model import ClaraModel
+from clara_cli.core.topk import flattened_cosine, select, straight_through_topk
+
+TRAINED = {
+    "scp": ("compressor", "generator"),
+    "instruct": ("compressor", "generator"),
+    "e2e": ("query_reasoner", "generator"),
+}
+
+
+@dataclass
+class Losses:
+    """Means over a batch, in nats (`ce`) and squared units (`mse`); `loss` carries gradient."""
+
+    loss: Tensor
+    ce: float
+    mse: float | None
+
+
+def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Losses:
+    """SCP and instruct: compress, align, splice, answer. loss = CE + mse_weight x MSE
+    (paper eq. 5); compressor and generator both get gradient."""
+    encoded = model.encode(batch.passages, "compressor", batch.slots)
+    memory_ND = torch.cat([encoded.memory_BMD[pool].flatten(0, 1) for pool in batch.pools])
+    ce = model.nll(batch.rows, batch.labels, memory_ND)
+    mse = alignment_mse(encoded.memory_BMD, encoded.hidden_BLD, encoded.mask_BL)
+    return Losses(ce + mse_weight * mse, ce.item(), mse.item())
+
+
+def choose(
+    model: ClaraModel, batch: Batch, temperature: float, mask: str
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """(memory_ND to splice, indices_K per example, scores_N per example): the query reasoner reads
+    the question, cosine of flattened memories ranks the pool, straight-through top-k picks. The
+    compressor is frozen: its memories carry no gradient (paper section 3.2)."""
+    with torch.no_grad():
+        memory_BMD = model.encode(batch.passages, "compressor", batch.slots).memory_BMD
+    query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
+    spliced, indices, scores = [], [], []
+    for b, (pool, picks) in enumerate(zip(batch.pools, batch.picks, strict=True)):
+        pool_1NMD = memory_BMD[pool].unsqueeze(0)
+        scores_1N = flattened_cosine(query_BMD[b : b + 1], pool_1NMD)
+        weights_1KN, indices_1K = straight_through_topk(scores_1N, picks, temperature, mask)  # type: ignore[arg-type]
+        spliced.append(select(weights_1KN, pool_1NMD).flatten(0, 2))
+        indices.append(indices_1K[0])
+        scores.append(scores_1N[0])
+    return torch.cat(spliced), indices, scores
+
+
+def end_to_end_loss(model: ClaraModel, batch: Batch, temperature: float, mask: str) -> Losses:
+    """End to end: the answer's loss trains both the generator and, through the choice, the query
+    reasoner."""
+    memory_ND, _, _ = choose(model, batch, temperature, mask)
+    ce = model.nll(batch.rows, batch.labels, memory_ND)
+    return Losses(ce, ce.item(), None)

@@ -1,0 +1,248 @@
+"""Documents into passages that fit a token budget, cut at sentence ends where possible.
+
+Knows offsets and counts; the tokenizer comes as a function. Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clara_cli.records import Document, Passage
+
+CountTokens = Callable[[str], Sequence[tuple[int, int]]]
+Split = Literal["sentences", "tokens", "none"]
+Span = tuple[int, int]
+
+_BLOCK = 2**16  # characters tokenised at a time: bounds the tokenizer's memory on huge texts
+_END = ".!?…؟۔։።។။।॥‼⁇⁈⁉"
+_WIDE_END = "。！？｡．"  # scripts that put no space after a sentence
+_CLOSE = "\"'”’»›)\\]}」』）〉》】"
+# Possessive runs (`++`, `*+`) that start where no run stands before: linear on any text.
+_BREAK = re.compile(
+    rf"(?<![{_END}])(?P<end>[{_END}]++)[{_CLOSE}]*+(?P<space>\s++|\Z)"
+    rf"|(?<![{_WIDE_END}])(?P<wide>[{_WIDE_END}]++)[{_CLOSE}]*+\s*+"
+    r"|(?P<line>\n)\s*+"
+)
+_LAST_WORD = re.compile(r"[^\W_]+(?:\.[^\W_]+)*\Z")
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt gov sen rep vs etc al cf ca approx"
+    " e.g i.e eg ie no nos vol fig figs eq pp ed eds inc ltd co corp bros dept est jan feb mar apr"
+    " jun jul aug sep sept oct nov dec mt ft u.s u.k p.m a.m bzw usw ca z.b d.h nr str abb mme mlle"
+    " art sra ud".split()
+)
+
+
+def model_text(title: str, text: str) -> str:
+    """A passage as the model reads it: the title, where there is one, on a line before the text."""
+    return f"{title}\n{text}" if title else text
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Sentences of `text` as (start, end) code points, white space around each left out.
+
+    In order and without overlap; together they hold every character but white space. Ends are
+    sentence marks of many scripts with what closes after them, blank lines, and single newlines
+    before anything but a lower-case letter. Abbreviations and initials do not end a sentence.
+    Time is linear in the text.
+    """
+    spans: list[Span] = []
+    start = len(text) - len(text.lstrip())
+    for match in _BREAK.finditer(text):
+        if match.end() > start and _ends_sentence(text, match):
+            end = start + len(text[start : match.end()].rstrip())
+            if end > start:
+                spans.append((start, end))
+            start = match.end()
+    end = start + len(text[start:].rstrip())
+    if end > start:
+        spans.append((start, end))
+    return spans
+
+
+def _ends_sentence(text: str, match: re.Match[str]) -> bool:
+    if match["wide"]:
+        return True
+    following = match.end()
+    space = text[match.start("line") : following] if match["line"] else match["space"]
+    if following == len(text) or space.count("\n") > 1:
+        return True
+    if text[following].islower():
+        return False
+    if match["end"] != "." or "\n" in space:
+        return True
+    word = _LAST_WORD.search(text[max(0, match.start() - 16) : match.start()])
+    if word is None:
+        return True
+    last = word[0].rpartition(".")[2]
+    initial = len(last) == 1 and last.isupper() and last.isascii()
+    return not initial and word[0].lower() not in _ABBREVIATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """A text with its tokens, and how many of them, title included, a passage may take."""
+
+    text: str
+    title: str
+    title_tokens: int
+    starts: Sequence[int]  # where each token of `text` starts, never decreasing
+    limit: int
+    count_tokens: CountTokens
+
+    def exact(self, start: int, end: int) -> int:
+        """Tokens of the model text of text[start:end]."""
+        return len(self.count_tokens(model_text(self.title, self.text[start:end])))
+
+    def before(self, position: int) -> int:
+        """Tokens of the whole text that start before `position`."""
+        return bisect_left(self.starts, position)
+
+
+def split_document(
+    document: Document,
+    max_tokens: int,
+    count_tokens: CountTokens,
+    how: Split,
+    with_title: bool,
+) -> list[Passage]:
+    """Cut a document into passages of at most `max_tokens` tokens of `model_text`.
+
+    `count_tokens` gives a text's tokens as (start, end) code points, without special tokens.
+    `sentences` packs whole sentences, and cuts a sentence only where it alone is too long;
+    `tokens` cuts windows as full as they get; `none` gives the document as one passage, however
+    long: `tokens` above `max_tokens` then tells that the model will see its beginning only.
+
+    A document that fits is one passage of exactly its text; otherwise the passages' texts are
+    `document.text[start:end]`, in order, and hold everything but white space between them. An
+    empty or blank document gives one passage. A passage exceeds the budget only where a single
+    character does. A title longer than half the budget is cut to it (where `with_title`).
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}, the least is 1")
+    text, title = document.text, document.title
+    if with_title and how != "none":
+        title = _cut_title(title, max_tokens, count_tokens)
+    budget = _budget(text, title if with_title else "", max_tokens, count_tokens)
+    tokens = budget.title_tokens + len(budget.starts)
+    if how == "none" or tokens <= max_tokens:
+        tokens = budget.exact(0, len(text)) if len(text) <= _BLOCK or how != "none" else tokens
+        if how == "none" or tokens <= max_tokens:
+            return [_passage(document, title, 0, (0, len(text)), tokens)]
+    if text and not text.isspace():
+        first = len(text) - len(text.lstrip())
+        units = sentence_spans(text) if how == "sentences" else [(first, len(text.rstrip()))]
+        pieces = list(_pack(units, budget))
+    else:
+        pieces = [_cut((0, len(text)), budget)]
+    return [_passage(document, title, n, span, count) for n, (span, count) in enumerate(pieces)]
+
+
+def _passage(document: Document, title: str, number: int, span: Span, tokens: int) -> Passage:
+    start, end = span
+    return Passage(
+        passage_id=f"{document.id}#{number}",
+        document_id=document.id,
+        title=title,
+        text=document.text[start:end],
+        start=start,
+        end=end,
+        tokens=tokens,
+        metadata=document.metadata,
+    )
+
+
+def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
+    """As much of a title as takes half the budget, so that the other half is text."""
+    if not title or len(count_tokens(f"{title[:_BLOCK]}\n")) <= max_tokens // 2:
+        return title
+    offsets = count_tokens(title[:_BLOCK])
+    for keep in range(min(max_tokens // 2, len(offsets) - 1), -1, -1):
+        title = title[: offsets[keep][0]].rstrip()
+        if not title or len(count_tokens(f"{title}\n")) <= max_tokens // 2:
+            break
+    return title
+
+
+def _budget(text: str, title: str, limit: int, count_tokens: CountTokens) -> _Budget:
+    """Tokenise a text once, in blocks that bound the tokenizer's memory on huge ones."""
+    starts = array("q")
+    latest = 0
+    for block_start, block_end in _blocks(text):
+        for start, _ in count_tokens(text[block_start:block_end]):
+            latest = max(latest, block_start + start)
+            starts.append(latest)
+    title_tokens = len(count_tokens(f"{title}\n")) if title else 0
+    return _Budget(text, title, title_tokens, starts, limit, count_tokens)
+
+
+def _blocks(text: str) -> Iterator[Span]:
+    start = 0
+    while start < len(text):
+        end = start + _BLOCK
+        if end < len(text):
+            end = max(text.rfind(mark, start + _BLOCK // 2, end) for mark in "\n ")
+            end = end if end > start else start + _BLOCK
+        yield start, min(end, len(text))
+        start = end
+
+
+def _pack(units: list[Span], budget: _Budget) -> Iterator[tuple[Span, int]]:
+    """Greedily join neighbouring units while they fit; cut a unit that alone does not."""
+    ends = [end for _, end in units]
+    index, start = 0, units[0][0]
+    while index < len(units):
+        span, count = _most_units(start, index, ends, budget)
+        if count > budget.limit:
+            span, count = _cut((start, ends[index]), budget)
+        yield span, count
+        index = bisect_right(ends, span[1], lo=index)
+        if index < len(units):
+            rest = _next_text(budget.text, span[1], ends[index])
+            start = max(units[index][0], rest)
+
+
+def _most_units(start: int, index: int, ends: list[int], budget: _Budget) -> tuple[Span, int]:
+    """As many whole units from `index` on as fit, at least one (which may not fit)."""
+    before = budget.before(start)
+    if budget.before(ends[index]) - before > 2 * budget.limit:
+        return (start, ends[index]), budget.limit + 1  # hopeless: not worth an exact count
+    stop = before + budget.limit - budget.title_tokens
+    reach = budget.starts[stop] if stop < len(budget.starts) else len(budget.text)
+    last = max(index, bisect_right(ends, reach, lo=index) - 1)
+    while True:
+        count = budget.exact(start, ends[last])
+        if count <= budget.limit or last == index:
+            return (start, ends[last]), count
+        last -= 1
+
+
+def _cut(unit: Span, budget: _Budget) -> tuple[Span, int]:
+    """The longest beginning of a unit, in whole tokens, that fits; at least one character."""
+    start, unit_end = unit
+    least = min(start + 1, unit_end)
+    first = budget.before(start)
+    take = max(1, budget.limit - budget.title_tokens)
+    end = unit_end
+    while True:
+        if take >= 1:
+            stop = first + take
+            end = min(budget.starts[stop] if stop < len(budget.starts) else unit_end, unit_end)
+        else:
+            end = start + (end - start) // 2  # one token of the whole takes several alone
+        end = max(start + len(budget.text[start:end].rstrip()), least)
+        count = budget.exact(start, end)
+        if count <= budget.limit or end <= least:
+            return (start, end), count
+        take = min(take - 1, max(1, take - (count - budget.limit)))
+
+
+def _next_text(text: str, position: int, end: int) -> int:
+    """The first position from `position` on that is not white space."""
+    while position < end and text[position].isspace():
+        position += 1
+    return position

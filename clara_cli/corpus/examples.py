@@ -1,0 +1,139 @@
+"""Training data in: pairs for pretraining, questions with their pools for training and bench.
+
+Every line is checked as it is read; an error names file, line and value. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clara_cli.corpus import sources
+from clara_cli.errors import DataError
+from clara_cli.records import Pair, PoolPassage, Question
+
+PAIR_HINT = 'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], "docs": ["..."]}'
+QUESTION_HINT = (
+    'a question looks like {"question": "...", "answers": ["..."], '
+    '"paragraphs": [{"title": "...", "text": "...", "gold": true}]}'
+)
+
+
+def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of every line of JSON-lines files (plain, .gz, .xz, or - for stdin).
+
+    Raises:
+        DataError: for a line that is not a JSON object, naming it; for files without any.
+        UsageError: for a path that is not there.
+    """
+    found = False
+    for source in sources.list_sources(paths):
+        with sources.opened(source) as (kind, stream):
+            if kind != "jsonl":
+                raise DataError(f"{source.name}: not a JSON-lines file", hint)
+            for number, line in sources.lines(stream, sources.MAX_LINE_BYTES):
+                where = f"{source.name}:{number}"
+                if line is None:
+                    raise DataError(f"{where}: longer than {sources.MAX_LINE_BYTES:,} bytes", hint)
+                if not line or line.isspace():
+                    continue
+                try:
+                    record = json.loads(line)
+                except (UnicodeDecodeError, ValueError, RecursionError) as error:
+                    raise DataError(f"{where}: not JSON: {error}", hint) from error
+                if not isinstance(record, dict):
+                    raise DataError(f"{where}: not a JSON object: {str(record)[:60]!r}", hint)
+                found = True
+                yield where, record
+    if not found:
+        raise DataError(f"no records in {', '.join(paths)}", hint)
+
+
+def read_pairs(paths: Sequence[str]) -> list[Pair]:
+    """All pairs of the files, in order."""
+    return [_pair(where, record) for where, record in read_records(paths, PAIR_HINT)]
+
+
+def _pair(where: str, record: dict[str, Any]) -> Pair:
+    kind = record.get("data_type", "qa")
+    if kind not in ("qa", "paraphrase"):
+        raise DataError(f"{where}: data_type is {kind!r}, known: qa, paraphrase", PAIR_HINT)
+    texts = _strings(record, "docs", where, PAIR_HINT)
+    answers = _strings(record, "answers", where, PAIR_HINT)
+    questions: tuple[str, ...] = ()
+    if kind == "qa":
+        questions = _strings(record, "question", where, PAIR_HINT)
+        if len(questions) != len(answers):
+            raise DataError(f"{where}: {len(questions)} questions, {len(answers)} answers", PAIR_HINT)
+    return Pair(kind, questions, answers, texts, where)
+
+
+def _strings(record: dict[str, Any], key: str, where: str, hint: str) -> tuple[str, ...]:
+    """A non-empty list of strings, or one string as such a list."""
+    value = record.get(key)
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        shown = "missing" if value is None else repr(value)[:60]
+        raise DataError(f"{where}: {key} is {shown}, wanted one or more strings", hint)
+    return tuple(value)
+
+
+def read_questions(paths: Sequence[str], need_answers: bool = True) -> Iterator[Question]:
+    """Questions in any of the accepted forms, in order.
+
+    A passage-a-line record (`qas`) gives one question per entry, its passage as a pool of one.
+    """
+    for where, record in read_records(paths, QUESTION_HINT):
+        if "qas" in record:
+            yield from _of_passage(where, record, need_answers)
+        else:
+            yield _question(where, record, need_answers)
+
+
+def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Iterator[Question]:
+    text, qas = record.get("text"), record["qas"]
+    if not isinstance(text, str) or not isinstance(qas, list):
+        raise DataError(f"{where}: a record with qas needs a text and a list of them", QUESTION_HINT)
+    pool = (PoolPassage(str(record.get("id", where)), str(record.get("title") or ""), text, True),)
+    for position, entry in enumerate(qas):
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: qas[{position}] is {str(entry)[:40]!r}, not an object", QUESTION_HINT)
+        question, answers = _asked(entry, f"{where} qas[{position}]", need_answers)
+        yield Question(str(entry.get("id", f"{where}#{position}")), question, answers, pool, where)
+
+
+def _question(where: str, record: dict[str, Any], need_answers: bool) -> Question:
+    question, answers = _asked(record, where, need_answers)
+    pool: list[PoolPassage] = []
+    if "paragraphs" in record:
+        for position, entry in enumerate(_list(record, "paragraphs", where)):
+            if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+                raise DataError(f"{where}: paragraphs[{position}] has no text", QUESTION_HINT)
+            title, gold = str(entry.get("title") or ""), bool(entry.get("gold", False))
+            pool.append(PoolPassage(str(entry.get("id", position)), title, entry["text"], gold))
+    elif "docs" in record:
+        golds = set(record.get("pos_index") or [])
+        for position, text in enumerate(_strings(record, "docs", where, QUESTION_HINT)):
+            pool.append(PoolPassage(str(position), "", text, position in golds))
+    return Question(str(record.get("id", where)), question, answers, tuple(pool), where)
+
+
+def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
+    if not isinstance(record[key], list):
+        raise DataError(f"{where}: {key} is {repr(record[key])[:40]}, not a list", QUESTION_HINT)
+    return record[key]
+
+
+def _asked(record: dict[str, Any], where: str, need_answers: bool) -> tuple[str, tuple[str, ...]]:
+    question = record.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"{where}: question is {question!r}, wanted a string", QUESTION_HINT)
+    answers: list[str] = []
+    for key in ("answer", "answers", "golden_answers", "answer_aliases"):
+        if record.get(key):
+            answers.extend(_strings(record, key, where, QUESTION_HINT))
+    if need_answers and not answers:
+        raise DataError(f"{where}: no answer (answer, answers or golden_answers)", QUESTION_HINT)
+    return question, tuple(dict.fromkeys(answers))

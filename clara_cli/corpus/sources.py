@@ -1,0 +1,172 @@
+"""Bytes in: which files an input names, and their lines, decompressed, within bounded memory.
+
+Knows paths, magic bytes and limits; knows nothing of what a record means.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from clara_cli.errors import DataError, UsageError
+
+MAX_LINE_BYTES = 256 * 2**20  # no line, and no text file, may be longer once decompressed
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+ACCEPTED = "accepted: .jsonl .txt .md .csv (also .gz, .xz), .parquet, a folder, or - for stdin"
+_GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
+_BOM = b"\xef\xbb\xbf"
+_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFile, failing disks
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to read. `label` names its documents, `name` names it in errors; `kind` is
+    jsonl, text, csv, parquet, or empty where the content decides."""
+
+    path: Path
+    label: str
+    name: str
+    kind: str
+
+
+def list_sources(inputs: Sequence[str]) -> list[Source]:
+    """The files that `inputs` name: `-` is stdin, a folder is walked in sorted order (hidden
+    entries and compressed corpora left out), anything else is a file.
+
+    Raises UsageError for a path that does not exist, a type that is not read, or a second `-`.
+    """
+    if list(inputs).count("-") > 1:
+        raise UsageError("- is given twice, and stdin can be read once", "give it once")
+    names = Counter(Path(item).name for item in inputs)
+    sources: list[Source] = []
+    for item in inputs:
+        path = Path(item)
+        if item == "-":
+            sources.append(Source(path, "stdin", "<stdin>", "jsonl"))
+        elif _is_corpus(path):
+            raise UsageError(f"{item}: a compressed corpus, not documents", ACCEPTED)
+        elif path.is_dir():
+            sources.extend(_walk(path))
+        elif path.exists():
+            kind = _kind(path)
+            unique = names[path.name] == 1 and kind != "text"
+            sources.append(Source(path, path.name if unique else path.as_posix(), item, kind))
+        else:
+            raise UsageError(f"{item}: no such file or folder", ACCEPTED)
+    return sources
+
+
+def _walk(folder: Path) -> Iterator[Source]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _skipped(Path(parent), name))
+        for name in sorted(files):
+            path = Path(parent, name)
+            kind = _kind(path)
+            if kind and not name.startswith("."):
+                label = path.relative_to(folder).as_posix()
+                yield Source(path, label, str(path), kind)
+
+
+def _skipped(parent: Path, name: str) -> bool:
+    """Hidden folders, and corpora: their passages are not the user's documents."""
+    return name.startswith(".") or _is_corpus(parent / name)
+
+
+def _is_corpus(folder: Path) -> bool:
+    marks = (folder / "manifest.json", folder / "journal.json")
+    return (folder / "shards").is_dir() and any(mark.is_file() for mark in marks)
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".xz"):
+        suffixes.pop()
+    return KINDS.get(suffixes[-1], "") if suffixes else ""
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
+    """The kind of a source and its bytes, decompressed where their magic says so.
+
+    Raises UsageError where the file cannot be opened or is of a type that is not read, and
+    DataError where it cannot be read to its end (damaged compressed data, a failing disk).
+    """
+    try:
+        raw = sys.stdin.buffer if source.name == "<stdin>" else source.path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{source.name}: {error.strerror}", ACCEPTED) from error
+    closing = [] if raw is sys.stdin.buffer else [raw]
+    try:
+        peekable = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+        stream, kind = _decompressed(peekable), source.kind
+        if stream is not peekable:
+            closing.insert(0, stream)
+        yield kind or _sniff(stream, source.name), stream
+    except _DAMAGE as error:
+        message = f"{source.name}: damaged, it cannot be read to its end: {error}"
+        raise DataError(message, "fetch or compress the file again") from error
+    finally:
+        for stream in closing:
+            stream.close()
+
+
+def _decompressed(stream: io.BufferedReader) -> BinaryIO:
+    magic = stream.peek(6)[:6]
+    if magic.startswith(_GZIP):
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"))  # type: ignore[type-var]
+    if magic.startswith(_XZ):
+        return io.BufferedReader(lzma.LZMAFile(stream, mode="rb"))  # type: ignore[type-var]
+    return stream
+
+
+def _sniff(stream: IO[bytes], name: str) -> str:
+    head = stream.peek(64)[:64] if isinstance(stream, io.BufferedReader) else b""
+    if head.startswith(_PARQUET):
+        return "parquet"
+    if head.removeprefix(_BOM).lstrip().startswith(b"{"):
+        return "jsonl"
+    if head.removeprefix(_BOM).lstrip().startswith(b"["):
+        raise UsageError(f"{name}: a JSON array", "write one JSON object a line, as .jsonl")
+    raise UsageError(f"{name}: not a type that is read", ACCEPTED)
+
+
+def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines (from 1) without their newline, split on newline bytes only; None in place
+    of a line longer than `limit` bytes, which is passed over without being held."""
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        if len(line) > limit and not line.endswith(b"\n"):
+            _pass_over(stream)
+            yield number, None
+        else:
+            line = line.removeprefix(_BOM) if number == 1 else line
+            yield number, line.removesuffix(b"\n")
+
+
+def _pass_over(stream: IO[bytes]) -> None:
+    while (piece := stream.readline(2**20)) and not piece.endswith(b"\n"):
+        pass
+
+
+def whole(stream: IO[bytes], limit: int) -> bytes | None:
+    """All bytes without a byte-order mark, or None where there are more than `limit`."""
+    data = stream.read(limit + 1)
+    return None if len(data) > limit else data.removeprefix(_BOM)

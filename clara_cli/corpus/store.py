@@ -1,0 +1,210 @@
+"""A finished corpus, read: memory by row or in order, passages by row or in order, and its health.
+
+Tensor letters: N rows asked for, M memory tokens, D hidden. Memory is returned as float32.
+Shards stay on disk, memory-mapped. Knows nothing of search or of how memory was made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clara_cli.corpus.manifest import DTYPES, JOURNAL, Manifest, Shard, read_journal, read_manifest
+from clara_cli.corpus.writer import damage_of
+from clara_cli.errors import ArtefactError
+from clara_cli.records import Passage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECK = "clara index {0} --check names every damaged file; compress again where any is"
+_MAX_HEADER = 2**16
+_OPEN_SHARDS = 64
+_DECODED_SHARDS = 4
+_KEYS = {field.name for field in fields(Passage)} - {"text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file of a corpus, relative to it, that is not what the manifest recorded."""
+
+    file: str
+    what: str
+
+
+def verify(folder: Path) -> list[Damage]:
+    """Recompute every checksum of a finished corpus; [] where all is well.
+
+    Works on corpora too damaged to open, as long as their manifest is readable; raises
+    ArtefactError where it is not.
+    """
+    found = [item for shard in _finished(folder).shards for item in damage_of(folder, shard)]
+    return [Damage(*item.split(": ", 1)) for item in found]
+
+
+def _finished(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return manifest
+    journal = read_journal(folder) if (folder / JOURNAL).exists() else None
+    if journal is not None:
+        message = f"{folder} is not finished: {len(journal[1])} shards so far"
+        raise ArtefactError(message, "run the same clara compress command again: it goes on")
+    what = "not a corpus: no manifest.json" if folder.exists() else "no such corpus"
+    raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {folder}")
+
+
+class Corpus:
+    """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage of the input."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
+        self._slices: OrderedDict[int, Any] = OrderedDict()
+        self._decoded: OrderedDict[int, list[Passage]] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus:
+        """Open a corpus. Every shard's presence, size and header are checked, its content is not
+        (`verify` does that). Raises ArtefactError naming the damaged or missing file."""
+        corpus = cls(folder, _finished(folder))
+        for shard in corpus.manifest.shards:
+            corpus._check(shard)
+        return corpus
+
+    def __len__(self) -> int:
+        return self._first_rows[-1]
+
+    def memory(self, rows: Sequence[int]) -> Tensor:
+        """The memory of the given rows, [N, M, D], in the order given; a row may come twice.
+        Raises IndexError for a row that does not exist."""
+        import torch
+
+        identity = self.manifest.identity
+        memory_NMD = torch.empty(len(rows), identity.memory_tokens, identity.hidden)
+        for position, row in enumerate(rows):
+            number, inside = self._locate(row)
+            memory_NMD[position] = self._slice(number)[inside : inside + 1][0]
+        return memory_NMD
+
+    def memory_chunks(self, rows_per_chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order, as (first row, [N, M, D]) with N at most `rows_per_chunk`."""
+        import torch
+
+        for number, shard in enumerate(self.manifest.shards):
+            for inside in range(0, shard.rows, rows_per_chunk):
+                chunk_NMD = self._slice(number)[inside : inside + rows_per_chunk]
+                yield self._first_rows[number] + inside, chunk_NMD.to(torch.float32, copy=True)
+
+    def passage(self, row: int) -> Passage:
+        """One passage. Raises IndexError for a row that does not exist."""
+        number, inside = self._locate(row)
+        return self._passages_of(number)[inside]
+
+    def passages_at(self, rows: Sequence[int]) -> list[Passage]:
+        """The passages of the given rows, in the order given."""
+        by_shard = sorted(set(rows))  # so that each shard is decoded once
+        found = {row: self.passage(row) for row in by_shard}
+        return [found[row] for row in rows]
+
+    def passages(self) -> Iterator[Passage]:
+        """All passages in order, one shard in memory at a time."""
+        for shard in self.manifest.shards:
+            yield from self._decode(shard)
+
+    def verify(self) -> list[Damage]:
+        """Recompute every checksum; [] where all is well."""
+        return verify(self.folder)
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a corpus of {len(self)} passages")
+        number = bisect_right(self._first_rows, row) - 1
+        return number, row - self._first_rows[number]
+
+    def _slice(self, number: int) -> Any:
+        """A shard's tensor, memory-mapped and sliced on demand; the last ones stay open."""
+        from safetensors import SafetensorError, safe_open
+
+        if number not in self._slices:
+            path = self.folder / self.manifest.shards[number].memory
+            try:
+                handle = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise self._damaged(path, str(error)) from error
+            self._slices[number] = handle.get_slice("memory")
+            if len(self._slices) > _OPEN_SHARDS:
+                self._slices.popitem(last=False)
+        self._slices.move_to_end(number)
+        return self._slices[number]
+
+    def _passages_of(self, number: int) -> list[Passage]:
+        if number not in self._decoded:
+            self._decoded[number] = self._decode(self.manifest.shards[number])
+            if len(self._decoded) > _DECODED_SHARDS:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(number)
+        return self._decoded[number]
+
+    def _decode(self, shard: Shard) -> list[Passage]:
+        path = self.folder / shard.passages
+        passages = []
+        try:
+            with gzip.open(path, "rb") as stream:
+                for line in stream:
+                    record = json.loads(line)
+                    if not isinstance(record, dict) or record.keys() - {"text"} != _KEYS:
+                        raise ValueError("not the keys of a passage")
+                    passages.append(Passage(**{"text": None, **record}))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise self._damaged(path, f"line {len(passages) + 1}: {error}") from error
+        if len(passages) != shard.rows:
+            raise self._damaged(path, f"{len(passages)} passages, recorded {shard.rows}")
+        return passages
+
+    def _check(self, shard: Shard) -> None:
+        identity = self.manifest.identity
+        for name, size in (
+            (shard.memory, shard.bytes_memory),
+            (shard.passages, shard.bytes_passages),
+        ):
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found is None:
+                raise self._damaged(path, "missing")
+            if found != size:
+                raise self._damaged(path, f"{found:,} bytes, recorded {size:,}")
+        path = self.folder / shard.memory
+        wanted = {
+            "dtype": DTYPES[identity.dtype],
+            "shape": [shard.rows, identity.memory_tokens, identity.hidden],
+        }
+        header = _header(path)
+        if header != wanted:
+            raise self._damaged(path, f"its header is {header}, the manifest says {wanted}")
+
+    def _damaged(self, path: Path, what: str) -> ArtefactError:
+        return ArtefactError(f"{path}: {what}", _CHECK.format(self.folder))
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """dtype and shape of the tensor `memory`, None where the header is not readable."""
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
+        raw = stream.read(length) if length <= _MAX_HEADER else b""
+    try:
+        entry = json.loads(raw)["memory"]
+        return {"dtype": entry["dtype"], "shape": entry["shape"]}
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,168 @@
+"""Frozen records that cross module borders. Data only: no behaviour, no tensors, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What the user gives. `source` is `file:line` (or the file) for error messages."""
+
+    id: str
+    text: str
+    title: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document; `text == document.text[start:end]` in Unicode code points.
+
+    `tokens` counts the backbone tokens the compressor reads (title included, specials excluded).
+    `text` is None in a corpus stored without text.
+    """
+
+    passage_id: str
+    document_id: str
+    title: str
+    text: str | None
+    start: int
+    end: int
+    tokens: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One record of SCP pretraining: passages with question-answer pairs or a paraphrase."""
+
+    kind: str  # "qa" or "paraphrase"
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    texts: tuple[str, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPassage:
+    """One candidate a question comes with."""
+
+    id: str
+    title: str
+    text: str
+    gold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its accepted answers and the pool it comes with (may be empty)."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    pool: tuple[PoolPassage, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage given to the generator: its 1-based rank, its corpus row, the score that ranked it."""
+
+    rank: int
+    row: int
+    score: float
+    passage: Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with where it came from. Counts are in backbone tokens, `seconds` per phase.
+
+    `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict.
+    """
+
+    question: str
+    answer: str
+    support: float | None
+    supported: bool | None
+    sources: tuple[Hit, ...]
+    memory_tokens: int
+    prompt_tokens: int
+    text_tokens_replaced: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of long work. `done` and `total` count `unit`s (`total` None: unknown);
+    `figures` are shown beside the bar in the order given, already formatted."""
+
+    task: str
+    done: int
+    total: int | None
+    unit: str
+    figures: dict[str, str] = field(default_factory=dict)
+
+
+class Report(Protocol):
+    """How a command speaks while it runs. Everything said here goes to stderr."""
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far long work has come."""
+
+    def note(self, message: str) -> None:
+        """Say something worth knowing once."""
+
+    def warn(self, message: str) -> None:
+        """Say something the user did not ask for and should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompressResult:
+    """What `compress` made; the keys of its JSON line."""
+
+    corpus: str
+    documents: int
+    passages: int
+    empty: int
+    skipped: int
+    truncated: int
+    memory_tokens: int
+    ratio: int
+    effective_ratio: float
+    bytes: int
+    seconds: float
+    passages_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class IndexResult:
+    """What `index` built and measured; the keys of its JSON line. `recall_at_k` compares the
+    engine's final top k with the exact scan's over `queries` questions."""
+
+    corpus: str
+    engine: str
+    vectors: int
+    dim: int
+    recall_at_k: float | None
+    k: int
+    queries: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What `pretrain` and `train` made; the keys of their JSON line. Losses are means over the
+    last tenth of the steps; `mse` is None in stages that have none."""
+
+    checkpoint: str
+    stage: str
+    steps: int
+    ce: float | None
+    mse: float | None
+    seconds: float
+    tokens_per_second: float

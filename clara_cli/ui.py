@@ -1,0 +1,348 @@
+"""Everything rich: progress, summaries, answers and errors as people read them, and the JSON lines
+programs read. Results go to stdout, all else to stderr.
+
+Knows the records and nothing of how they come about. Honours NO_COLOR (through rich), a terminal as
+narrow as 40 columns, and streams that are no terminal at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal as size
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from clara_cli import records
+from clara_cli.errors import ClaraError, Interrupted
+from clara_cli.records import Answer, CompressResult, IndexResult, TrainResult
+
+NARROW = 60  # columns below which tables become lists and bars become counts
+LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
+OS_HINTS = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.ENOSPC: "free some disk space and run the same command again",
+}
+
+
+def console(*, stderr: bool) -> Console:
+    """A console that shows text as it is: no markup, no guessed colours, no emoji codes. Off a
+    terminal it does not wrap, so that lines can be searched."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=not stream.isatty()
+    )
+
+
+def clean(text: str) -> str:
+    """Text from documents or models without the control characters a terminal would obey."""
+    odd = {c for c in text if not (c.isprintable() or c in "\n\t")}
+    return text.translate({ord(c): "\N{REPLACEMENT CHARACTER}" for c in odd}) if odd else text
+
+
+class TerminalReport:
+    """`records.Report` on stderr: a bar on a terminal, else a line at most every ten seconds and
+    one at the end. `quiet` keeps warnings only; `hold` keeps all messages until `pause`."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        hold: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console(stderr=True)
+        self._quiet, self._hold, self._clock = quiet, hold, clock
+        self._bars = sys.stderr.isatty() and not self._console.is_dumb_terminal
+        self._live: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._unsaid: records.Progress | None = None
+        self._task, self._last_line = "", 0.0
+        self._seen: set[str] = set()
+        self._held: list[Text] = []
+
+    def __enter__(self) -> TerminalReport:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pause()
+
+    def progress(self, progress: records.Progress) -> None:
+        """Show how far long work has come."""
+        if not (self._quiet or self._hold):
+            (self._draw if self._bars else self._write)(progress)
+
+    def note(self, message: str) -> None:
+        """Say something worth knowing, once."""
+        if not self._quiet:
+            self._once(message, "")
+
+    def warn(self, message: str) -> None:
+        """Say something the user did not ask for and should know, once."""
+        self._once(f"warning: {message}", "yellow")
+
+    def pause(self) -> None:
+        """Clear the bar (the next progress brings it back) and say what is still unsaid."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            self._tasks.clear()
+        if self._unsaid is not None:
+            self._line(self._unsaid)
+        while self._held:
+            self._console.print(self._held.pop(0))
+
+    def _once(self, message: str, style: str) -> None:
+        if message not in self._seen:
+            self._seen.add(message)
+            text = Text(clean(message), style=style)
+            self._held.append(text) if self._hold else self._console.print(text)
+
+    def _draw(self, progress: records.Progress) -> None:
+        if self._live is None:
+            self._live = Progress(
+                *_columns(self._console.width),
+                console=self._console,
+                transient=True,
+                refresh_per_second=5,
+                redirect_stdout=False,  # results stay on stdout
+            )
+            self._live.start()
+        if progress.task not in self._tasks:
+            self._tasks[progress.task] = self._live.add_task(
+                progress.task, total=progress.total, count="", figures=""
+            )
+        self._live.update(
+            self._tasks[progress.task],
+            completed=progress.done,
+            total=progress.total,
+            count=_count(progress),
+            figures=_figures(progress),
+        )
+
+    def _write(self, progress: records.Progress) -> None:
+        if progress.task != self._task:
+            if self._unsaid is not None:
+                self._line(self._unsaid)
+            self._task, self._last_line = progress.task, self._clock()
+        self._unsaid = progress
+        finished = progress.total is not None and progress.done >= progress.total
+        if finished or self._clock() - self._last_line >= LINE_SECONDS:
+            self._line(progress)
+
+    def _line(self, progress: records.Progress) -> None:
+        self._unsaid, self._last_line = None, self._clock()
+        figures = _figures(progress)
+        line = f"{progress.task}: {_count(progress)}" + (f", {figures}" if figures else "")
+        self._console.print(Text(line))
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    places = ("description", "fields[count]", "fields[figures]")
+    name, count, figures = (TextColumn(f"{{task.{place}}}", markup=False) for place in places)
+    if width < NARROW:
+        return [name, count]
+    return [name, BarColumn(width // 5), count, TimeRemainingColumn(compact=True), figures]
+
+
+def _count(progress: records.Progress) -> str:
+    total = "" if progress.total is None else f"/{progress.total:,}"
+    return f"{progress.done:,}{total} {progress.unit}"
+
+
+def _figures(progress: records.Progress) -> str:
+    return ", ".join(f"{name} {value}" for name, value in progress.figures.items())
+
+
+def write_json(record: dict[str, Any]) -> None:
+    """One JSON object as one line of stdout."""
+    line = json.dumps(_jsonable(record), ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal without the letters, or a lone surrogate in a text
+        line = json.dumps(_jsonable(record))
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN and no infinities: null. Paths are strings."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """The JSON object of one answer (a contract with scripts)."""
+    record = dataclasses.asdict(answer)
+    record["sources"] = [
+        {"rank": hit.rank}
+        | {key: getattr(hit.passage, key) for key in SOURCE_KEYS}
+        | {"score": hit.score}
+        for hit in answer.sources
+    ]
+    return record
+
+
+def show_result(result: Any, *, only: str | None = None) -> None:
+    """What a command made, its figures, and the command to run next. `only` names the flag
+    (`dry_run`, `check`) that made it do less."""
+    lines: dict[type, Callable[[Any, str | None], list[str]]]
+    lines = {CompressResult: _compressed, IndexResult: _indexed, TrainResult: _trained}
+    out = console(stderr=False)
+    for line in lines[type(result)](result, only):
+        out.print(Text(clean(line)))
+
+
+def _compressed(r: CompressResult, only: str | None) -> list[str]:
+    made = f"{r.documents:,} documents, {r.passages:,} passages"
+    left = {"empty": r.empty, "skipped": r.skipped, "truncated": r.truncated}
+    odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
+    ratios = f"ratio {r.ratio}, effective {r.effective_ratio:.1f}"
+    shape = f"{r.memory_tokens} memory tokens each ({ratios}), {size(r.bytes)}"
+    if only == "dry_run":
+        following = "next: the same command without --dry-run"
+        return [f"{r.corpus} would hold {made}{odd}", shape, following]
+    speed = f"{duration(r.seconds)} ({r.passages_per_second:,.1f} passages/s)"
+    following = f"next: clara index {shlex.quote(r.corpus)}"
+    return [f"{r.corpus}: {made}{odd}", f"{shape}, {speed}", following]
+
+
+def _indexed(r: IndexResult, only: str | None) -> list[str]:
+    following = f'next: clara ask "..." --corpus {shlex.quote(r.corpus)}'
+    if only == "check":
+        return [f"{r.corpus}: every file matches its checksum, {duration(r.seconds)}", following]
+    recall = f", recall@{r.k} {r.recall_at_k:.3f}" if r.recall_at_k is not None else ""
+    asked = f" over {r.queries:,} questions" if recall else ""
+    made = f"{r.engine} index of {r.vectors:,} vectors, {r.dim} wide{recall}{asked}"
+    return [f"{r.corpus}: {made}", f"{size(r.bytes)}, {duration(r.seconds)}", following]
+
+
+def _trained(r: TrainResult, only: str | None) -> list[str]:
+    losses = (("ce", r.ce), ("mse", r.mse))
+    figures = "".join(f", {name} {x:.4g}" for name, x in losses if x is not None)
+    place = shlex.quote(r.checkpoint)
+    following = f"clara compress DOCUMENTS --model {place}"
+    if r.stage in ("pretrain", "scp"):
+        following = f"clara train QUESTIONS --stage instruct --init {place} --out DIR"
+    elif r.stage == "instruct":
+        following = f"clara train QUESTIONS --stage e2e --init {place} --out DIR"
+    return [
+        f"{r.checkpoint}: {r.stage}, {r.steps:,} steps{figures}",
+        f"{duration(r.seconds)} ({r.tokens_per_second:,.0f} tokens/s)",
+        f"next: {following}",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def show_answer(answer: Answer, *, titled: bool = False) -> None:
+    """An answer and the passages it was read from; `titled` repeats the question above it."""
+    out = console(stderr=False)
+    if titled:
+        out.print(Text(clean(answer.question), style="cyan"), soft_wrap=False)
+    out.print(Text(clean(answer.answer) or "(no answer)", style="bold"), soft_wrap=False)
+    out.print(Text(_balance(answer), style="dim"), soft_wrap=False)
+    if answer.sources:
+        out.print(_sources(answer, out.width), soft_wrap=False)
+    out.print()
+
+
+def show_sources(answer: Answer) -> None:
+    """The passages of an answer in full."""
+    out = console(stderr=False)
+    for hit in answer.sources:
+        passage = hit.passage
+        place = f"{passage.document_id} [{passage.start}:{passage.end}]"
+        out.print(Text(clean(f"{hit.rank}. {passage.title} {place} {hit.score:.3f}"), style="bold"))
+        out.print(Text(clean(passage.text or "(text not kept)")), soft_wrap=False)
+
+
+def _balance(answer: Answer) -> str:
+    verdict = {True: "supported", False: "NOT supported", None: "support not judged"}
+    support = "" if answer.support is None else f" ({answer.support:.2f})"
+    read = f"{answer.memory_tokens:,} memory tokens for {answer.text_tokens_replaced:,} of text"
+    spent = duration(sum(answer.seconds.values()))
+    return f"{verdict[answer.supported]}{support}; {read}; {spent}"
+
+
+def _sources(answer: Answer, width: int) -> Table:
+    """Rank, title, score, document and the start of the text; two lines a source when narrow."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
+    narrow = width < NARROW
+    table.add_column("#", justify="right", no_wrap=True, style="cyan")
+    if not narrow:
+        table.add_column("title", no_wrap=True, max_width=width // 4)
+        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("document", no_wrap=True, max_width=width // 5)
+    table.add_column("source" if narrow else "text", no_wrap=True, ratio=1, overflow="ellipsis")
+    for hit in answer.sources:
+        passage, score = hit.passage, f"{hit.score:.3f}"
+        text = clean(" ".join((passage.text or "(text not kept)")[: 4 * width].split()))
+        title, document = clean(passage.title) or "-", clean(passage.document_id)
+        wide = [title, score, document, text]
+        cells = [f"{score} {document} {title}\n{text}"] if narrow else wide
+        table.add_row(str(hit.rank), *(Text(cell) for cell in cells))
+    return table
+
+
+def explain(error: BaseException) -> ClaraError:
+    """Whatever went wrong as an error with a next step."""
+    if isinstance(error, ClaraError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
+        hint = "lower --batch-tokens (training: --set micro_batch=1), or use --device cpu"
+        return ClaraError("out of memory", hint)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = "" if error.filename is None else f"{error.filename}: "
+        return ClaraError(f"{where}{error.strerror}", OS_HINTS.get(error.errno, ""))
+    first = str(error).strip().partition("\n")[0]
+    hint = "this is a fault in clara: run again with --traceback and report what it shows"
+    return ClaraError(f"{type(error).__name__}: {first}".rstrip(": "), hint)
+
+
+def show_error(error: ClaraError) -> None:
+    """What went wrong and what to do next, on stderr."""
+    err = console(stderr=True)
+    label = "" if isinstance(error, Interrupted) else "error: "
+    err.print(Text.assemble((label, "bold red"), (clean(error.message), "red")))
+    if error.hint:
+        err.print(Text.assemble(("hint: ", "bold"), clean(error.hint)))
+
+
+def say(message: str) -> None:
+    """A line of the conversation that is no result, on stderr."""
+    console(stderr=True).print(Text(clean(message), style="dim"))

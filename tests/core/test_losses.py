@@ -1,0 +1,55 @@
+"""The losses by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from clara_cli.core.losses import IGNORE, alignment_mse, answer_nll, infonce
+
+
+def test_alignment_is_between_means_over_attended_positions():
+    memory = torch.tensor([[[1.0, 3.0], [3.0, 5.0]]])
+    hidden = torch.tensor([[[0.0, 0.0], [2.0, 2.0], [100.0, 100.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert alignment_mse(memory, hidden, mask).item() == pytest.approx(((2 - 1) ** 2 + (4 - 1) ** 2) / 2)
+
+
+def test_alignment_of_a_batch_is_the_mean_of_its_single_values_and_trains_both_sides():
+    memory, hidden = torch.randn(3, 2, 4, requires_grad=True), torch.randn(3, 5, 4, requires_grad=True)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    whole = alignment_mse(memory, hidden, mask)
+    single = [alignment_mse(memory[i : i + 1], hidden[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    assert whole.item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
+    whole.backward()
+    assert memory.grad.abs().sum() > 0 and hidden.grad[0, :3].abs().sum() > 0
+    assert hidden.grad[0, 3:].abs().sum() == 0
+
+
+def test_nll_shifts_by_one_and_means_over_labelled_tokens():
+    logits = torch.log(torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]]))
+    labels = torch.tensor([[IGNORE, 1, 0]])
+    expected = -(math.log(0.5) + math.log(0.25)) / 2
+    assert answer_nll(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_nll_without_a_label_is_an_error_not_nan():
+    with pytest.raises(ValueError, match="no labelled token"):
+        answer_nll(torch.zeros(1, 3, 2), torch.full((1, 3), IGNORE))
+
+
+def test_infonce_by_hand_with_several_positives():
+    scores = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    positives = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    e = [math.exp(v / 0.5) for v in (1, 2, 3)]
+    expected = -math.log((e[0] + e[2]) / sum(e))
+    assert infonce(scores, positives, 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_infonce_without_any_positive_is_zero_with_a_gradient():
+    scores = torch.randn(2, 3, requires_grad=True)
+    loss = infonce(scores, torch.zeros(2, 3), 0.02)
+    loss.backward()
+    assert loss.item() == 0 and scores.grad.abs().sum() == 0

@@ -1,0 +1,430 @@
+"""What people see: progress, answers, summaries; and the conversation, driven key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clara_cli import repl, ui
+from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted
+from clara_cli.records import (
+    Answer,
+    CompressResult,
+    Hit,
+    IndexResult,
+    Passage,
+    Progress,
+    TrainResult,
+)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_answer(question: str = "Who?", **changes: Any) -> Answer:
+    text = "Ann was\nelected [bold]mayor[/bold]. " * 20
+    passages = [Passage(f"d{i}:0", f"document-{i}", f"Title {i}", text, 0, 9, 3) for i in (1, 2)]
+    hits = tuple(Hit(i, i, 0.5 / i, p) for i, p in enumerate(passages, 1))
+    seconds = {"query": 0.1, "search": 0.2, "generate": 0.3}
+    made = Answer(question, "Ann [x].", 0.9, True, hits, 32, 60, 1200, seconds)
+    return dataclasses.replace(made, **changes)
+
+
+COMPRESSED = CompressResult("c.clara", 2, 3, 1, 0, 0, 16, 16, 7.5, 999, 75.0, 2.0)
+INDEXED = IndexResult("c.clara", "hnsw", 3, 64, 0.98765, 5, 200, 1.5, 10_000)
+TRAINED = TrainResult("runs/a/checkpoint", "instruct", 10, 1.23456, None, 3700.0, 900.0)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.fixture(params=[40, 80, 200])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+# --- reports ---
+
+
+def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    with ui.TerminalReport(clock=clock) as report:
+        for step in range(1, 31):
+            report.progress(Progress("compress", step * 100, 3000, "passages", {"loss": "1.5"}))
+            clock.now += 0.9
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "compress: 1,300/3,000 passages, loss 1.5",
+        "compress: 2,500/3,000 passages, loss 1.5",
+        "compress: 3,000/3,000 passages, loss 1.5",
+    ]
+
+
+def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with ui.TerminalReport() as report:
+        report.progress(Progress("read", 1, None, "lines"))
+        report.progress(Progress("read", 2, None, "lines"))
+        report.progress(Progress("write", 1, 9, "files"))
+    assert capsys.readouterr().err.splitlines() == ["read: 2 lines", "write: 1/9 files"]
+
+
+def test_quiet_silences_notes_and_progress_not_warnings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ui.TerminalReport(quiet=True) as report:
+        report.note("note")
+        report.progress(Progress("read", 1, 1, "lines"))
+        report.warn("careful")
+        report.warn("careful")
+    assert capsys.readouterr() == ("", "warning: careful\n")
+
+
+def test_notes_and_warnings_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ui.TerminalReport()
+    for _ in range(3):
+        report.note("exact scan")
+        report.warn("exact scan")
+    assert capsys.readouterr().err == "exact scan\nwarning: exact scan\n"
+
+
+def test_a_held_report_speaks_at_the_pause(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ui.TerminalReport(hold=True)
+    report.note("exact scan")
+    report.progress(Progress("read", 1, 1, "lines"))
+    assert capsys.readouterr().err == ""
+    report.pause()
+    assert capsys.readouterr().err == "exact scan\n"
+
+
+def test_bar_on_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, results = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", results)
+    with ui.TerminalReport() as report:
+        for step in range(4):
+            report.progress(Progress("compress", step, 3, "passages", {"loss": "1.5"}))
+        report.warn("careful")
+        sys.stdout.write("result\n")
+        report.pause()
+        report.progress(Progress("another", 1, None, "files"))
+    assert "compress" in terminal.getvalue()
+    assert "3/3 passages" in terminal.getvalue()
+    assert "warning: careful" in terminal.getvalue()
+    assert ("loss 1.5" in terminal.getvalue()) is (columns >= ui.NARROW)
+    assert results.getvalue() == "result\n"
+
+
+def test_no_bar_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ui.TerminalReport() as report:
+        report.progress(Progress("compress", 1, 1, "passages"))
+    assert terminal.getvalue() == "compress: 1/1 passages\n"
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colour_on_a_terminal_unless_refused(
+    no_color: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    ui.show_error(DataError("it broke", "mend it"))
+    assert ("\x1b[31m" in terminal.getvalue()) is not no_color
+    assert "it broke" in terminal.getvalue()
+
+
+# --- answers and results ---
+
+
+def test_answer_and_sources_at_every_width(
+    columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ui.show_answer(make_answer())
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("Ann [x].\n")
+    assert max(len(line) for line in out.splitlines()) <= columns
+    assert "document-2" in out
+    assert "0.250" in out
+    assert "supported (0.90)" in out
+    assert "Ann was elected" in out
+    assert out.count("elected") <= 2 * (columns // 20)  # the text is shortened
+
+
+def test_answer_on_a_terminal_names_ranks_in_order(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    ui.show_answer(make_answer(), titled=True)
+    assert terminal.getvalue().index("document-1") < terminal.getvalue().index("document-2")
+    assert "Who?" in terminal.getvalue()
+
+
+def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]) -> None:
+    bare = dataclasses.replace(make_answer().sources[0].passage, text=None, title="")
+    ui.show_answer(make_answer(sources=(Hit(1, 0, 0.1, bare),), support=None, supported=None))
+    ui.show_answer(make_answer(answer="", sources=(), supported=False))
+    out = capsys.readouterr().out
+    assert "(text not kept)" in out
+    assert "support not judged" in out
+    assert "(no answer)" in out
+    assert "NOT supported" in out
+
+
+def test_documents_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    ui.show_answer(make_answer(answer="red \x1b[31m alert\x07"))
+    ui.show_error(ClaraError("title \x1b]0;x\x07"))
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\x07" not in out + err
+
+
+def test_sources_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    ui.show_sources(make_answer())
+    out = capsys.readouterr().out
+    assert "1. Title 1 document-1 [0:9] 0.500" in out
+    assert out.count("[bold]mayor[/bold]") == 40
+
+
+def test_answer_json_has_the_contracts_keys_in_order() -> None:
+    record = ui.answer_json(make_answer())
+    assert list(record) == [
+        *("question", "answer", "support", "supported", "sources", "memory_tokens"),
+        *("prompt_tokens", "text_tokens_replaced", "seconds"),
+    ]
+    assert list(record["sources"][0]) == [
+        *("rank", "passage_id", "document_id", "title", "text", "start", "end", "score")
+    ]
+
+
+def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    ui.write_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": Path("x"), "d": "é"})
+    out = capsys.readouterr().out
+    assert out == '{"a": null, "b": [null, 0.5], "c": "x", "d": "é"}\n'
+    ui.write_json({"lone": "\ud800"})
+    assert json.loads(capsys.readouterr().out) == {"lone": "\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("result", "only", "parts"),
+    [
+        (COMPRESSED, None, ["1 empty", "effective 7.5", "1 min 15 s", "next: clara index c.clara"]),
+        (COMPRESSED, "dry_run", ["would hold", "without --dry-run"]),
+        (INDEXED, None, ["recall@5 0.988 over 200 questions", "10.0 kB", "clara ask"]),
+        (INDEXED, "check", ["every file matches"]),
+        (TRAINED, None, ["ce 1.235", "1 h 1 min", "--stage e2e --init runs/a/checkpoint"]),
+        (dataclasses.replace(TRAINED, stage="pretrain"), None, ["--stage instruct"]),
+        (dataclasses.replace(TRAINED, stage="e2e"), None, ["clara compress DOCUMENTS --model"]),
+    ],
+)
+def test_summaries(
+    result: Any, only: str | None, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ui.show_result(result, only=only)
+    out = capsys.readouterr().out
+    assert all(part in out for part in parts), out
+
+
+def test_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    ui.show_error(Interrupted("interrupted", "clara train ... goes on"))
+    assert capsys.readouterr().err == "interrupted\nhint: clara train ... goes on\n"
+
+
+# --- the conversation ---
+
+
+class FakeSession:
+    """Answers with its `top_k`; a question may name an exception to raise instead."""
+
+    corpus_name = "sample.clara"
+
+    def __init__(self) -> None:
+        self.top_k = 5
+        self.asked: list[str] = []
+
+    def ask(self, question: str) -> Answer:
+        self.asked.append(question)
+        faults: dict[str, BaseException] = {
+            "clara": DataError("a bad question"),
+            "memory": MemoryError(),
+            "stop": KeyboardInterrupt(),
+            "term": repl.Terminated(),
+            "bug": TypeError("a bug"),
+        }
+        if question in faults:
+            raise faults[question]
+        return make_answer(question, answer=f"{question} k={self.top_k}")
+
+
+@pytest.fixture
+def converse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., list[Answer]]]:
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with create_pipe_input() as keys:
+
+        def drive(typed: str, open_session: Callable[[], Any] = FakeSession) -> list[Answer]:
+            shown: list[Answer] = []
+            keys.send_text(typed)
+            repl.run(open_session, shown.append, terminal=keys, screen=DummyOutput())
+            return shown
+
+        yield drive
+
+
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+@pytest.mark.parametrize("leave", ["/quit\n", "exit\n", "quit\n", CTRL_D])
+def test_questions_are_answered_until_the_user_leaves(
+    leave: str, converse: Callable[..., list[Answer]]
+) -> None:
+    shown = converse("one\n\n  \ntwo\n" + leave)
+    assert [answer.answer for answer in shown] == ["one k=5", "two k=5"]
+
+
+def test_top_k_holds_from_then_on(
+    converse: Callable[..., list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = converse("/top-k 2\none\n/top-k\n/top-k 0\n/top-k x\n/top-k 3\ntwo\n/quit\n")
+    assert [answer.answer for answer in shown] == ["one k=2", "two k=3"]
+    err = capsys.readouterr().err
+    assert "top-k is 2" in err
+    assert err.count("not a number of passages") == 2
+
+
+def test_help_corpus_sources_and_unknown_commands(
+    converse: Callable[..., list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    converse("/help\n/corpus\n/sources\none\n/sources\n/surces\n/quit\n")
+    out, err = capsys.readouterr()
+    assert "/top-k N" in err
+    assert "sample.clara" in err
+    assert "there are no sources yet" in err
+    assert "did you mean '/sources'?" in err
+    assert "document-2" in out  # sources are results
+
+
+def test_errors_of_one_question_do_not_end_it(
+    converse: Callable[..., list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = converse("clara\nmemory\nstop\none\n/quit\n")
+    assert [answer.question for answer in shown] == ["one"]
+    err = capsys.readouterr().err
+    assert "error: a bad question" in err
+    assert "error: out of memory" in err
+    assert "stopped" in err
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line(converse: Callable[..., list[Answer]]) -> None:
+    shown = converse(f"half a question{CTRL_C}one\n{CTRL_D}")
+    assert [answer.question for answer in shown] == ["one"]
+
+
+@pytest.mark.parametrize(("word", "kind"), [("term", repl.Terminated), ("bug", TypeError)])
+def test_termination_and_bugs_end_it(
+    word: str, kind: type[BaseException], converse: Callable[..., list[Answer]]
+) -> None:
+    with pytest.raises(kind):
+        converse(f"{word}\n/quit\n")
+
+
+def refuse() -> Any:
+    raise ArtefactError("no corpus here", "clara compress ...")
+
+
+def refuse_later() -> Any:
+    time.sleep(0.3)
+    refuse()
+
+
+@pytest.mark.parametrize("open_session", [refuse, refuse_later])
+@pytest.mark.parametrize("typed", ["", "one\n", "one\ntwo\n"])
+def test_a_failed_load_ends_it_even_at_the_prompt(
+    open_session: Callable[[], Any], typed: str, converse: Callable[..., list[Answer]]
+) -> None:
+    with pytest.raises(ArtefactError, match="no corpus here"):
+        converse(typed, open_session)
+
+
+def test_the_first_question_waits_for_the_model(
+    converse: Callable[..., list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def slow() -> FakeSession:
+        threads.append(threading.current_thread())
+        time.sleep(0.4)
+        return FakeSession()
+
+    shown = converse("one\n/quit\n", slow)
+    assert [answer.question for answer in shown] == ["one"]
+    assert threads[0] is not threading.main_thread()
+    assert "loading the model" in capsys.readouterr().err
+
+
+def test_leaving_does_not_wait_for_the_model(converse: Callable[..., list[Answer]]) -> None:
+    never = threading.Event()
+    started = time.monotonic()
+    converse("/quit\n", lambda: never.wait(5))
+    assert time.monotonic() - started < 3
+    never.set()
+
+
+def test_questions_are_remembered_for_their_owner_only(
+    converse: Callable[..., list[Answer]], tmp_path: Path
+) -> None:
+    converse("one\n/quit\n")
+    history = tmp_path / "clara" / "history"
+    assert "+one" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_a_disk_that_refuses_history_is_no_error(
+    converse: Callable[..., list[Answer]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert len(converse("one\n/quit\n")) == 1
+
+
+def test_history_is_in_the_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert repl.history_path() == Path("/home/someone/.local/state/clara/history")
