@@ -253,7 +253,9 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     report = ui.TerminalReport(quiet=quiet, hold=True)
 
     def open_session() -> repl.Session:
-        return importlib.import_module("clara_cli.commands.ask").open_session(config, report)
+        ask = importlib.import_module("clara_cli.commands.ask")
+        session: repl.Session = ask.open_session(config, report)
+        return session
 
     def show(answer: Answer) -> None:
         shown = _shown([answer], report, as_json=as_json, titled=False)

@@ -134,6 +134,7 @@ class AskConfig(Common):
     corpus: Path | None = option("The corpus; default $CLARA_CORPUS, else the only *.clara here.", None, INPUT)
     top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
     candidates: int | None = option("Passages the first stage proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1)
+    ratio: int | None = option("Read the corpus at a higher ratio than it was compressed at.", None, METHOD, low=1)
     first_stage: Literal["auto", "latent", "bm25", "hybrid"] = option(
         "Who proposes passages: latent (query reasoner), bm25 (words), hybrid (both); "
         "auto: hybrid where text was kept, else latent.",

@@ -12,19 +12,21 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from clara_cli.errors import ClaraError, UsageError, nearest
-from clara_cli.records import Answer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.input import Input
     from prompt_toolkit.output import Output
+
+    from clara_cli.records import Answer
 
 HELP = """\
 Type a question. /sources shows the last answer's passages in full, /top-k N reads N passages,
@@ -57,6 +59,8 @@ class Loader:
     of it: the session, or the error, raised where the session is asked for."""
 
     def __init__(self, open_session: Callable[[], Session], failed: Callable[[], None]) -> None:
+        from concurrent.futures import Future
+
         self._open = open_session
         self._failed = failed
         self.future: Future[Session] = Future()

@@ -41,7 +41,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     },
     "ask": {
         *{"QUESTION", "--backbone", "--candidates", "--corpus", "--file", "-f", "--first-stage"},
-        *{"--max-new-tokens", "--model", "--require-support", "--top-k"},
+        *{"--max-new-tokens", "--model", "--ratio", "--require-support", "--top-k"},
     },
 }
 
@@ -389,8 +389,9 @@ def test_signals_end_with_130(number: int) -> None:
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
-def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
-    process = start("time.sleep(0.3); sys.stdout.write('x' * 1000000); sys.stdout.flush()")
+@pytest.mark.parametrize("count", [10, 1_000_000])  # within the buffer, beyond it
+def test_a_reader_that_leaves_ends_the_program_quietly(count: int) -> None:
+    process = start(f"time.sleep(0.3); sys.stdout.write('x' * {count}); sys.stdout.flush()")
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
@@ -477,6 +478,19 @@ def test_ask_file_gives_one_json_line_a_question(fake: Callable[..., list[Any]])
     fake("ask", lambda config, report: iter([make_answer("a?"), make_answer("b?")]))
     lines = invoke("ask", "-f", "q.txt", "--json").stdout.splitlines()
     assert [json.loads(line)["question"] for line in lines] == ["a?", "b?"]
+
+
+def test_progress_is_said_before_the_answer_it_led_to(fake: Callable[..., list[Any]]) -> None:
+    def run(config: Any, report: records.Report) -> Any:
+        for question in ("a?", "b?"):
+            report.progress(records.Progress("ask", 1, None, question))
+            yield make_answer(question)
+
+    fake("ask", run)
+    lines = invoke("ask", "-f", "q.txt", "--json").output.splitlines()
+    assert [line[:17] for line in lines] == [
+        *("ask: 1 a?", '{"question": "a?"', "ask: 1 b?", '{"question": "b?"')
+    ]
 
 
 def test_ask_reads_a_piped_question(fake: Callable[..., list[Any]]) -> None:

@@ -57,6 +57,7 @@ def load_backbone(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quieten()
     local = Path(name).is_dir()
     if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ArtefactError(
@@ -78,6 +79,17 @@ def load_backbone(
     model.to(device).eval().requires_grad_(False)
     commit = getattr(model.config, "_commit_hash", None)
     return Backbone(model, tokenizer, name, revision or commit)
+
+
+def quieten() -> None:
+    """Keep the libraries' progress bars and deprecation notes off the terminal."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def inner_model(causal_lm: Any) -> nn.Module:

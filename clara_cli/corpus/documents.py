@@ -156,7 +156,7 @@ def _parse(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         return _Bad(f"not JSON ({error.msg} at {error.colno}): {_short(line.decode())}")
     except ValueError as error:
-        return _Bad(f"not JSON ({error}): {_short(line.decode())}")
+        return _Bad(f"not JSON ({str(error)[:60]}): {_short(line.decode())}")
     except RecursionError:
         return _Bad(f"JSON nested too deeply: {_short(line.decode())}")
 

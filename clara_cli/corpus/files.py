@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, and a lock that dies with its process.
+"""Files that are whole or not there: atomic writes, checksums, a lock that dies with its process.
 
 Every failure to write, a full disk included, becomes one clear error here. Knows nothing of what
 the bytes mean. The lock is flock(2): Linux and macOS.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -221,12 +221,9 @@ def _shard(path: Path, record: Any, number: int) -> Shard:
     for key in ("sha256_memory", "sha256_passages"):
         if not _SHA256.fullmatch(_get(path, record, key, str, prefix)):
             raise _malformed(path, prefix + key, "not a SHA-256")
-    sums = {key: record[key] for key in ("sha256_memory", "sha256_passages")}
-    sizes = {
-        key: _count(path, record, key, prefix) for key in ("bytes_memory", "bytes_passages")
-    }
-    rows = _count(path, record, "rows", prefix, least=1)
-    return Shard(record["memory"], record["passages"], rows, **sums, **sizes)
+    for key, least in (("rows", 1), ("bytes_memory", 0), ("bytes_passages", 0)):
+        _count(path, record, key, prefix, least)
+    return Shard(**{field.name: record[field.name] for field in fields(Shard)})
 
 
 def _count(path: Path, value: dict[str, Any], key: str, prefix: str = "", least: int = 0) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any
 
 from clara_cli.errors import DataError, UsageError
 
@@ -31,6 +31,7 @@ KINDS = {
 }
 ACCEPTED = "accepted: .jsonl .txt .md .csv (also .gz, .xz), .parquet, a folder, or - for stdin"
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
+_BUFFER = 2**17
 _BOM = b"\xef\xbb\xbf"
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFile, failing disks
 
@@ -109,16 +110,15 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     DataError where it cannot be read to its end (damaged compressed data, a failing disk).
     """
     try:
-        raw = sys.stdin.buffer if source.name == "<stdin>" else source.path.open("rb")
+        raw: Any = sys.stdin.buffer if source.name == "<stdin>" else source.path.open("rb")
     except OSError as error:
         raise UsageError(f"{source.name}: {error.strerror}", ACCEPTED) from error
     closing = [] if raw is sys.stdin.buffer else [raw]
     try:
-        peekable = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
-        stream, kind = _decompressed(peekable), source.kind
-        if stream is not peekable:
+        stream = _decompressed(raw)
+        if stream is not raw:
             closing.insert(0, stream)
-        yield kind or _sniff(stream, source.name), stream
+        yield source.kind or _sniff(stream, source.name), stream
     except _DAMAGE as error:
         message = f"{source.name}: damaged, it cannot be read to its end: {error}"
         raise DataError(message, "fetch or compress the file again") from error
@@ -127,17 +127,18 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
             stream.close()
 
 
-def _decompressed(stream: io.BufferedReader) -> BinaryIO:
+def _decompressed(stream: Any) -> Any:
+    """A buffered stream of what `stream` holds, told by its first bytes."""
     magic = stream.peek(6)[:6]
     if magic.startswith(_GZIP):
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"))  # type: ignore[type-var]
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), _BUFFER)
     if magic.startswith(_XZ):
-        return io.BufferedReader(lzma.LZMAFile(stream, mode="rb"))  # type: ignore[type-var]
+        return io.BufferedReader(lzma.LZMAFile(stream, mode="rb"), _BUFFER)
     return stream
 
 
-def _sniff(stream: IO[bytes], name: str) -> str:
-    head = stream.peek(64)[:64] if isinstance(stream, io.BufferedReader) else b""
+def _sniff(stream: Any, name: str) -> str:
+    head = stream.peek(64)[:64]
     if head.startswith(_PARQUET):
         return "parquet"
     if head.removeprefix(_BOM).lstrip().startswith(b"{"):

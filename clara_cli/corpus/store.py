@@ -139,7 +139,7 @@ class Corpus:
         if number not in self._slices:
             path = self.folder / self.manifest.shards[number].memory
             try:
-                handle = safe_open(path, framework="pt")
+                handle: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise self._damaged(path, str(error)) from error
             self._slices[number] = handle.get_slice("memory")

@@ -128,9 +128,7 @@ class CorpusWriter:
                 raise ArtefactError(message, f"use another --out, or delete {self.folder}")
             files.remove(self.folder / manifest.JOURNAL)
             return self._done
-        done = manifest.write_manifest(
-            self.folder, self.identity, counts, documents_sha256, shards
-        )
+        done = manifest.write_manifest(self.folder, self.identity, counts, documents_sha256, shards)
         files.remove(self.folder / manifest.JOURNAL)
         kept = {name for shard in shards for name in (shard.memory, shard.passages)}
         for sub in ("shards", "passages"):
@@ -184,8 +182,8 @@ def _stored(
     finite_N = torch.isfinite(stored_NMD).flatten(1).all(1)
     if not bool(finite_N.all()):
         first = passages[int((~finite_N).nonzero()[0])].passage_id
-        message = f"shard {number}: the memory of passage {first!r} is not finite"
-        raise ClaraError(f"{message} as {identity.dtype}", "try --dtype float32, --store-dtype bf16")
+        message = f"the memory of passage {first!r} is not finite as {identity.dtype}"
+        raise ClaraError(message, "try --dtype float32 and --store-dtype bf16")
     return stored_NMD
 
 

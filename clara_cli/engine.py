@@ -1,0 +1,245 @@
+"""A checkpoint, a corpus and its index, put together: question in, answer with sources out.
+
+`ask` and `bench` use it, and so can you: `Clara.open("sample.clara").ask("Who ...?")`. Knows no
+terminal. K passages given, M memory tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clara_cli.core.backbone import window
+from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.corpus.chunk import model_text
+from clara_cli.corpus.store import Corpus
+from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.records import Answer, Hit, Passage
+from clara_cli.search.bm25 import BM25, words
+from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
+from clara_cli.search.hnsw import HnswIndex
+from clara_cli.search.keys import make_key
+
+FirstStage = Literal["latent", "bm25", "hybrid"]
+CANDIDATES_PER_K = 20
+SUPPORTED_FROM = 0.75
+
+
+class Clara:
+    """One checkpoint over one corpus."""
+
+    def __init__(self, loaded: Loaded, corpus: Corpus, index: HnswIndex | None = None) -> None:
+        self.loaded, self.corpus, self.index = loaded, corpus, index
+        self.model, self.prompter = loaded.model, loaded.model.prompter
+        self._bm25: BM25 | None = None
+        refuse_mismatch(loaded, corpus)
+        self.query_role = "query_reasoner" if "query_reasoner" in self.model.roles else "compressor"
+
+    @classmethod
+    def open(
+        cls,
+        corpus: str | Path,
+        model: str | None = None,
+        backbone: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Clara:
+        """Open a corpus with the checkpoint it names (or `model`), and its index if it has one.
+
+        Raises:
+            ArtefactError: for a missing or damaged corpus, or a checkpoint of another memory space.
+        """
+        opened = Corpus.open(Path(corpus))
+        named = model or str(opened.manifest.identity.checkpoint["model"])
+        index = HnswIndex.load(opened.folder / "index", opened.manifest.sha256)
+        return cls(load(named, backbone, device, dtype), opened, index)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the corpus kept its passages' text."""
+        return self.corpus.manifest.identity.text
+
+    @property
+    def default_first_stage(self) -> FirstStage:
+        """Who proposes passages unless asked otherwise: both, where there are words to match."""
+        if not self.has_text:
+            return "latent"
+        return "hybrid" if self.query_role == "query_reasoner" else "bm25"
+
+    def slots(self, ratio: int | None) -> int:
+        """Memory tokens read per passage; a ratio higher than the corpus's reads the first ones.
+
+        Raises:
+            UsageError: for a ratio the checkpoint does not serve or below the corpus's.
+        """
+        stored = self.corpus.manifest.identity
+        if ratio is None:
+            return stored.memory_tokens
+        slots = self.loaded.info.slots(ratio)
+        if slots > stored.memory_tokens:
+            raise UsageError(
+                f"--ratio {ratio}: the corpus was compressed at {stored.ratio}",
+                f"compress again with --ratio {ratio}, or ask at {stored.ratio} or more",
+            )
+        return slots
+
+    def query(self, question: str, slots: int) -> Tensor:
+        """query_MD: the question in memory space.
+
+        Raises:
+            UsageError: when the question is longer than the query reasoner reads.
+        """
+        row = self.prompter.passage(question)
+        if len(row) >= self.prompter.max_passage + 3:
+            raise UsageError(
+                f"the question has more than {self.prompter.max_passage} tokens, "
+                "the longest this checkpoint reads",
+                "ask it more briefly",
+            )
+        with torch.inference_mode():
+            return self.model.encode([row], self.query_role, slots).memory_BMD[0]
+
+    def search(
+        self,
+        question: str,
+        query_MD: Tensor,
+        top_k: int,
+        first_stage: FirstStage,
+        candidates: int | None = None,
+    ) -> list[tuple[float, int]]:
+        """The `top_k` best (score, row), best first. BM25 ranks by its own score; latent and
+        hybrid by exact cosine of the flattened memories, whoever proposed."""
+        count = max(top_k, candidates or CANDIDATES_PER_K * top_k)
+        if first_stage == "bm25":
+            scores, rows = self.bm25.search(question, top_k)
+            return list(zip(scores, rows, strict=True))
+        if first_stage == "latent" and self.index is None:
+            found_K, rows_K = scan(query_MD, self._chunks(query_MD.shape[0]), top_k)
+            return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
+        proposed = self._latent(query_MD, count)
+        if first_stage == "hybrid":
+            proposed = reciprocal_rank_fusion([proposed, self.bm25.search(question, count)[1]])[:count]
+        scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : query_MD.shape[0]])
+        order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
+        return [(scores_N[i].item(), proposed[i]) for i in order]
+
+    def _latent(self, query_MD: Tensor, count: int) -> list[int]:
+        """Rows the latent stage proposes: by the graph over narrow keys, else by exact scan."""
+        if self.index is None:
+            return scan(query_MD, self._chunks(query_MD.shape[0]), count)[1].tolist()
+        key_1F = make_key(self.index.rule, query_MD.unsqueeze(0), self.index.state)
+        return self.index.search(key_1F, count)[1][0].tolist()
+
+    def _chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+        for first, memory_NMD in self.corpus.memory_chunks():
+            yield first, memory_NMD[:, :slots]
+
+    @property
+    def bm25(self) -> BM25:
+        """BM25 over the kept text: as indexed, else counted now.
+
+        Raises:
+            ArtefactError: when the corpus kept no text.
+        """
+        if self._bm25 is None:
+            if not self.has_text:
+                raise ArtefactError(
+                    f"{self.corpus.folder}: no text was kept, so there are no words to search",
+                    "use --first-stage latent, or compress again without --no-text",
+                )
+            saved = BM25.load(self.corpus.folder / "index" / "bm25", self.corpus.manifest.sha256)
+            self._bm25 = saved or BM25.build(passage_texts(self.corpus))
+        return self._bm25
+
+    def ask(
+        self,
+        question: str,
+        top_k: int = 5,
+        first_stage: FirstStage | None = None,
+        candidates: int | None = None,
+        max_new_tokens: int = 128,
+        ratio: int | None = None,
+    ) -> Answer:
+        """Answer from the corpus's memory alone; greedy, so the same question gives the same
+        answer."""
+        began = time.monotonic()
+        slots = self.slots(ratio)
+        query_MD = self.query(question, slots)
+        queried = time.monotonic()
+        stage = first_stage or self.default_first_stage
+        found = self.search(question, query_MD, top_k, stage, candidates)
+        hits = self._hits(found)
+        searched = time.monotonic()
+        memory_KMD = self.corpus.memory([hit.row for hit in hits])[:, :slots]
+        text, prompt = self.generate(question, memory_KMD, max_new_tokens)
+        finished = time.monotonic()
+        support = lexical_support(text, [hit.passage for hit in hits]) if self.has_text else None
+        return Answer(
+            question=question,
+            answer=text,
+            support=support,
+            supported=None if support is None else support >= SUPPORTED_FROM,
+            sources=tuple(hits),
+            memory_tokens=slots * len(hits),
+            prompt_tokens=prompt,
+            text_tokens_replaced=sum(hit.passage.tokens for hit in hits),
+            seconds={
+                "query": round(queried - began, 4),
+                "search": round(searched - queried, 4),
+                "generate": round(finished - searched, 4),
+            },
+        )
+
+    def _hits(self, found: list[tuple[float, int]]) -> list[Hit]:
+        passages = self.corpus.passages_at([row for _, row in found])
+        pairs = zip(found, passages, strict=True)
+        return [Hit(rank, row, score, p) for rank, ((score, row), p) in enumerate(pairs, 1)]
+
+    def generate(self, question: str, memory_KMD: Tensor, max_new_tokens: int) -> tuple[str, int]:
+        """(answer text, prompt positions) of a question over given memories.
+
+        Raises:
+            UsageError: when prompt and answer do not fit the backbone's window.
+        """
+        passages, slots = memory_KMD.shape[:2]
+        prompt = self.prompter.prompt(self.prompter.answer_chat(question, passages, slots))
+        limit = window(self.model.causal_lm)
+        if limit is not None and len(prompt) + max_new_tokens > limit:
+            raise UsageError(
+                f"{len(prompt)} prompt positions and {max_new_tokens} new tokens exceed the "
+                f"backbone's window of {limit}",
+                "lower --top-k or --max-new-tokens",
+            )
+        memory_ND = memory_KMD.flatten(0, 1).to(self.model.device) if passages else None
+        ids = self.model.generate([prompt], memory_ND, max_new_tokens)[0]
+        return self.prompter.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(prompt)
+
+
+def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:
+    """A corpus can be read only by the memory space it was made in."""
+    made_by = corpus.manifest.identity.checkpoint
+    if loaded.info.fingerprint != made_by["fingerprint"]:
+        raise ArtefactError(
+            f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']} "
+            f"({made_by.get('model')}), {loaded.name} is {loaded.info.fingerprint}",
+            f"use --model {made_by.get('model')}, or compress again with --model {loaded.name}",
+        )
+
+
+def passage_texts(corpus: Corpus) -> Iterator[str]:
+    """Title and text of every passage, as BM25 reads them."""
+    for passage in corpus.passages():
+        yield model_text(passage.title, passage.text or "")
+
+
+def lexical_support(answer: str, passages: list[Passage]) -> float:
+    """Share of the answer's words that occur in the passages' kept text or titles, 0 for an empty
+    answer. Words only: it cannot tell a right use of a word from a wrong one."""
+    said = words(answer)
+    known = {word for p in passages for word in words(model_text(p.title, p.text or ""))}
+    return round(sum(word in known for word in said) / len(said), 4) if said else 0.0

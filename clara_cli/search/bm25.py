@@ -1,0 +1,138 @@
+"""The words' first stage: BM25 over passages' text, by bm25s, for any language.
+
+Letters: B texts, N passages found. Words are runs of letters, digits and marks, compatibility-
+normalised and case-folded; scripts without spaces go character by character. No stemming, no stop
+words: both would favour a language. Knows nothing of passages' memory.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara_cli.errors import ArtefactError
+from clara_cli.search import sidecar
+
+SIDECAR, TABLES = "bm25.json", "bm25.safetensors"
+_ASCII = re.compile(r"\w+")
+_FORMAT, _VERSION = "clara-bm25", 1
+_FOUND_BY = ("data", "indices", "indptr")  # bm25s's sparse matrix of scores, a column a word
+# Han, kana, Thai, Lao, Myanmar, Khmer: no spaces between words.
+_SPACELESS = (
+    "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u4dbf\\u4e00-\\u9fff"
+    "\\uf900-\\ufaff\\U00020000-\\U0003ffff"
+)
+
+
+def words(text: str) -> list[str]:
+    """The words BM25 compares, in order."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return (_ASCII if text.isascii() else _pattern()).findall(text)
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    """A word: one character of a script without spaces, or a run of others; combining marks
+    belong to the character before, which Python's \\w alone does not say."""
+    marks = "".join(
+        re.escape(chr(code))
+        for code in range(0x10000)
+        if unicodedata.category(chr(code)) in ("Mn", "Mc")
+    )
+    return re.compile(rf"[{_SPACELESS}][{marks}]*|(?:(?![{_SPACELESS}])[\w{marks}])+")
+
+
+class BM25:
+    """BM25 over texts; row r is the r-th text given to `build`."""
+
+    def __init__(
+        self, tables: dict[str, np.ndarray], vocabulary: dict[str, int], rows: int
+    ) -> None:
+        self._tables = tables
+        self._vocabulary = vocabulary
+        self._rows = rows
+
+    @classmethod
+    def build(cls, texts: Iterable[str]) -> BM25:
+        """Count the words of each text (title and text together, one string a passage).
+        No texts, or texts without words, give an index that finds nothing."""
+        vocabulary: dict[str, int] = {}
+        ids = [[vocabulary.setdefault(w, len(vocabulary)) for w in words(text)] for text in texts]
+        if not vocabulary:
+            return cls({name: np.zeros(1, np.int32) for name in _FOUND_BY}, {}, len(ids))
+        import bm25s
+
+        model = bm25s.BM25(method="lucene")
+        model.index((ids, dict(vocabulary)), create_empty_token=False, show_progress=False)
+        tables = {name: np.asarray(model.scores[name]) for name in _FOUND_BY}
+        return cls(tables, vocabulary, len(ids))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def search(self, question: str, k: int) -> tuple[list[float], list[int]]:
+        """The k best rows for a question and their scores, best first, ties to the lower row.
+        Only rows that share a word with it: fewer than k, or none, may come back. A word that
+        the question repeats counts once."""
+        known = {w: self._vocabulary[w] for w in words(question) if w in self._vocabulary}
+        scores_N = np.zeros(self._rows, np.float32)
+        data, indices, indptr = (self._tables[name] for name in _FOUND_BY)
+        for column in known.values():
+            where = slice(int(indptr[column]), int(indptr[column + 1]))
+            scores_N[indices[where]] += data[where]
+        found = np.flatnonzero(scores_N > 0)
+        order = found[np.argsort(-scores_N[found], kind="stable")][:k]
+        return [float(score) for score in scores_N[order]], [int(row) for row in order]
+
+    def save(self, folder: Path, corpus_sha256: str = "") -> int:
+        """Write the index, its description last; returns its bytes. Raises ClaraError."""
+        from safetensors.numpy import save
+
+        path = folder / SIDECAR
+        with sidecar.writing(folder):
+            path.unlink(missing_ok=True)
+            encoded = save(self._tables)
+            tables = sidecar.save_file(folder / TABLES, lambda n: Path(n).write_bytes(encoded))
+            described: dict[str, Any] = {
+                "format": _FORMAT, "version": _VERSION, "rows": self._rows, "tables": tables,
+                "corpus_sha256": corpus_sha256, "vocabulary": list(self._vocabulary),
+            }  # fmt: skip
+            sidecar.save_json(path, described)
+            return int(tables["bytes"] + path.stat().st_size)
+
+    @classmethod
+    def load(cls, folder: Path, corpus_sha256: str = "") -> BM25 | None:
+        """The saved index of a corpus, None where there is none. Raises ArtefactError where it
+        is damaged or of another corpus."""
+        path = folder / SIDECAR
+        described = sidecar.read_json(path, _FORMAT, _VERSION)
+        if described is None:
+            return None
+        found = sidecar.field(path, described, "corpus_sha256", str)
+        if found != corpus_sha256:
+            message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
+            raise ArtefactError(message, sidecar.REBUILD)
+        rows = sidecar.field(path, described, "rows", int)
+        vocabulary = sidecar.field(path, described, "vocabulary", list)
+        tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
+        tables = _load_tables(tables_path)
+        return cls(tables, {word: number for number, word in enumerate(vocabulary)}, rows)
+
+
+def _load_tables(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tables = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
+    if not set(_FOUND_BY) <= tables.keys():
+        raise ArtefactError(f"{path}: no tensors {', '.join(_FOUND_BY)}", sidecar.REBUILD)
+    return tables

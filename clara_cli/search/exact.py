@@ -1,0 +1,122 @@
+"""The score that ranks: cosine of flattened memory, by scanning all of it or on given candidates.
+
+Tensor letters: B queries, N candidates, K kept, M memory tokens, D hidden.
+A row's score depends on that row and the query alone, not on its place in a batch: the sum is
+done in float64 and rounded to float32, so equal memories tie, and ties go to the lower row.
+Knows nothing of files or indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from clara_cli.errors import ClaraError
+
+# More than a float32 product of unit vectors is wrong by: plain on a CPU, perhaps TF32 elsewhere.
+_SLACK_CPU, _SLACK_OTHER = 2e-5, 2e-3
+
+
+def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
+    """Cosine of the flattened query with each flattened memory: [N], float32, in [-1, 1].
+
+    A zero vector scores 0. Raises ClaraError where the query or a memory is not finite.
+    """
+    _refuse_nonfinite(query_MD, "the query's memory")
+    query_P = _unit(query_MD.reshape(1, -1).double())[0]
+    memory_NP = memory_NMD.to(query_P.device).flatten(1)
+    _refuse_nonfinite(memory_NP, "a candidate's memory")
+    memory_NP = memory_NP.double()
+    dots_N: Tensor = (memory_NP * query_P).sum(-1)
+    norms_N = torch.linalg.vector_norm(memory_NP, dim=-1).clamp_min(torch.finfo(torch.double).tiny)
+    return (dots_N / norms_N).clamp(-1, 1).float()
+
+
+def scan(
+    queries_BMD: Tensor,
+    chunks: Iterable[tuple[int, Tensor]],
+    k: int,
+    rows: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k best rows of all memory for each query, best first, ties to the lower row.
+
+    `queries_BMD` may be one query [M, D]; then the results have no batch dimension. `chunks`
+    gives (first row, memory [N, M, D]); `rows` restricts the scan to these rows. Returns scores
+    [B, K] float32 and rows [B, K] int64, where K is k or the number of rows, if that is less.
+    Raises ClaraError where a query or a memory is not finite.
+    """
+    single = queries_BMD.dim() == 2
+    queries_BMD = queries_BMD[None] if single else queries_BMD
+    if queries_BMD.device.type == "mps":  # has no float64
+        queries_BMD = queries_BMD.cpu()
+    _refuse_nonfinite(queries_BMD, "a query's memory")
+    unit_BP = _unit(queries_BMD.flatten(1).double()).float()
+    best = [_nothing() for _ in unit_BP]
+    wanted = None if rows is None else torch.tensor(sorted(set(rows)), dtype=torch.long)
+    for first, memory_NMD in chunks:
+        rows_N = torch.arange(first, first + len(memory_NMD))
+        if wanted is not None:
+            kept_N = torch.isin(rows_N, wanted)
+            rows_N, memory_NMD = rows_N[kept_N], memory_NMD[kept_N]
+        if not len(rows_N):
+            continue
+        memory_NMD = memory_NMD.to(unit_BP.device)
+        rough_NB = _rough(memory_NMD, unit_BP)
+        for number, query_MD in enumerate(queries_BMD):
+            near_N = _near(rough_NB[:, number], best[number][0], k)
+            scores_N = rescore(query_MD, memory_NMD[near_N]).cpu()
+            best[number] = _merge(best[number], (scores_N, rows_N[near_N.cpu()]), k)
+    scores_BK = torch.stack([scores for scores, _ in best])
+    rows_BK = torch.stack([found for _, found in best])
+    return (scores_BK[0], rows_BK[0]) if single else (scores_BK, rows_BK)
+
+
+def _rough(memory_NMD: Tensor, unit_BP: Tensor) -> Tensor:
+    """Cosines [N, B] by one float32 product, right to well within the slack."""
+    memory_NP = memory_NMD.flatten(1).float()
+    _refuse_nonfinite(memory_NP, "a passage's memory")
+    largest_N = memory_NP.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float).tiny)
+    return _unit(memory_NP / largest_N) @ unit_BP.T
+
+
+def _near(rough_N: Tensor, best_K: Tensor, k: int) -> Tensor:
+    """Positions that may be among the k best of this chunk and of what was found before."""
+    kth = rough_N.topk(min(k, len(rough_N))).values[-1]
+    least = max(float(kth), float(best_K[-1])) if len(best_K) == k else float(kth)
+    slack = _SLACK_CPU if rough_N.device.type == "cpu" else _SLACK_OTHER
+    return (rough_N >= least - slack).nonzero()[:, 0]
+
+
+def _merge(
+    found: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], k: int
+) -> tuple[Tensor, Tensor]:
+    scores, rows = (torch.cat(pair) for pair in zip(found, more, strict=True))
+    by_row = torch.argsort(rows)
+    order = by_row[torch.argsort(scores[by_row], descending=True, stable=True)][:k]
+    return scores[order], rows[order]
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    return torch.empty(0), torch.empty(0, dtype=torch.long)
+
+
+def _unit(rows_NP: Tensor) -> Tensor:
+    norms_N1: Tensor = torch.linalg.vector_norm(rows_NP, dim=-1, keepdim=True)
+    return rows_NP / norms_N1.clamp_min(torch.finfo(rows_NP.dtype).tiny)
+
+
+def _refuse_nonfinite(values: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ClaraError(f"{what} has values that are not finite", "try --dtype float32")
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]], k0: float = 60) -> list[int]:
+    """Rows of several rankings (best first), by the sum of 1 / (k0 + rank), rank from 1; ties to
+    the lower row. A row a ranking leaves out gets nothing from it, a repeated one counts once."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, row in enumerate(dict.fromkeys(ranking), 1):
+            scores[row] = scores.get(row, 0.0) + 1 / (k0 + rank)
+    return sorted(scores, key=lambda row: (-scores[row], row))

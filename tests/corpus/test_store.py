@@ -1,0 +1,415 @@
+"""The corpus directory: same bytes, resume, locks, refusals, and reading back."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara_cli.corpus import files
+from clara_cli.corpus.manifest import Identity, read_manifest
+from clara_cli.corpus.store import Corpus, verify
+from clara_cli.corpus.writer import encode_passages, open_writer
+from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.records import Passage
+
+ROOT = Path(__file__).parent.parent.parent
+SIZES = (3, 3, 2)
+IDENTITY = Identity(
+    checkpoint={"fingerprint": "f" * 8, "model": "nano"},
+    memory_tokens=2,
+    hidden=4,
+    ratio=16,
+    dtype="float32",
+    text=True,
+    options={"split": "sentences", "shard_size": 3},
+)
+
+
+def passages_of(shard: int) -> list[Passage]:
+    return [
+        Passage(f"d{shard}#{n}", f"d{shard}", "T", f"téxt {n}\n", n, n + 7, 5, {"k": [n]})
+        for n in range(SIZES[shard])
+    ]
+
+
+def memory_of(shard: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(shard)
+    return torch.randn(SIZES[shard], 2, 4, generator=generator)
+
+
+def counts(rows: int = sum(SIZES)) -> dict[str, int]:
+    return {"documents": 3, "passages": rows, "empty": 0, "skipped": 0, "truncated": 0,
+            "text_tokens": 5 * rows}  # fmt: skip
+
+
+def make(folder: Path, identity: Identity = IDENTITY) -> Corpus:
+    with open_writer(folder, identity) as writer:
+        for shard in range(3):
+            if not writer.finished(shard, passages_of(shard)):
+                writer.write(shard, passages_of(shard), memory_of(shard))
+        writer.finish(counts(), "d" * 64)
+    return Corpus.open(folder)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 0), ("bf16", 2**-8), ("fp16", 2**-11)]
+)
+def test_reads_back_what_was_written(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    corpus = make(tmp_path / "c.clara", replace(IDENTITY, dtype=dtype))
+    everything = torch.cat([memory_of(n) for n in range(3)])
+    assert len(corpus) == 8
+    rows = [7, 0, 3, 3, 5]
+    memory_NMD = corpus.memory(rows)
+    assert memory_NMD.dtype == torch.float32 and memory_NMD.shape == (5, 2, 4)
+    torch.testing.assert_close(memory_NMD, everything[rows], rtol=tolerance, atol=0)
+    chunks = list(corpus.memory_chunks(2))
+    assert [first for first, _ in chunks] == [0, 2, 3, 5, 6]
+    assert torch.equal(torch.cat([chunk for _, chunk in chunks]), corpus.memory(range(8)))
+    assert corpus.memory([]).shape == (0, 2, 4)
+    expected = [p for n in range(3) for p in passages_of(n)]
+    assert list(corpus.passages()) == expected
+    assert corpus.passages_at([6, 1, 6]) == [expected[6], expected[1], expected[6]]
+    assert corpus.passage(4) == expected[4]
+    for row in (-1, 8):
+        with pytest.raises(IndexError, match="a corpus of 8 passages"):
+            corpus.passage(row)
+        with pytest.raises(IndexError):
+            corpus.memory([row])
+    assert corpus.verify() == []
+    assert corpus.manifest.counts == counts()
+
+
+def test_random_access_decodes_a_shard_once(tmp_path: Path, monkeypatch) -> None:
+    corpus = make(tmp_path / "c.clara")
+    opened: list[object] = []
+    monkeypatch.setattr(gzip, "open", lambda *a, real=gzip.open: opened.append(a) or real(*a))
+    for row in (0, 1, 2, 4, 0, 7, 2):
+        corpus.passage(row)
+    assert len(opened) == 3
+
+
+def test_the_same_bytes_twice_and_nothing_else(tmp_path: Path) -> None:
+    make(tmp_path / "a.clara")
+    make(tmp_path / "b.clara")
+    assert tree(tmp_path / "a.clara") == tree(tmp_path / "b.clara")
+    assert set(tree(tmp_path / "a.clara")) == {
+        "manifest.json",
+        *(f"shards/0000{n}.safetensors" for n in range(3)),
+        *(f"passages/0000{n}.jsonl.gz" for n in range(3)),
+    }
+    packed = (tmp_path / "a.clara/passages/00000.jsonl.gz").read_bytes()
+    assert packed[3] == 0 and packed[4:8] == bytes(4)  # no file name, mtime 0
+    first = gzip.decompress(packed).decode().splitlines()[0]
+    assert list(json.loads(first)) == [
+        "passage_id", "document_id", "title", "text", "start", "end", "tokens", "metadata"
+    ]  # fmt: skip
+
+
+def test_without_text(tmp_path: Path) -> None:
+    corpus = make(tmp_path / "c.clara", replace(IDENTITY, text=False))
+    assert corpus.passage(0) == replace(passages_of(0)[0], text=None)
+    packed = (tmp_path / "c.clara/passages/00000.jsonl.gz").read_bytes()
+    assert b"t\xc3\xa9xt" not in gzip.decompress(packed)
+
+
+class Stopped(Exception):
+    """An interruption."""
+
+
+@pytest.mark.parametrize("stop_before", range(4))
+def test_interrupted_anywhere_gives_the_same_bytes(tmp_path: Path, stop_before: int) -> None:
+    make(tmp_path / "whole.clara")
+    folder = tmp_path / "c.clara"
+    with pytest.raises(Stopped), open_writer(folder, IDENTITY) as writer:
+        for shard in range(stop_before):
+            writer.write(shard, passages_of(shard), memory_of(shard))
+        raise Stopped
+    with pytest.raises(ArtefactError, match=f"is not finished: {stop_before} shards so far"):
+        Corpus.open(folder)
+    with open_writer(folder, IDENTITY) as writer:
+        known = [writer.finished(shard, passages_of(shard)) for shard in range(3)]
+    assert known == [shard < stop_before for shard in range(3)]
+    make(folder)
+    assert tree(folder) == tree(tmp_path / "whole.clara")
+
+
+def test_resume_recomputes_what_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    with pytest.raises(Stopped), open_writer(folder, IDENTITY) as writer:
+        for shard in range(3):
+            writer.write(shard, passages_of(shard), memory_of(shard))
+        raise Stopped
+    damaged = folder / "shards/00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    (folder / ".tmp-1-manifest.json").write_bytes(b"left by a killed process")
+    with open_writer(folder, IDENTITY) as writer:
+        assert writer.finished(0, passages_of(0))
+        assert not writer.finished(1, passages_of(1))
+        assert not writer.finished(0, [*passages_of(0)[:2], replace(passages_of(0)[2], text="!")])
+        writer.write(1, passages_of(1), memory_of(1))
+        writer.finish(counts(6), "d" * 64)  # shard 2 is no longer part of the input
+    assert len(Corpus.open(folder)) == 6
+    assert sorted(path.name for path in (folder / "shards").iterdir()) == [
+        "00000.safetensors",
+        "00001.safetensors",
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "passages", "shards"]
+
+
+def test_a_finished_corpus_is_left_alone_or_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder)
+    before = tree(folder)
+    make(folder)
+    assert tree(folder) == before
+    with open_writer(folder, IDENTITY) as writer:
+        other = [replace(passages_of(0)[0], text="other"), *passages_of(0)[1:]]
+        assert not writer.finished(0, other)
+        with pytest.raises(ArtefactError, match="finished corpus, and its documents differ at"):
+            writer.write(0, other, memory_of(0))
+        writer.finished(0, passages_of(0))
+        with pytest.raises(ArtefactError, match="finished corpus of other documents"):
+            writer.finish(counts(3), "d" * 64)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ratio": 8}, "ratio = 16, this command has 8"),
+        ({"dtype": "bf16"}, "dtype = 'float32', this command has 'bf16'"),
+        ({"checkpoint": {"fingerprint": "g", "model": "nano"}}, "checkpoint.fingerprint = 'ffff"),
+        ({"options": {"split": "none", "shard_size": 3}}, "options.split = 'sentences', this"),
+        ({"options": {"split": "sentences"}}, "options.shard_size = 3, this command has absent"),
+        ({"text": False}, "text = True, this command has False"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_identity_is_refused(tmp_path: Path, change, words: str, finished: bool) -> None:
+    folder = tmp_path / "c.clara"
+    if finished:
+        make(folder)
+    else:
+        with open_writer(folder, IDENTITY) as writer:
+            writer.write(0, passages_of(0), memory_of(0))
+    before = tree(folder)
+    with pytest.raises(ArtefactError) as caught, open_writer(folder, replace(IDENTITY, **change)):
+        pass
+    assert words in caught.value.message and "another --out" in caught.value.hint
+    assert tree(folder) == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(ArtefactError, match=r"other things \(photo.jpg\)"):
+        with open_writer(tmp_path, IDENTITY):
+            pass
+    with pytest.raises(ArtefactError, match="is a file, not a corpus"):
+        with open_writer(tmp_path / "photo.jpg", IDENTITY):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_second_writer_is_told_who_writes_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    script = (
+        "import sys, time; from pathlib import Path; from clara_cli.corpus.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'compress x'): print('held', flush=True); time.sleep(60)"
+    )
+    folder.mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ArtefactError, match=rf"by process {holder.pid} \(compress x\)"):
+            with open_writer(folder, IDENTITY):
+                pass
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (folder / ".lock").exists()
+    make(folder)
+    assert not (folder / ".lock").exists()
+
+
+def test_the_disk_is_full(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "c.clara"
+    with open_writer(folder, IDENTITY) as writer:
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(ClaraError, match=r"no space left: [\d,]+ bytes needed, [\d,]+ fr"):
+                writer.write(0, passages_of(0), memory_of(0))
+        assert [path.name for path in (folder / "shards").iterdir()] == []
+    make(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(ClaraError, match="cannot be written"),
+        open_writer(tmp_path / "c", IDENTITY),
+    ):
+        pass
+
+
+def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClaraError, match="cannot be written: Not a directory"):
+        with open_writer(tmp_path / "file" / "c.clara", IDENTITY):
+            pass
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("bf16", float("nan")), ("fp16", 1e6)])
+def test_memory_must_be_finite_as_stored(tmp_path: Path, dtype: str, value: float) -> None:
+    memory_NMD = memory_of(0)
+    memory_NMD[1, 0, 0] = value
+    with open_writer(tmp_path / "c.clara", replace(IDENTITY, dtype=dtype)) as writer:
+        with pytest.raises(ClaraError, match=rf"passage 'd0#1' is not finite as {dtype}"):
+            writer.write(0, passages_of(0), memory_NMD)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder)
+    shard = folder / "shards/00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-4])
+    with pytest.raises(ArtefactError, match=r"shards/00001\.safetensors: \d+ bytes") as caught:
+        Corpus.open(folder)
+    assert "--check" in caught.value.hint
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (folder / "passages/00002.jsonl.gz").unlink()
+    assert [(d.file, d.what) for d in verify(folder)] == [
+        ("shards/00001.safetensors", "its SHA-256 is not the recorded one"),
+        ("passages/00002.jsonl.gz", "missing"),
+    ]
+    with pytest.raises(ArtefactError, match=r"00002\.jsonl\.gz: missing"):
+        Corpus.open(folder)
+
+
+def test_a_shard_with_another_header_or_broken_passages(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    corpus = make(folder)
+    packed = folder / "passages/00000.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(ArtefactError, match=r"00000\.jsonl\.gz: line \d"):
+        corpus.passage(0)
+    shard = folder / "shards/00000.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(ArtefactError, match="its header is .*I32.* the manifest says"):
+        Corpus.open(folder)
+
+
+def _set(path: str, value: object):
+    def change(manifest: dict) -> None:
+        *parents, last = path.split("/")
+        target: object = manifest
+        for key in parents:
+            target = target[int(key) if isinstance(target, list) else key]  # type: ignore[index]
+        if value is None:
+            del target[last]  # type: ignore[attr-defined]
+        else:
+            target[last] = value  # type: ignore[index]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("format", "x"), "key 'format'"),
+        (_set("version", 2), "format version 2, this program reads 1"),
+        (_set("ratio", None), "key 'ratio': missing"),
+        (_set("ratio", 16.5), "key 'ratio': '16.5', not of type int"),
+        (_set("hidden", 0), "key 'hidden': 0, the least is 1"),
+        (_set("memory_tokens", True), "key 'memory_tokens': 'True', not of type int"),
+        (_set("dtype", "int3"), "key 'dtype': 'int3', known: float32"),
+        (_set("checkpoint/fingerprint", None), "key 'checkpoint.fingerprint': missing"),
+        (_set("counts/passages", 9), "key 'counts.passages': 9, and its shards have 8 rows"),
+        (_set("shards", {}), "key 'shards': '{}', not of type list"),
+        (_set("shards/1/rows", -1), "key 'shards[1].rows': -1"),
+        (_set("shards/0/memory", "../../etc/passwd"), "key 'shards[0].memory': '../../etc/passwd'"),
+        (_set("shards/0/memory", "shards/00001.safetensors"), "key 'shards[0].memory'"),
+        (_set("shards/2/passages", "/etc/passwd"), "key 'shards[2].passages': '/etc/passwd'"),
+        (_set("shards/2/sha256_memory", "abc"), "key 'shards[2].sha256_memory': not a SHA-256"),
+    ],
+)
+def test_a_malformed_manifest_names_the_key(tmp_path: Path, change, words: str) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError) as caught:
+        Corpus.open(folder)
+    assert str(path) in caught.value.message and words in caught.value.message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\xff", "[" * 100_000])
+def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ArtefactError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no such corpus"):
+        Corpus.open(tmp_path / "gone.clara")
+    with pytest.raises(ArtefactError, match="not a corpus"):
+        Corpus.open(tmp_path)
+    assert read_manifest(tmp_path / "gone.clara") is None
+
+
+def test_many_shards_stay_within_the_open_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    one = [Passage("p", "d", "", "t", 0, 1, 1)]
+    with open_writer(folder, IDENTITY) as writer:
+        for number in range(70):
+            writer.write(number, one, torch.full((1, 2, 4), float(number)))
+        writer.finish(counts(70), "d" * 64)
+    corpus = Corpus.open(folder)
+    rows = [69, 0, 68, 1, 33, 0]
+    assert corpus.memory(range(70))[:, 0, 0].tolist() == list(range(70))
+    assert corpus.memory(rows)[:, 1, 3].tolist() == rows
+    assert len(corpus._slices) == 64
+
+
+def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "f"
+    files.write_atomic(path, b"old")
+
+    def broken(source: object, target: object) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(ClaraError, match="f: cannot be written: I/O error"):
+        files.write_atomic(path, b"new")
+    assert tree(tmp_path) == {"f": b"old"}
+
+
+def test_passages_encode_alike_whatever_the_clock(monkeypatch) -> None:
+    first = encode_passages(passages_of(0), True)
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert encode_passages(passages_of(0), True) == first

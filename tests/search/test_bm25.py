@@ -1,0 +1,91 @@
+"""BM25: the formula by hand, words of any language, and nothing found where nothing is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clara_cli.errors import ArtefactError
+from clara_cli.search.bm25 import BM25, SIDECAR, TABLES, words
+
+TEXTS = ["the cat sat", "a dog barked", "", "the cat and the dog ran", "Cat"]
+
+
+def lucene(texts: list[str], question: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
+    """BM25 as Lucene has it, straight from the formula."""
+    split = [words(text) for text in texts]
+    mean = sum(map(len, split)) / len(split)
+    scores = [0.0] * len(texts)
+    for word in set(words(question)):
+        containing = sum(word in text for text in split)
+        idf = math.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
+        for row, text in enumerate(split):
+            count = text.count(word)
+            if count:
+                scores[row] += idf * count / (count + k1 * (1 - b + b * len(text) / mean))
+    return scores
+
+
+@pytest.mark.parametrize("question", ["cat", "the dog", "CAT, dog?", "the the the"])
+def test_scores_are_the_formula(question: str) -> None:
+    scores, rows = BM25.build(TEXTS).search(question, 9)
+    wanted = lucene(TEXTS, question)
+    assert scores == pytest.approx([wanted[row] for row in rows], rel=1e-5)
+    assert set(rows) == {row for row, score in enumerate(wanted) if score > 0}
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_ties_go_to_the_lower_row_and_k_cuts() -> None:
+    index = BM25.build(["x y"] * 50 + ["x x"])
+    assert index.search("y", 4)[1] == [0, 1, 2, 3]
+    assert index.search("x", 1)[1] == [50]
+
+
+def test_nothing_to_find() -> None:
+    for texts in ([], ["", "  "], TEXTS):
+        index = BM25.build(texts)
+        assert len(index) == len(texts)
+        for question in ("", "?!", "zebra"):
+            assert index.search(question, 5) == ([], [])
+
+
+def test_words_of_many_languages() -> None:
+    assert words("Café CAFE\u0301 — 3.14 x_1") == ["café", "café", "3", "14", "x_1"]
+    assert words("हिन्दी में") == ["हिन्दी", "में"]
+    assert words("北京2008 ＡＢ") == ["北", "京", "2008", "ab"]
+    assert words("Straße STRASSE") == ["strasse"] * 2
+    assert words("Ёлка мороз") == ["ёлка", "мороз"]
+    index = BM25.build(["东京是日本的首都", "北京是中国的首都", "Paris is in France"])
+    assert index.search("北京在哪里", 3)[1][0] == 1
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    index = BM25.build(TEXTS)
+    size = index.save(tmp_path / "bm25", "c" * 64)
+    files = sorted((tmp_path / "bm25").iterdir())
+    assert [path.name for path in files] == [SIDECAR, TABLES]
+    assert size == sum(path.stat().st_size for path in files)
+    loaded = BM25.load(tmp_path / "bm25", "c" * 64)
+    assert loaded is not None and len(loaded) == 5
+    assert loaded.search("the cat", 9) == index.search("the cat", 9)
+    with pytest.raises(ArtefactError, match="indexes corpus cccccccccccc, this corpus is dddd"):
+        BM25.load(tmp_path / "bm25", "d" * 64)
+    (tmp_path / "bm25" / TABLES).write_bytes(b"")
+    with pytest.raises(ArtefactError, match="damaged"):
+        BM25.load(tmp_path / "bm25", "c" * 64)
+    assert BM25.load(tmp_path / "none") is None
+    BM25.build([]).save(tmp_path / "empty")
+    assert BM25.load(tmp_path / "empty").search("a", 1) == ([], [])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(alphabet="ab é北", max_size=12), max_size=6), st.text(alphabet="ab é北"))
+def test_any_texts_agree_with_the_formula(texts: list[str], question: str) -> None:
+    scores, rows = BM25.build(texts).search(question, 3)
+    wanted = lucene(texts, question) if any(words(text) for text in texts) else [0.0] * len(texts)
+    assert scores == pytest.approx([wanted[row] for row in rows], rel=1e-4)
+    assert len(rows) == min(3, sum(score > 0 for score in wanted))
