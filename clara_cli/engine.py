@@ -6,6 +6,7 @@ terminal. K passages given, M memory tokens, D hidden.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,8 @@ class Clara:
             ArtefactError: for a missing or damaged corpus, or a checkpoint of another memory space.
         """
         opened = Corpus.open(Path(corpus))
-        named = model or str(opened.manifest.identity.checkpoint["model"])
         index = HnswIndex.load(opened.folder / "index", opened.manifest.sha256)
-        return cls(load(named, backbone, device, dtype), opened, index)
+        return cls(load(named_model(opened, model), backbone, device, dtype), opened, index)
 
     @property
     def has_text(self) -> bool:
@@ -95,7 +95,8 @@ class Clara:
             UsageError: when the question is longer than the query reasoner reads.
         """
         row = self.prompter.passage(question)
-        if len(row) >= self.prompter.max_passage + 3:
+        full = len(row) >= self.prompter.max_passage + 3
+        if full and row[-1] != self.prompter.tokenizer.eos_token_id:  # its end was cut off
             raise UsageError(
                 f"the question has more than {self.prompter.max_passage} tokens, "
                 "the longest this checkpoint reads",
@@ -123,7 +124,8 @@ class Clara:
             return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
         proposed = self._latent(query_MD, count)
         if first_stage == "hybrid":
-            proposed = reciprocal_rank_fusion([proposed, self.bm25.search(question, count)[1]])[:count]
+            rankings = [proposed, self.bm25.search(question, count)[1]]
+            proposed = reciprocal_rank_fusion(rankings)[:count]
         scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : query_MD.shape[0]])
         order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
         return [(scores_N[i].item(), proposed[i]) for i in order]
@@ -218,6 +220,13 @@ class Clara:
         memory_ND = memory_KMD.flatten(0, 1).to(self.model.device) if passages else None
         ids = self.model.generate([prompt], memory_ND, max_new_tokens)[0]
         return self.prompter.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(prompt)
+
+
+def named_model(corpus: Corpus, model: str | None) -> str:
+    """The checkpoint to read a corpus with: the one given, else what the corpus names, else
+    $CLARA_MODEL, else nano."""
+    named = corpus.manifest.identity.checkpoint.get("model")
+    return model or named or os.environ.get("CLARA_MODEL") or "nano"
 
 
 def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:

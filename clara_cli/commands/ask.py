@@ -37,7 +37,8 @@ class Session:
         """Answer one question."""
         if not question.strip():
             raise UsageError("the question is empty", 'ask something: clara ask "Who ...?"')
-        stage: FirstStage | None = None if self.config.first_stage == "auto" else self.config.first_stage
+        chosen = self.config.first_stage
+        stage: FirstStage | None = None if chosen == "auto" else chosen
         return self.clara.ask(
             question,
             self.top_k,
@@ -53,7 +54,8 @@ def open_session(config: AskConfig, report: Report) -> Session:
     folder = find_corpus(config.corpus)
     clara = Clara.open(folder, config.model, config.backbone, config.device, config.dtype)
     if "generator" not in clara.model.roles:
-        raise ArtefactError(f"{clara.loaded.path}: no generator in this checkpoint", "use another --model")
+        message = f"{clara.loaded.path}: no generator in this checkpoint"
+        raise ArtefactError(message, "use another --model")
     if not (folder / "index").exists():
         report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
     if clara.query_role == "compressor" and config.first_stage in ("latent", "hybrid"):
@@ -82,7 +84,7 @@ def read_file(file: Path | None) -> list[str]:
     if ".jsonl" in file.suffixes:
         return [q.question for q in read_questions([str(file)], need_answers=False)]
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", "give -f a file of questions") from error
     except UnicodeDecodeError as error:

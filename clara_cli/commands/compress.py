@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,9 +35,11 @@ def run(config: CompressConfig, report: Report) -> CompressResult:
     """
     started = time.monotonic()
     out = config.out or default_out(config.inputs)
-    loaded = load(config.model or "nano", config.backbone, config.device, config.dtype)
+    model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+    loaded = load(model, config.backbone, config.device, config.dtype)
     if "compressor" not in loaded.model.roles:
-        raise ArtefactError(f"{loaded.path}: no compressor in this checkpoint", "use another --model")
+        message = f"{loaded.path}: no compressor in this checkpoint"
+        raise ArtefactError(message, "use another --model")
     slots = loaded.info.slots(config.ratio)
     identity = corpus_identity(config, loaded, slots)
     tally = Tally(report)
@@ -44,7 +47,7 @@ def run(config: CompressConfig, report: Report) -> CompressResult:
     if config.dry_run:
         for _ in passages:
             pass
-        return tally.result(out, identity, size=stored_bytes(identity, tally.passages), started=started)
+        return tally.result(out, identity, stored_bytes(identity, tally.passages), started)
     loaded.model.merge("compressor")
     command = "clara compress " + " ".join(config.inputs)
     try:
@@ -65,10 +68,11 @@ def run(config: CompressConfig, report: Report) -> CompressResult:
 
 def default_out(inputs: tuple[str, ...]) -> Path:
     """The corpus beside the current directory, named after the first input."""
-    first = Path(inputs[0]).name
-    if inputs[0] == "-" or not first.strip("."):
-        raise UsageError(f"--out is needed for input {inputs[0]!r}", "name the corpus: --out NAME.clara")
-    return Path(f"{first.split('.')[0]}.clara")
+    name = Path(inputs[0]).name.split(".")[0]
+    if inputs[0] == "-" or not name:
+        message = f"--out is needed for input {inputs[0]!r}"
+        raise UsageError(message, "name the corpus: --out NAME.clara")
+    return Path(f"{name}.clara")
 
 
 def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Identity:
@@ -95,7 +99,7 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
         checkpoint=checkpoint,
         memory_tokens=slots,
         hidden=table.shape[1],
-        ratio=loaded.info.max_passage_tokens // slots,
+        ratio=config.ratio or loaded.info.ratio,
         dtype=named if config.store_dtype == "auto" else config.store_dtype,
         text=config.text,
         options=options,
@@ -215,7 +219,8 @@ def write_shard(
 
 @torch.inference_mode()
 def encode_rows(model: ClaraModel, rows: list[list[int]], slots: int, budget: int) -> Tensor:
-    """memory (N, M, D) of token rows, in their order; batched by length, `budget` positions each."""
+    """memory (N, M, D) of token rows, in their order; batched by length, `budget` positions
+    each."""
     table = model.causal_lm.get_input_embeddings().weight
     memory_NMD = torch.empty(len(rows), slots, table.shape[1], dtype=table.dtype)
     for batch in length_batches([len(row) + slots for row in rows], budget):

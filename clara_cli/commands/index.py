@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from clara_cli.config import IndexConfig
+from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import sentence_spans
 from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.store import Corpus, verify
-from clara_cli.engine import CANDIDATES_PER_K, Clara, passage_texts
+from clara_cli.engine import CANDIDATES_PER_K, Clara, named_model, passage_texts
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import IndexResult, Progress, Report
+from clara_cli.search import sidecar
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import scan
-from clara_cli.search.hnsw import HnswIndex
+from clara_cli.search.hnsw import GRAPH, SIDECAR, TABLES, HnswIndex, HnswSettings
 from clara_cli.search.keys import make_key, make_state
 
 KEY = "mean"
@@ -34,22 +36,22 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     if config.check:
         return check(config.corpus, started)
     corpus = Corpus.open(config.corpus)
-    named = config.model or str(corpus.manifest.identity.checkpoint["model"])
-    clara = Clara.open(config.corpus, named, config.backbone, config.device, config.dtype)
-    clara.index = None
+    model = named_model(corpus, config.model)
+    clara = Clara(load(model, config.backbone, config.device, config.dtype), corpus)
     folder = corpus.folder / "index"
     index = build(corpus, config.seed, report)
     questions = queries(config.queries, corpus)
-    recall = measure(clara, index, questions, config) if questions else None
+    recall, asked = measure(clara, index, questions, config)
     engine = choose(config.engine, len(corpus), recall)
     size = 0
     if engine == "hnsw":
         size += index.save(folder)
     else:
-        (folder / "index.json").unlink(missing_ok=True)
+        forget_graph(folder)
     if corpus.manifest.identity.text:
         size += BM25.build(passage_texts(corpus)).save(folder / "bm25", corpus.manifest.sha256)
-    report.note(f"{engine}: questions will use {'the graph' if engine == 'hnsw' else 'an exact scan'}")
+    means = "the graph" if engine == "hnsw" else "an exact scan"
+    report.note(f"{engine}: questions will use {means}")
     return IndexResult(
         corpus=str(config.corpus),
         engine=engine,
@@ -57,14 +59,14 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
         dim=index.width,
         recall_at_k=recall,
         k=config.top_k,
-        queries=len(questions),
+        queries=asked,
         seconds=round(time.monotonic() - started, 3),
         bytes=size,
     )
 
 
 def check(folder: Path, started: float) -> IndexResult:
-    """Verify every file against its recorded checksum.
+    """Verify every file, the index's too, against its recorded checksum.
 
     Raises:
         ArtefactError: naming each damaged file.
@@ -72,11 +74,22 @@ def check(folder: Path, started: float) -> IndexResult:
     damage = verify(folder)
     if damage:
         named = "; ".join(f"{item.file}: {item.what}" for item in damage)
-        raise ArtefactError(f"{folder}: {named}", f"delete {folder} and compress the documents again")
+        hint = f"delete {folder} and compress the documents again"
+        raise ArtefactError(f"{folder}: {named}", hint)
     corpus = Corpus.open(folder)
+    fingerprint = corpus.manifest.sha256
+    HnswIndex.load(folder / "index", fingerprint)
+    BM25.load(folder / "index" / "bm25", fingerprint)
     seconds = round(time.monotonic() - started, 3)
-    hidden = corpus.manifest.identity.hidden
-    return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, corpus.manifest.bytes)
+    hidden, size = corpus.manifest.identity.hidden, corpus.manifest.bytes
+    return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, size)
+
+
+def forget_graph(folder: Path) -> None:
+    """Leave no graph behind, and a folder that says the corpus was indexed."""
+    with sidecar.writing(folder):
+        for name in (SIDECAR, GRAPH, TABLES):
+            (folder / name).unlink(missing_ok=True)
 
 
 def build(corpus: Corpus, seed: int, report: Report) -> HnswIndex:
@@ -90,7 +103,12 @@ def build(corpus: Corpus, seed: int, report: Report) -> HnswIndex:
             report.progress(Progress("index", first + len(memory_NMD), len(corpus), "passages"))
 
     return HnswIndex.build(
-        keys(), rows=len(corpus), rule=KEY, state=state, corpus_sha256=corpus.manifest.sha256
+        keys(),
+        rows=len(corpus),
+        rule=KEY,
+        state=state,
+        corpus_sha256=corpus.manifest.sha256,
+        settings=HnswSettings(seed=seed),
     )
 
 
@@ -111,8 +129,11 @@ def queries(file: Path | None, corpus: Corpus) -> list[str]:
     return found[:PSEUDO_QUESTIONS]
 
 
-def measure(clara: Clara, index: HnswIndex, questions: list[str], config: IndexConfig) -> float:
-    """Mean share of the exact scan's top k that the graph's candidates, rescored, also give."""
+def measure(
+    clara: Clara, index: HnswIndex, questions: list[str], config: IndexConfig
+) -> tuple[float | None, int]:
+    """Mean share of the exact scan's top k that the graph's candidates, rescored, also give, and
+    over how many questions; None where there is none to ask."""
     k = min(config.top_k, len(clara.corpus))
     count = max(k, config.candidates or CANDIDATES_PER_K * k)
     slots = clara.corpus.manifest.identity.memory_tokens
@@ -121,13 +142,13 @@ def measure(clara: Clara, index: HnswIndex, questions: list[str], config: IndexC
         with contextlib.suppress(UsageError):  # a first sentence longer than a question may be
             asked.append(clara.query(question, slots))
     if not asked:
-        return 0.0
+        return None, 0
     queries_BMD = torch.stack(asked)
     exact_BK = scan(queries_BMD, clara.corpus.memory_chunks(), k)[1]
     keys_BF = make_key(index.rule, queries_BMD, index.state)
     proposed_BN = index.search(keys_BF, count)[1]
     found = [torch.isin(e, p).float().mean() for e, p in zip(exact_BK, proposed_BN, strict=True)]
-    return round(torch.stack(found).mean().item(), 4)
+    return round(torch.stack(found).mean().item(), 4), len(asked)
 
 
 def choose(asked: str, passages: int, recall: float | None) -> str:

@@ -8,15 +8,24 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli import __version__
 from clara_cli.config import LearnConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, save
-from clara_cli.core.loop import FitSettings, FitSummary, RunFolder, Schedule, fit
-from clara_cli.core.stages import TRAINED, Losses
+from clara_cli.core.loop import (
+    FitSettings,
+    FitSummary,
+    LossFunction,
+    RunFolder,
+    Schedule,
+    fit,
+    summary,
+)
+from clara_cli.core.model import ClaraModel
+from clara_cli.core.stages import TRAINED
+from clara_cli.corpus.files import locked
 from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
 
@@ -40,17 +49,19 @@ def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
 
 
 def count_steps(config: LearnConfig, records: int) -> int:
-    """Steps asked for, else one pass; data smaller than a batch is one batch."""
+    """Steps asked for, else one pass; the last batch of a pass may be smaller than the others."""
     if config.steps is not None:
         return config.steps
-    return max(1, records // config.batch_size)
+    return math.ceil(records / config.batch_size)
 
 
-def draw(config: LearnConfig, step: int, records: Sequence[Record]) -> tuple[list[Record], random.Random]:
+def draw(
+    config: LearnConfig, step: int, records: Sequence[Record]
+) -> tuple[list[Record], random.Random]:
     """A step's examples and its own random source, a function of (seed, step) alone: every pass
     visits the records in a new order."""
     size = min(config.batch_size, len(records))
-    per_pass = max(1, len(records) // size)
+    per_pass = math.ceil(len(records) / size)
     order = list(range(len(records)))
     random.Random(f"{config.seed} pass {step // per_pass}").shuffle(order)
     start = (step % per_pass) * size
@@ -78,17 +89,33 @@ def train_stage(
     loaded: Loaded,
     data: Sequence[Any],
     batches: Callable[[int], list[Batch]],
-    losses: Callable[[Batch], Losses],
+    losses: LossFunction,
     report: Report,
 ) -> TrainResult:
-    """Run a stage in its run folder and write the checkpoint."""
+    """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint."""
     run = RunFolder(config.out, run_settings(config, stage, data))
     run.open()
     steps = count_steps(config, len(data))
-    if run.finished:
-        report.note(f"{config.out} is finished; nothing to do")
-        return result(run, stage, FitSummary(steps, None, None, 0.0, 0.0))
-    model = loaded.model
+    with locked(config.out):
+        if run.finished:
+            report.note(f"{config.out} is finished; nothing to do")
+            return result(run, stage, summary(run, steps, 0.0, 0.0))
+        done = train_model(config, stage, loaded.model, steps, batches, losses, run, report)
+        finish(config, stage, loaded, len(data), done)
+    return result(run, stage, done)
+
+
+def train_model(
+    config: LearnConfig,
+    stage: str,
+    model: ClaraModel,
+    steps: int,
+    batches: Callable[[int], list[Batch]],
+    losses: LossFunction,
+    run: RunFolder,
+    report: Report,
+) -> FitSummary:
+    """Train what the stage trains, for all its steps."""
     model.train_only(TRAINED[stage], config.train_memory)
     model.train()
     settings = FitSettings(
@@ -100,8 +127,7 @@ def train_stage(
     )
     done = fit(model.trained_parameters(), batches, losses, settings, run, report)
     model.eval()
-    finish(config, stage, loaded, len(data), done)
-    return result(run, stage, done)
+    return done
 
 
 def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: FitSummary) -> None:
@@ -120,18 +146,8 @@ def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: 
     info = replace(loaded.info, stage=stage, provenance=(*loaded.info.provenance, entry))
     if config.ratios:
         info = replace(info, ratios=tuple(sorted({*config.ratios, *info.ratios})))
-    save(loaded.model, info, config.out / "checkpoint")
     bundled = loaded.path / "backbone"
-    if bundled.is_dir():
-        link_backbone(bundled, config.out / "checkpoint" / "backbone")
-
-
-def link_backbone(source: Path, target: Path) -> None:
-    """Copy a backbone that lies inside a checkpoint, so that the new one stands alone."""
-    import shutil
-
-    if not target.exists() and source.resolve() != target.resolve():
-        shutil.copytree(source, target)
+    save(loaded.model, info, config.out / "checkpoint", bundled if bundled.is_dir() else None)
 
 
 def result(run: RunFolder, stage: str, done: FitSummary) -> TrainResult:

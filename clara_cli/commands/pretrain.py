@@ -13,7 +13,7 @@ from clara_cli.core.batch import Batch, scp_batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, load
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
-from clara_cli.core.stages import read_memory_loss
+from clara_cli.core.stages import Losses, read_memory_loss
 from clara_cli.corpus.examples import read_pairs
 from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
@@ -39,8 +39,8 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
             for part in micro(config, picked)
         ]
 
-    def losses(batch: Batch):  # type: ignore[no-untyped-def]
-        return read_memory_loss(loaded.model, batch, config.mse_weight)
+    def losses(batch: Batch, aligned: float) -> Losses:
+        return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
     return train_stage(config, "scp", loaded, pairs, batches, losses, report)
 
@@ -63,7 +63,8 @@ def start(config: PretrainConfig) -> Loaded:
     ratios = config.ratios or (DEFAULT_RATIO,)
     for ratio in ratios:
         if ratio < 1 or ratio > config.passage_tokens:
-            raise UsageError(f"ratio {ratio} of {config.passage_tokens}-token passages leaves no memory")
+            message = f"ratio {ratio} of {config.passage_tokens}-token passages leaves no memory"
+            raise UsageError(message, f"ratios go from 1 to {config.passage_tokens}")
     slots = max(config.passage_tokens // ratio for ratio in ratios)
     lora = LoraSettings(config.lora_rank, config.lora_alpha, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)

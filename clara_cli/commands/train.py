@@ -6,11 +6,22 @@ import random
 import time
 from collections.abc import Sequence
 
-from clara_cli.commands.learning import check_settings, draw, finish, micro, ratio_slots, train_stage
+import torch
+
+from clara_cli.commands.learning import (
+    check_settings,
+    draw,
+    finish,
+    micro,
+    ratio_slots,
+    result,
+    run_settings,
+    train_stage,
+)
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch
 from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.loop import FitSummary
+from clara_cli.core.loop import FitSummary, RunFolder
 from clara_cli.core.stages import Losses, end_to_end_loss, read_memory_loss
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.examples import QUESTION_HINT, read_questions
@@ -24,13 +35,16 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
     if config.mask not in ("exact", "released"):
         raise UsageError(f"mask is {config.mask!r}", "known: exact, released")
     if config.steps == 0:
-        return convert(config)
+        return convert(config, report)
     if config.stage is None or not config.questions:
-        raise UsageError("training needs QUESTIONS and --stage", "add --stage instruct or --stage e2e")
+        raise UsageError(
+            "training needs QUESTIONS and --stage", "add --stage instruct or --stage e2e"
+        )
     questions = list(read_questions(config.questions))
     for question in questions:
         if not question.pool:
             raise DataError(f"{question.source}: the question has no pool", QUESTION_HINT)
+    torch.manual_seed(config.seed)
     loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
     prepare_roles(loaded, config.stage)
     slots = ratio_slots(loaded.info, config.ratios)
@@ -45,24 +59,27 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
             for part in micro(config, examples)
         ]
 
-    def losses(batch: Batch) -> Losses:
+    def losses(batch: Batch, aligned: float) -> Losses:
         if config.stage == "e2e":
             return end_to_end_loss(loaded.model, batch, config.temperature, config.mask)
-        return read_memory_loss(loaded.model, batch, config.mse_weight)
+        return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
     return train_stage(config, config.stage, loaded, questions, batches, losses, report)
 
 
-def convert(config: TrainConfig) -> TrainResult:
+def convert(config: TrainConfig, report: Report) -> TrainResult:
     """Write the native form of any checkpoint, training nothing."""
-    if config.out.exists() and any(config.out.iterdir()):
-        raise ArtefactError(f"{config.out}: not empty", "use another --out")
     started = time.monotonic()
     loaded = load(config.init, config.backbone, config.device, config.dtype)
+    ratio_slots(loaded.info, config.ratios)
     stage = loaded.info.stage
-    finish(config, stage, loaded, 0, FitSummary(0, None, None, 0.0, 0.0))
-    seconds = round(time.monotonic() - started, 3)
-    return TrainResult(str(config.out / "checkpoint"), stage, 0, None, None, seconds, 0.0)
+    run = RunFolder(config.out, run_settings(config, stage, ()))
+    run.open()
+    if run.finished:
+        report.note(f"{config.out} is finished; nothing to do")
+    else:
+        finish(config, stage, loaded, 0, FitSummary(0, None, None, 0.0, 0.0))
+    return result(run, stage, FitSummary(0, None, None, time.monotonic() - started, 0.0))
 
 
 def prepare_roles(loaded: Loaded, stage: str) -> None:
@@ -70,7 +87,8 @@ def prepare_roles(loaded: Loaded, stage: str) -> None:
     missing generator starts fresh."""
     model = loaded.model
     if "compressor" not in model.roles:
-        raise ArtefactError(f"{loaded.path}: it has no compressor to train with", "begin with clara pretrain")
+        message = f"{loaded.path}: it has no compressor to train with"
+        raise ArtefactError(message, "begin with clara pretrain")
     if "generator" not in model.roles:
         model.add_role("generator", None)
     if stage == "e2e" and "query_reasoner" not in model.roles:
@@ -83,7 +101,7 @@ def example(question: Question, config: TrainConfig, rng: random.Random) -> Answ
     size = config.top_k if config.stage == "instruct" else config.pool_size
     pool = cut_pool(question.pool, size, rng)
     texts = tuple(model_text(passage.title, passage.text) for passage in pool)
-    return AnswerExample(question.question, question.answers[0], texts)
+    return AnswerExample(question.question, question.answers[0], texts, question.source)
 
 
 def cut_pool(pool: Sequence[PoolPassage], size: int, rng: random.Random) -> list[PoolPassage]:

@@ -14,11 +14,13 @@ from clara_cli.records import Pair
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """A question, the answer to learn and the passages (model texts) it comes with."""
+    """A question, the answer to learn and the passages (model texts) it comes with; `source` is
+    the record's `file:line`."""
 
     question: str
     answer: str
     texts: tuple[str, ...]
+    source: str = ""
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Batch:
 
     `passages` are distinct rows, encoded once; example b reads `pools[b]` of them. `rows` and
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
-    of its pool example b is given. `cut` counts answers that did not fit.
+    of its pool example b is given. `cut` counts answers that did not fit; an example of which no
+    answer token fits is left out. `sources` names every record, for messages.
     """
 
     slots: int
@@ -38,6 +41,7 @@ class Batch:
     labels: list[list[int]] = field(default_factory=list)
     queries: list[list[int]] = field(default_factory=list)
     cut: int = 0
+    sources: list[str] = field(default_factory=list)
     _known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @property
@@ -62,12 +66,17 @@ class Batch:
             pool.append(self._known[key])
         self.pools.append(pool)
 
-    def add_target(self, prompter: Prompter, chat: tuple[str, str], answer: str, limit: int) -> None:
-        """Give the next example its prompt and answer."""
-        ids, labels = prompter.example(chat, answer, limit)
-        self.cut += len(ids) == limit
-        self.rows.append(ids)
-        self.labels.append(labels)
+    def add_target(
+        self, prompter: Prompter, chat: tuple[str, str], answer: str, limit: int
+    ) -> bool:
+        """Give the next example its prompt and answer; False where no answer token fits."""
+        ids, labels = prompter.example(chat, answer, limit + 1)
+        self.cut += len(ids) > limit
+        if all(label == IGNORE for label in labels[1:limit]):
+            return False
+        self.rows.append(ids[:limit])
+        self.labels.append(labels[:limit])
+        return True
 
 
 def scp_batch(
@@ -77,14 +86,15 @@ def scp_batch(
     (paper section 3.1). `instructions[b]` picks the paraphrase instruction of example b."""
     batch = Batch(slots)
     for pair, instruction in zip(pairs, instructions, strict=True):
-        batch.add_passages([prompter.passage(pair.texts[0])])
+        batch.sources.append(pair.source)
         if pair.kind == "paraphrase":
             chat = prompter.paraphrase_chat(slots, instruction % len(PARAPHRASE_INSTRUCTIONS))
             target = pair.answers[0]
         else:
             chat, target = prompter.list_chat(slots), list_target(pair.questions, pair.answers)
-        batch.add_target(prompter, chat, target, limit)
-        batch.picks.append(1)
+        if batch.add_target(prompter, chat, target, limit):
+            batch.add_passages([prompter.passage(pair.texts[0])])
+            batch.picks.append(1)
     return batch
 
 
@@ -99,10 +109,12 @@ def answer_batch(
     question as a query and leaves `top_k` places in the prompt."""
     batch = Batch(slots)
     for example in examples:
-        batch.add_passages([prompter.passage(text) for text in example.texts])
+        batch.sources.append(example.source)
         picks = len(example.texts) if top_k is None else min(top_k, len(example.texts))
         chat = prompter.answer_chat(example.question, picks, slots)
-        batch.add_target(prompter, chat, example.answer, limit)
+        if not batch.add_target(prompter, chat, example.answer, limit):
+            continue
+        batch.add_passages([prompter.passage(text) for text in example.texts])
         batch.picks.append(picks)
         if top_k is not None:
             batch.queries.append(prompter.passage(example.question))

@@ -60,7 +60,9 @@ class CheckpointInfo:
         ratio = ratio or self.ratio
         if ratio not in self.ratios:
             served = ", ".join(map(str, self.ratios))
-            raise UsageError(f"--ratio {ratio}: not served by this checkpoint", f"it serves {served}")
+            raise UsageError(
+                f"--ratio {ratio}: not served by this checkpoint", f"it serves {served}"
+            )
         return self.max_passage_tokens // ratio
 
 
@@ -87,7 +89,9 @@ def resolve(name: str) -> Path:
         return path / "checkpoint"
     if path.is_dir():
         return path
-    raise ArtefactError(f"checkpoint {name}: no such directory", "--model takes nano or a directory")
+    raise ArtefactError(
+        f"checkpoint {name}: no such directory", "--model takes nano or a directory"
+    )
 
 
 def load(
@@ -152,7 +156,9 @@ def read_info(path: Path) -> CheckpointInfo:
         )
         _check(info)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{file}: bad or missing field: {error}", "restore the file from a copy") from error
+        raise ArtefactError(
+            f"{file}: bad or missing field: {error}", "restore the file from a copy"
+        ) from error
     return info
 
 
@@ -166,12 +172,18 @@ def _check(info: CheckpointInfo) -> None:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} is {value!r}")
     for ratio in (info.ratio, *info.ratios):
-        if type(ratio) is not int or ratio < 1 or info.max_passage_tokens // ratio > info.memory_tokens:
+        if (
+            type(ratio) is not int
+            or ratio < 1
+            or info.max_passage_tokens // ratio > info.memory_tokens
+        ):
             raise ValueError(f"ratio {ratio!r} with {info.memory_tokens} memory tokens")
     if not info.roles or set(info.roles) - set(ROLES):
         raise ValueError(f"roles are {info.roles!r}")
     if info.prompt_version != PROMPT_VERSION:
-        raise ValueError(f"prompt_version is {info.prompt_version!r}, this clara speaks {PROMPT_VERSION}")
+        raise ValueError(
+            f"prompt_version is {info.prompt_version!r}, this clara speaks {PROMPT_VERSION}"
+        )
     if not all(isinstance(v, str) for v in (info.backbone, info.fingerprint, info.stage)):
         raise ValueError("backbone name, fingerprint and stage are strings")
 
@@ -183,7 +195,9 @@ def _load_native(
     where = pick_device(device)
     bundled = path / "backbone"
     source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
-    base = load_backbone(source, where, pick_dtype(dtype, where), None if backbone else info.revision)
+    base = load_backbone(
+        source, where, pick_dtype(dtype, where), None if backbone else info.revision
+    )
     if weights_digest(base.model) != info.backbone_digest:
         raise ArtefactError(
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
@@ -192,7 +206,9 @@ def _load_native(
     tensors = _read(path / "memory.safetensors")
     expected = (info.memory_tokens, base.model.get_input_embeddings().weight.shape[1])
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
-        raise ArtefactError(f"{path / 'memory.safetensors'}: no `memory` of shape {expected}", "restore it")
+        raise ArtefactError(
+            f"{path / 'memory.safetensors'}: no `memory` of shape {expected}", "restore it"
+        )
     if info.table_rows is not None:
         set_tables(base.model, info.table_rows, tensors)
     lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
@@ -278,11 +294,16 @@ def fingerprint(model: ClaraModel, backbone_digest: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def save(model: ClaraModel, info: CheckpointInfo, path: Path) -> CheckpointInfo:
-    """Write a native checkpoint; the folder appears whole or not at all."""
+def save(
+    model: ClaraModel, info: CheckpointInfo, path: Path, backbone: Path | None = None
+) -> CheckpointInfo:
+    """Write a native checkpoint, with a copy of a `backbone` folder to stand alone; the folder
+    appears whole or not at all."""
     work = path.with_name(path.name + ".writing")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    if backbone is not None:
+        shutil.copytree(backbone, work / "backbone")
     for role in model.roles:
         (work / role).mkdir()
         config = model.lora.config()
@@ -294,9 +315,13 @@ def save(model: ClaraModel, info: CheckpointInfo, path: Path) -> CheckpointInfo:
     extra = {"memory": model.memory_MD, "markers": model.markers_2D}
     if info.table_rows is not None:
         extra |= kept_rows(model, info)
-    save_file({k: v.detach().cpu().contiguous() for k, v in extra.items()}, work / "memory.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in extra.items()}, work / "memory.safetensors"
+    )
     info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
-    (work / "clara.json").write_text(json.dumps(describe(info), indent=2, ensure_ascii=False) + "\n")
+    (work / "clara.json").write_text(
+        json.dumps(describe(info), indent=2, ensure_ascii=False) + "\n"
+    )
     replace_folder(work, path)
     return info
 

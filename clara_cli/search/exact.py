@@ -24,6 +24,7 @@ def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
 
     A zero vector scores 0. Raises ClaraError where the query or a memory is not finite.
     """
+    query_MD = _with_float64(query_MD)
     _refuse_nonfinite(query_MD, "the query's memory")
     query_P = _unit(query_MD.reshape(1, -1).double())[0]
     memory_NP = memory_NMD.to(query_P.device).flatten(1)
@@ -31,7 +32,8 @@ def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
     memory_NP = memory_NP.double()
     dots_N: Tensor = (memory_NP * query_P).sum(-1)
     norms_N = torch.linalg.vector_norm(memory_NP, dim=-1).clamp_min(torch.finfo(torch.double).tiny)
-    return (dots_N / norms_N).clamp(-1, 1).float()
+    cosines_N: Tensor = (dots_N / norms_N).clamp(-1, 1).float()
+    return cosines_N
 
 
 def scan(
@@ -48,9 +50,7 @@ def scan(
     Raises ClaraError where a query or a memory is not finite.
     """
     single = queries_BMD.dim() == 2
-    queries_BMD = queries_BMD[None] if single else queries_BMD
-    if queries_BMD.device.type == "mps":  # has no float64
-        queries_BMD = queries_BMD.cpu()
+    queries_BMD = _with_float64(queries_BMD[None] if single else queries_BMD)
     _refuse_nonfinite(queries_BMD, "a query's memory")
     unit_BP = _unit(queries_BMD.flatten(1).double()).float()
     best = [_nothing() for _ in unit_BP]
@@ -105,6 +105,10 @@ def _nothing() -> tuple[Tensor, Tensor]:
 def _unit(rows_NP: Tensor) -> Tensor:
     norms_N1: Tensor = torch.linalg.vector_norm(rows_NP, dim=-1, keepdim=True)
     return rows_NP / norms_N1.clamp_min(torch.finfo(rows_NP.dtype).tiny)
+
+
+def _with_float64(queries: Tensor) -> Tensor:
+    return queries.cpu() if queries.device.type == "mps" else queries  # Apple's GPUs have none
 
 
 def _refuse_nonfinite(values: Tensor, what: str) -> None:

@@ -73,12 +73,14 @@ class HnswIndex:
         label_of_row: list[int] = []
         for keys_NF in key_chunks:
             keys = _array(keys_NF)
+            if len(label_of_row) + len(keys) > rows:
+                raise ClaraError(f"more keys than the {rows} passages to index", _EXACT)
             if graph is None:
                 graph = _new_graph(keys.shape[1], rows, settings)
             fresh, fresh_labels = _label(keys, labels, label_of_row)
             if fresh:
                 graph.add_items(keys[fresh], fresh_labels, num_threads=1)
-        if graph is None or len(label_of_row) != rows:
+        if not rows or len(label_of_row) != rows:
             raise ClaraError(f"{len(label_of_row)} keys for {rows} passages to index", _EXACT)
         described = {
             "key": rule, "width": int(graph.dim), "space": _SPACE, "rows": rows,

@@ -392,7 +392,7 @@ def main() -> None:
     progress = Progress()
     last = args.out / "last.pt"
     if last.exists():
-        state = torch.load(last, weights_only=False)
+        state = torch.load(last, weights_only=True)
         model.load_state_dict(state["model"])
         memory.load_state_dict(state["memory"])
         for opt, saved in zip(opts, state["opts"], strict=True):

@@ -364,3 +364,18 @@ def entries(seed: int, held_out: bool = False) -> Iterator[Entry]:
     rng = random.Random(seed)
     while True:
         yield entry(rng, held_out)
+
+
+def retell(entry: Entry, rng: random.Random) -> str:
+    """The same facts in another order and other words."""
+    _, noun_phrases, attributes = KINDS[entry.kind]
+    facts = rng.sample(entry.facts, k=len(entry.facts))
+    article = f"The {entry.title}" if entry.kind in ("river", "ship") else entry.title
+    pronoun = "She" if entry.title.split()[0] in FEMALE else "He"
+    told = []
+    for position, fact in enumerate(facts):
+        later = rng.choice(noun_phrases).format(pronoun=pronoun)
+        mention = article if position == 0 or rng.random() < 0.25 else later
+        template = rng.choice(attributes[fact.attribute][1])
+        told.append(sentence_for(template, entry.title, fact.value, mention))
+    return " ".join(told)

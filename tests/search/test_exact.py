@@ -23,8 +23,9 @@ def random_memory(count: int, seed: int = 0) -> Tensor:
 
 def test_rescore_is_the_cosine_of_flattened_memory() -> None:
     query_MD = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    memory_NMD = torch.stack([query_MD, -query_MD, torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
-                              torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)])  # fmt: skip
+    across_MD = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    part_MD = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    memory_NMD = torch.stack([query_MD, -query_MD, across_MD, part_MD, torch.zeros(2, 2)])
     assert rescore(query_MD, memory_NMD).tolist() == pytest.approx([1.0, -1.0, 0.0, 0.6, 0.0])
 
 

@@ -121,6 +121,8 @@ def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
         build(torch.full((3, 16), float("inf")))
     with pytest.raises(ClaraError, match="0 keys for 0 passages"):
         build(torch.empty(0, 16))
+    with pytest.raises(ClaraError, match="more keys than the 1 passages"):
+        HnswIndex.build([unit(2)], rows=1, rule="mean", state={}, corpus_sha256=CORPUS)
     with pytest.raises(ClaraError, match="1 keys for 2 passages"):
         HnswIndex.build([unit(1)], rows=2, rule="mean", state={}, corpus_sha256=CORPUS)
 

@@ -1,0 +1,181 @@
+"""Evaluation questions by name (from the Hub) or from a file or folder, told by content.
+
+A file is of one form from its first record to its last; anything else is an error that says what
+was looked for. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clara_cli.corpus import sources
+from clara_cli.corpus.examples import QUESTION_HINT, read_questions, read_records
+from clara_cli.corpus.files import sha256_file
+from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
+from clara_cli.evaluation.native import FORMS, Record, form_of, open_question
+from clara_cli.records import PoolPassage, Question
+
+LOOKED_FOR = (
+    "looked for: JSON lines with `question` and `answers` (and `paragraphs` or `docs`), passages "
+    "with `qas`, native HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA or PopQA records, a BEIR folder "
+    "(corpus.jsonl, queries.jsonl, qrels/)"
+)
+HUB = {  # name: id, configuration, split, form of its records
+    "nq": ("google-research-datasets/nq_open", None, "validation", "open"),
+    "hotpotqa": ("hotpotqa/hotpot_qa", "distractor", "validation", "hotpotqa"),
+    "musique": ("dgslibisey/MuSiQue", None, "validation", "musique"),
+    "2wiki": ("framolfese/2WikiMultihopQA", None, "validation", "hotpotqa"),
+    "squad": ("rajpurkar/squad", None, "validation", "squad-row"),
+    "triviaqa": ("mandarjoshi/trivia_qa", "rc.nocontext", "validation", "triviaqa"),
+    "popqa": ("akariasai/PopQA", None, "test", "popqa"),
+}
+_OWN = ("paragraphs", "docs", "qas")  # keys of our own forms that bring passages
+_POOL_LIKE = ("context", "contexts", "ctxs", "passages", "documents", "paragraphs", "docs")
+_LARGEST = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Questions in order. `paragraphs` are those that belong to no question's pool (BEIR);
+    `pooled` is False where pools hold gold passages alone. `revision` is a commit or checksum."""
+
+    name: str
+    form: str
+    questions: tuple[Question, ...]
+    revision: str | None
+    paragraphs: tuple[PoolPassage, ...] = ()
+    pooled: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def load(name: str) -> Dataset:
+    """A dataset by name, or from the file or folder of that path.
+
+    Raises:
+        UsageError: for a name that is neither.
+        ArtefactError: for a named dataset that cannot be fetched.
+        DataError: for a file in no known form, or a bad record, naming it.
+    """
+    path = Path(name)
+    if name in HUB:
+        return _from_hub(name)
+    if path.is_dir():
+        from clara_cli.evaluation.beir import read_beir
+
+        questions, paragraphs, revision = read_beir(path, LOOKED_FOR)
+        return Dataset(name, "beir", questions, revision, paragraphs, pooled=False)
+    if not path.exists():
+        hint = f"{nearest(name, HUB)}; or give a file or folder that is there"
+        raise UsageError(f"--dataset {name}: no such name, file or folder", hint)
+    form, questions, notes = _read_file(path)
+    if not questions:
+        raise DataError(f"{path}: no question with an answer in it", LOOKED_FOR)
+    return Dataset(name, form, questions, f"sha256:{sha256_file(path)}", notes=notes)
+
+
+def _from_hub(name: str) -> Dataset:
+    identifier, config, split, form = HUB[name]
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(identifier, config, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtefactError(
+            f"dataset {name} ({identifier} on the Hub): {reason}",
+            f"connect to the network once, or give a file: --dataset {name}_dev.json",
+        ) from error
+    commits = [url.partition("@")[2].partition("/")[0] for url in rows.info.download_checksums or {}]
+    records = ((f"{identifier} {split}[{i}]", dict(row)) for i, row in enumerate(rows))
+    return Dataset(name, form, _native(form, records), next(filter(None, commits), None))
+
+
+def _read_file(path: Path) -> tuple[str, tuple[Question, ...], tuple[str, ...]]:
+    whole = _whole_json(path)
+    if whole is not None:
+        first = whole[0][1]
+        form = form_of(whole[0][0], first)
+        if form is None:
+            raise _unknown(whole[0][0], first)
+        return form, _native(form, whole), ()
+    where, first = next(read_records([str(path)], LOOKED_FOR))
+    if "qas" in first or any(_own_pool(first, key) for key in _OWN):
+        return "clara", tuple(read_questions([str(path)])), ()
+    form = form_of(where, first)
+    if form is not None:
+        return form, _native(form, read_records([str(path)], LOOKED_FOR)), ()
+    if "question" not in first:
+        raise _unknown(where, first)
+    passed_over = [key for key in _POOL_LIKE if first.get(key)]
+    note = f"{path}: {', '.join(passed_over)} of each question is in no known form and is not read"
+    return "open", tuple(read_questions([str(path)])), (note,) if passed_over else ()
+
+
+def _own_pool(record: Record, key: str) -> bool:
+    value = record.get(key)
+    if key != "paragraphs":
+        return value is not None
+    return isinstance(value, list) and (not value or isinstance(value[0], dict) and "text" in value[0])
+
+
+def _native(form: str, records: Iterable[tuple[str, Record]]) -> tuple[Question, ...]:
+    """Questions of records that all have one native form."""
+    if form == "open":
+        return tuple(q for where, record in records for q in open_question(where, record))
+    is_form, read = FORMS[form]
+    questions: list[Question] = []
+    for where, record in records:
+        if not is_form(record):
+            raise DataError(f"{where}: not a {form} record like those before it", LOOKED_FOR)
+        questions.extend(read(where, record))
+    return tuple(questions)
+
+
+def _whole_json(path: Path) -> list[tuple[str, Record]] | None:
+    """The records of a file that is one JSON value: an array of them, or SQuAD's object; None for
+    JSON lines."""
+    source = sources.Source(path, path.name, str(path), "json")
+    with sources.opened(source) as (_, stream):
+        head = next(iter(sources.lines(stream, sources.MAX_LINE_BYTES)), (1, b""))[1] or b""
+        if _is_json_line(head):
+            return None
+        rest = sources.whole(stream, _LARGEST)
+    if rest is None:
+        raise DataError(f"{path}: larger than {_LARGEST:,} bytes as one JSON value", LOOKED_FOR)
+    try:
+        value: Any = json.loads(head + b"\n" + rest)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: neither JSON lines nor JSON: {error}", LOOKED_FOR) from error
+    return list(_records(path, value))
+
+
+def _is_json_line(line: bytes) -> bool:
+    """Whether a file's first line is one record of JSON lines."""
+    try:
+        value = json.loads(line)
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
+    if isinstance(value, dict) and not isinstance(value.get("data"), list):
+        raise _unknown(str(path), value)
+    found = value["data"] if isinstance(value, dict) else value
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{path}: no records in it", LOOKED_FOR)
+    for number, record in enumerate(found):
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: record {number} is {repr(record)[:40]}", LOOKED_FOR)
+        yield f"{path}: record {number}", record
+
+
+def _unknown(where: str, record: Record) -> DataError:
+    keys = ", ".join(sorted(map(str, record))[:8]) or "none"
+    return DataError(f"{where}: in no known form (its keys: {keys})", LOOKED_FOR + f"; {QUESTION_HINT}")
