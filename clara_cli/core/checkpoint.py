@@ -60,9 +60,8 @@ class CheckpointInfo:
         ratio = ratio or self.ratio
         if ratio not in self.ratios:
             served = ", ".join(map(str, self.ratios))
-            raise UsageError(
-                f"--ratio {ratio}: not served by this checkpoint", f"it serves {served}"
-            )
+            message = f"--ratio {ratio}: not served by this checkpoint"
+            raise UsageError(message, f"it serves {served}")
         return self.max_passage_tokens // ratio
 
 
@@ -114,7 +113,7 @@ def load(
         return load_released(path, name, backbone, device, dtype, dropout)
     raise ArtefactError(
         f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
-        "give the folder that clara pretrain or clara train wrote, or a released compression-N folder",
+        "give a folder that clara pretrain or clara train wrote, or a released compression-N one",
     )
 
 
@@ -172,18 +171,13 @@ def _check(info: CheckpointInfo) -> None:
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} is {value!r}")
     for ratio in (info.ratio, *info.ratios):
-        if (
-            type(ratio) is not int
-            or ratio < 1
-            or info.max_passage_tokens // ratio > info.memory_tokens
-        ):
+        slots = info.max_passage_tokens // ratio if type(ratio) is int and ratio > 0 else 0
+        if not 1 <= slots <= info.memory_tokens:
             raise ValueError(f"ratio {ratio!r} with {info.memory_tokens} memory tokens")
     if not info.roles or set(info.roles) - set(ROLES):
         raise ValueError(f"roles are {info.roles!r}")
     if info.prompt_version != PROMPT_VERSION:
-        raise ValueError(
-            f"prompt_version is {info.prompt_version!r}, this clara speaks {PROMPT_VERSION}"
-        )
+        raise ValueError(f"prompt_version is {info.prompt_version!r}, not {PROMPT_VERSION!r}")
     if not all(isinstance(v, str) for v in (info.backbone, info.fingerprint, info.stage)):
         raise ValueError("backbone name, fingerprint and stage are strings")
 
@@ -195,9 +189,8 @@ def _load_native(
     where = pick_device(device)
     bundled = path / "backbone"
     source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
-    base = load_backbone(
-        source, where, pick_dtype(dtype, where), None if backbone else info.revision
-    )
+    revision = None if backbone else info.revision
+    base = load_backbone(source, where, pick_dtype(dtype, where), revision)
     if weights_digest(base.model) != info.backbone_digest:
         raise ArtefactError(
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
@@ -206,9 +199,8 @@ def _load_native(
     tensors = _read(path / "memory.safetensors")
     expected = (info.memory_tokens, base.model.get_input_embeddings().weight.shape[1])
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
-        raise ArtefactError(
-            f"{path / 'memory.safetensors'}: no `memory` of shape {expected}", "restore it"
-        )
+        message = f"{path / 'memory.safetensors'}: no `memory` of shape {expected}"
+        raise ArtefactError(message, "restore the checkpoint from a copy")
     if info.table_rows is not None:
         set_tables(base.model, info.table_rows, tensors)
     lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
@@ -315,13 +307,11 @@ def save(
     extra = {"memory": model.memory_MD, "markers": model.markers_2D}
     if info.table_rows is not None:
         extra |= kept_rows(model, info)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in extra.items()}, work / "memory.safetensors"
-    )
+    extra = {name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
+    save_file(extra, work / "memory.safetensors")
     info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
-    (work / "clara.json").write_text(
-        json.dumps(describe(info), indent=2, ensure_ascii=False) + "\n"
-    )
+    described = json.dumps(describe(info), indent=2, ensure_ascii=False)
+    (work / "clara.json").write_text(described + "\n", encoding="utf-8")
     replace_folder(work, path)
     return info
 
