@@ -40,6 +40,7 @@ COMMANDS: dict[str, type[Common]] = {
     "compress": configs.CompressConfig,
     "index": configs.IndexConfig,
     "ask": configs.AskConfig,
+    "bench": configs.BenchConfig,
 }
 
 PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
@@ -220,7 +221,7 @@ def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
         module = importlib.import_module(f"clara_cli.commands.{name}")
         result = module.run(config, report)
     if as_json:
-        ui.write_json(dataclasses.asdict(result))
+        ui.write_json(ui.result_json(result))
     else:
         shorter = (flag for flag in ("dry_run", "check") if getattr(config, flag, False))
         ui.show_result(result, only=next(shorter, None))

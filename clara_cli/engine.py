@@ -57,7 +57,9 @@ class Clara:
         """
         opened = Corpus.open(Path(corpus))
         index = HnswIndex.load(opened.folder / "index", opened.manifest.sha256)
-        return cls(load(named_model(opened, model), backbone, device, dtype), opened, index)
+        ratio = opened.manifest.identity.ratio
+        loaded = load(named_model(opened, model), backbone, device, dtype, ratio=ratio)
+        return cls(loaded, opened, index)
 
     @property
     def has_text(self) -> bool:

@@ -166,3 +166,91 @@ class TrainResult:
     mse: float | None
     seconds: float
     tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """One row of `bench`: a system at a ratio (None where none applies). Scores are fractions 0-1
+    over all questions, None where nothing can be said; `ci95` holds 95 % bootstrap intervals.
+
+    `context_tokens` are the tokens that stand for the passages in the prompt, memory or text, on
+    average; `ms_per_question` is query, search and generation, with memory compressed before;
+    `bytes_per_passage` what keeping a passage takes. `best` names the scores in which the row is
+    highest by a significant difference.
+    """
+
+    name: str
+    ratio: int | None
+    em: float | None
+    f1: float | None
+    cover_em: float | None
+    recall: dict[str, float | None]
+    ci95: dict[str, list[float]]
+    truncated: int
+    ms_per_question: float
+    context_tokens: float
+    bytes_per_passage: float | None
+    best: tuple[str, ...] = field(default=(), metadata={"json": False})
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """A figure a paper reports; another corpus and model than anything measured here."""
+
+    system: str
+    ratio: int | None
+    dataset: str
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """How many of the numbers and names of `passages` texts (found by rule) a paraphrase written
+    from their memory still has."""
+
+    ratio: int
+    passages: int
+    numbers: int
+    numbers_kept: float | None
+    names: int
+    names_kept: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What `bench` measured; the keys of its JSON line. `report` is the folder of the reports."""
+
+    dataset: str
+    setting: str
+    n: int
+    seed: int
+    systems: tuple[Scorecard, ...]
+    predictions: str | None
+    survival: tuple[Survival, ...] = field(default=(), metadata={"json": False})
+    published: tuple[PublishedRow, ...] = field(default=(), metadata={"json": False})
+    report: str | None = field(default=None, metadata={"json": False})
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One row that two runs share, on their common questions: the mean of `metric` in each and the
+    paired permutation test's p."""
+
+    name: str
+    ratio: int | None
+    metric: str
+    n: int
+    first: float
+    second: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """What `bench --compare` found; the keys of its JSON line."""
+
+    first: str
+    second: str
+    rows: tuple[Comparison, ...]

@@ -207,6 +207,18 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     return record
 
 
+def result_json(result: Any) -> dict[str, Any]:
+    """The JSON object of a command's record: its fields, those marked `json: False` left out."""
+    fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
+    return {f.name: _plain(getattr(result, f.name)) for f in fields}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return result_json(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def show_result(result: Any, *, only: str | None = None) -> None:
     """What a command made, its figures, and the command to run next. `only` names the flag
     (`dry_run`, `check`) that made it do less."""

@@ -36,7 +36,7 @@ def run(config: CompressConfig, report: Report) -> CompressResult:
     started = time.monotonic()
     out = config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
-    loaded = load(model, config.backbone, config.device, config.dtype)
+    loaded = load(model, config.backbone, config.device, config.dtype, ratio=config.ratio)
     if "compressor" not in loaded.model.roles:
         message = f"{loaded.path}: no compressor in this checkpoint"
         raise ArtefactError(message, "use another --model")

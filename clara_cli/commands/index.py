@@ -37,7 +37,9 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
         return check(config.corpus, started)
     corpus = Corpus.open(config.corpus)
     model = named_model(corpus, config.model)
-    clara = Clara(load(model, config.backbone, config.device, config.dtype), corpus)
+    ratio = corpus.manifest.identity.ratio
+    loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio)
+    clara = Clara(loaded, corpus)
     folder = corpus.folder / "index"
     index = build(corpus, config.seed, report)
     questions = queries(config.queries, corpus)

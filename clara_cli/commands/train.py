@@ -73,7 +73,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     loaded = load(config.init, config.backbone, config.device, config.dtype)
     ratio_slots(loaded.info, config.ratios)
     stage = loaded.info.stage
-    run = RunFolder(config.out, run_settings(config, stage, ()))
+    run = RunFolder(config.out, run_settings(config, "none", ()))
     run.open()
     if run.finished:
         report.note(f"{config.out} is finished; nothing to do")

@@ -27,7 +27,7 @@ class AnswerExample:
 class Batch:
     """Token rows of one forward pass.
 
-    `passages` are distinct rows, encoded once; example b reads `pools[b]` of them. `rows` and
+    `passages` are encoded once each; example b reads `pools[b]` of them. `rows` and
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
     of its pool example b is given. `cut` counts answers that did not fit; an example of which no
     answer token fits is left out. `sources` names every record, for messages.
@@ -55,12 +55,13 @@ class Batch:
         encoded = sum(len(row) + self.slots for row in [*self.passages, *self.queries])
         return encoded + sum(map(len, self.rows))
 
-    def add_passages(self, rows: Sequence[list[int]]) -> None:
-        """Give the next example its pool; a passage already in the batch is not encoded again."""
+    def add_passages(self, rows: Sequence[list[int]], share: bool = False) -> None:
+        """Give the next example its pool. With `share` a passage already in the batch is not
+        encoded again; an alignment loss wants them all, each one counting as often as it comes."""
         pool = []
         for row in rows:
             key = tuple(row)
-            if key not in self._known:
+            if not share or key not in self._known:
                 self._known[key] = len(self.passages)
                 self.passages.append(row)
             pool.append(self._known[key])
@@ -114,7 +115,8 @@ def answer_batch(
         chat = prompter.answer_chat(example.question, picks, slots)
         if not batch.add_target(prompter, chat, example.answer, limit):
             continue
-        batch.add_passages([prompter.passage(text) for text in example.texts])
+        rows = [prompter.passage(text) for text in example.texts]
+        batch.add_passages(rows, share=top_k is not None)
         batch.picks.append(picks)
         if top_k is not None:
             batch.queries.append(prompter.passage(example.question))

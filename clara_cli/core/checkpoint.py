@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.hub import fetch, is_hub_id
 from clara_cli.core.model import ROLES, ClaraModel, LoraSettings
 from clara_cli.core.prompts import PROMPT_VERSION, Markers, Prompter
 from clara_cli.errors import ArtefactError, UsageError
@@ -75,8 +76,9 @@ class Loaded:
     name: str
 
 
-def resolve(name: str) -> Path:
-    """The directory behind `--model`.
+def resolve(name: str, ratio: int | None = None) -> Path:
+    """The directory behind `--model`; a Hub id is fetched, `ratio` choosing among the released
+    checkpoints of one repository.
 
     Raises:
         ArtefactError: when there is none.
@@ -88,8 +90,10 @@ def resolve(name: str) -> Path:
         return path / "checkpoint"
     if path.is_dir():
         return path
+    if is_hub_id(name):
+        return fetch(name, ratio)
     raise ArtefactError(
-        f"checkpoint {name}: no such directory", "--model takes nano or a directory"
+        f"checkpoint {name}: no such directory", "--model takes nano, a directory or owner/name"
     )
 
 
@@ -99,12 +103,14 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     dropout: float | None = None,
+    ratio: int | None = None,
 ) -> Loaded:
     """Load a checkpoint of any form, recognised by its content.
 
-    `dropout` overrides the LoRA dropout (training); reading never applies any.
+    `dropout` overrides the LoRA dropout (training); reading never applies any. `ratio` matters
+    only where a Hub repository holds one released checkpoint per ratio.
     """
-    path = resolve(name)
+    path = resolve(name, ratio)
     if (path / "clara.json").is_file():
         return _load_native(path, name, backbone, device, dtype, dropout)
     if (path / "adapters.pth").is_file():
@@ -304,7 +310,7 @@ def save(
         config.target_modules = sorted(model.peft.peft_config[role].target_modules or [])
         config.save_pretrained(work / role)
         save_file(role_tensors(model, role), work / role / "adapter_model.safetensors")
-    extra = {"memory": model.memory_MD, "markers": model.markers_2D}
+    extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     if info.table_rows is not None:
         extra |= kept_rows(model, info)
     extra = {name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}

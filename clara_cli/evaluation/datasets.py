@@ -16,7 +16,7 @@ from clara_cli.corpus import sources
 from clara_cli.corpus.examples import QUESTION_HINT, read_questions, read_records
 from clara_cli.corpus.files import sha256_file
 from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
-from clara_cli.evaluation.native import FORMS, Record, form_of, open_question
+from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question
 
 LOOKED_FOR = (
@@ -91,7 +91,8 @@ def _from_hub(name: str) -> Dataset:
             f"dataset {name} ({identifier} on the Hub): {reason}",
             f"connect to the network once, or give a file: --dataset {name}_dev.json",
         ) from error
-    commits = [url.partition("@")[2].partition("/")[0] for url in rows.info.download_checksums or {}]
+    files = rows.info.download_checksums or {}
+    commits = [url.partition("@")[2].partition("/")[0] for url in files]
     records = ((f"{identifier} {split}[{i}]", dict(row)) for i, row in enumerate(rows))
     return Dataset(name, form, _native(form, records), next(filter(None, commits), None))
 
@@ -121,7 +122,7 @@ def _own_pool(record: Record, key: str) -> bool:
     value = record.get(key)
     if key != "paragraphs":
         return value is not None
-    return isinstance(value, list) and (not value or isinstance(value[0], dict) and "text" in value[0])
+    return isinstance(value, list) and (not value or first_has(record, key, "text"))
 
 
 def _native(form: str, records: Iterable[tuple[str, Record]]) -> tuple[Question, ...]:
@@ -142,9 +143,11 @@ def _whole_json(path: Path) -> list[tuple[str, Record]] | None:
     JSON lines."""
     source = sources.Source(path, path.name, str(path), "json")
     with sources.opened(source) as (_, stream):
-        head = next(iter(sources.lines(stream, sources.MAX_LINE_BYTES)), (1, b""))[1] or b""
-        if _is_json_line(head):
-            return None
+        head = b""
+        if not _starts_array(stream):
+            head = next(sources.lines(stream, sources.MAX_LINE_BYTES), (1, b""))[1] or b""
+            if _is_json_line(head):
+                return None
         rest = sources.whole(stream, _LARGEST)
     if rest is None:
         raise DataError(f"{path}: larger than {_LARGEST:,} bytes as one JSON value", LOOKED_FOR)
@@ -153,6 +156,10 @@ def _whole_json(path: Path) -> list[tuple[str, Record]] | None:
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: neither JSON lines nor JSON: {error}", LOOKED_FOR) from error
     return list(_records(path, value))
+
+
+def _starts_array(stream: Any) -> bool:
+    return bool(stream.peek(64)[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["))
 
 
 def _is_json_line(line: bytes) -> bool:
@@ -178,4 +185,5 @@ def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
 
 def _unknown(where: str, record: Record) -> DataError:
     keys = ", ".join(sorted(map(str, record))[:8]) or "none"
-    return DataError(f"{where}: in no known form (its keys: {keys})", LOOKED_FOR + f"; {QUESTION_HINT}")
+    hint = f"{LOOKED_FOR}; {QUESTION_HINT}"
+    return DataError(f"{where}: in no known form (its keys: {keys})", hint)

@@ -27,14 +27,13 @@ def hotpotqa(where: str, record: Record) -> Iterator[Question]:
     context = _pairs(where, record, "context", "sentences")
     facts = _pairs(where, record, "supporting_facts", "sent_id")
     gold = {title for title, _ in facts}
+    if gold and not gold & {title for title, _ in context}:
+        raise wrong(where, f"no supporting fact ({sorted(map(str, gold))}) is in the context")
     pool = []
     for number, (title, sentences) in enumerate(context):
         if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
             raise wrong(where, f"context[{number}] has no list of sentences")
         pool.append(PoolPassage(str(number), str(title), _join(sentences), title in gold))
-    missing = gold - {title for title, _ in context}
-    if missing and not gold & {title for title, _ in context}:
-        raise wrong(where, f"supporting fact {sorted(map(str, missing))[0]!r} is not in the context")
     key = str(record.get("_id") or record.get("id") or where)
     yield Question(key, *_asked(where, record, ["answer"]), tuple(pool), where)
 
@@ -160,17 +159,18 @@ def _asked(where: str, record: Record, keys: list[str]) -> tuple[str, tuple[str,
     return question, tuple(dict.fromkeys(answers))
 
 
-def _first(record: Record, key: str, inner: str) -> bool:
+def first_has(record: Record, key: str, inner: str) -> bool:
     """Whether `record[key]` is a list whose first object has `inner`."""
     value = record.get(key)
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and inner in value[0]
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and inner in first
 
 
 Form = tuple[Callable[[Record], bool], Callable[[str, Record], Iterator[Question]]]
 FORMS: dict[str, Form] = {  # how a record of each form is told, and how it is read
     "hotpotqa": (lambda r: "context" in r and "supporting_facts" in r, hotpotqa),
-    "musique": (lambda r: _first(r, "paragraphs", "paragraph_text"), musique),
-    "squad": (lambda r: _first(r, "paragraphs", "qas"), squad),
+    "musique": (lambda r: first_has(r, "paragraphs", "paragraph_text"), musique),
+    "squad": (lambda r: first_has(r, "paragraphs", "qas"), squad),
     "squad-row": (lambda r: isinstance(r.get("answers"), dict) and "context" in r, squad_row),
     "triviaqa": (lambda r: isinstance(r.get("answer"), dict), triviaqa),
     "popqa": (lambda r: "possible_answers" in r, popqa),

@@ -14,26 +14,26 @@ from functools import lru_cache
 from clara_cli.search.bm25 import words
 
 STOP = {
-    "en": "a about after all also an and any are as at be been before being between both but by can"
-    " could did do does during each for from had has have he her his how i if in into is it its"
-    " many may more most much no not of on one only or other our over she so some such than that"
-    " the their them then there these they this those to under until up was we were what when"
-    " where which while who whom whose why will with would you your s t",
-    "de": "der die das und ist ein eine einen einem einer in im zu den dem des mit von auf für nicht"
-    " als auch an es sich wird wurde war sind bei nach wie wer was wo wann welche welcher hat am um"
-    " aus durch oder",
-    "fr": "le la les et est un une des du de dans en à au aux pour pas que qui sur avec par il elle"
-    " ce cette son sa ses sont était a été où quand quel quelle ou d l s qu",
+    "en": "a about after all also an and any are as at be been before being between both but by"
+    " can could did do does during each for from had has have he her his how i if in into is"
+    " it its many may more most much no not of on one only or other our over she so some"
+    " such than that the their them then there these they this those to under until up was"
+    " we were what when where which while who whom whose why will with would you your s t",
+    "de": "der die das und ist ein eine einen einem einer in im zu den dem des mit von auf für"
+    " nicht als auch an es sich wird wurde war sind bei nach wie wer was wo wann welche"
+    " welcher hat am um aus durch oder",
+    "fr": "le la les et est un une des du de dans en à au aux pour pas que qui sur avec par il"
+    " elle ce cette son sa ses sont était a été où quand quel quelle ou d l s qu",
     "es": "el la los las y es un una de del en a al por para con no que se su sus lo como más fue"
     " son era ha qué quién cuándo dónde cuál o",
-    "it": "il lo la i gli le e è un una di del della dei delle in a al da per con non che si su sono"
-    " era ha come più chi quando dove quale o nel nella",
-    "pt": "o a os as e é um uma de do da dos das em no na por para com não que se seu sua como mais"
-    " foi são era quem quando onde qual ou ao à",
-    "nl": "de het een en is in van op te dat die met voor niet zijn er aan ook als door bij werd was"
-    " naar om uit wie wat waar wanneer welke of",
-    "pl": "i w na z do że się nie to jest o jak po przez od dla był była były przy oraz kto co gdzie"
-    " kiedy który która",
+    "it": "il lo la i gli le e è un una di del della dei delle in a al da per con non che si su"
+    " sono era ha come più chi quando dove quale o nel nella",
+    "pt": "o a os as e é um uma de do da dos das em no na por para com não que se seu sua como"
+    " mais foi são era quem quando onde qual ou ao à",
+    "nl": "de het een en is in van op te dat die met voor niet zijn er aan ook als door bij werd"
+    " was naar om uit wie wat waar wanneer welke of",
+    "pl": "i w na z do że się nie to jest o jak po przez od dla był była były przy oraz kto co"
+    " gdzie kiedy który która",
 }
 STOPWORDS = {language: frozenset(text.split()) for language, text in STOP.items()}
 NUMBER_WORDS = {
@@ -51,9 +51,11 @@ NUMBER_WORDS = {
         ),
     ]
 }
+_UNITS = {"one": 1} | {w: int(v) for w, v in NUMBER_WORDS.items() if int(v) < 10}
+_TENS = {word for word, value in NUMBER_WORDS.items() if int(value) % 10 == 0 and value != "10"}
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
-_WORD = re.compile(r"[^\W\d_][^\W_]*(?:\.[^\W\d_](?![^\W_]))*")
+_WORD = re.compile(r"(?<!\w)[^\W\d_][^\W_]*(?:\.[^\W\d_](?![^\W_]))*")
 _SENTENCE_START = re.compile(r"(?:\A|[.!?:;\"“„«»()\[\]\n–—]|\s-|\d[.)])\s*[\"'“‘«(]*\Z")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _LEAST_HITS = 3  # commonest words needed to name a language
@@ -68,8 +70,17 @@ def content_words(text: str) -> list[str]:
 
 def numbers(text: str) -> set[str]:
     """The numbers of a text in one spelling: `1,200` is `1200`, `twelve` is `12`."""
-    found = {_plain_number(match) for match in _NUMBER.findall(unicodedata.normalize("NFKC", text))}
-    return found | {NUMBER_WORDS[word] for word in words(text) if word in NUMBER_WORDS}
+    spelled = words(text)
+    found = digits(text) | {NUMBER_WORDS[word] for word in spelled if word in NUMBER_WORDS}
+    for tens, unit in zip(spelled, spelled[1:], strict=False):
+        if tens in _TENS and unit in _UNITS:
+            found.add(str(int(NUMBER_WORDS[tens]) + _UNITS[unit]))
+    return found
+
+
+def digits(text: str) -> set[str]:
+    """The numbers a text writes in digits."""
+    return {_plain_number(match) for match in _NUMBER.findall(unicodedata.normalize("NFKC", text))}
 
 
 def _plain_number(text: str) -> str:
@@ -137,7 +148,7 @@ def sentences(text: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def language(text: str) -> str | None:
     """A European language told by its commonest words, None without clear evidence."""
-    found = words(text)
+    found = [word for word in words(text) if len(word) > 1]  # single letters are in too many
     counted = Counter({name: sum(w in common for w in found) for name, common in STOPWORDS.items()})
     (first, most), (_, second) = counted.most_common(2)
     if most < _LEAST_HITS or most < _LEAD * max(second, 1):

@@ -185,7 +185,7 @@ class Trainer:
 
     def question_tail(self, example: Example) -> tuple[str, list[int], list[int]]:
         question, answer = self.rng.choice(example.pairs)
-        return question, self.ids(f"\n\nQuestion:{question}") + [self.assistant], self.ids(answer) + [2]
+        return question, self.ids(f"\n\nQuestion:{question}") + [self.assistant], self.ids(f" {answer}") + [2]
 
     def step(self, examples: list[Example], slots: int, share: float) -> dict[str, Tensor]:
         """The losses of one batch; `share` of the budget is used up."""
@@ -368,6 +368,7 @@ WEIGHTS = {"list": 1.0, "repeat": 0.5, "answer": 1.0, "text": 0.5, "slots": 0.5,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--steps", type=int, help="stop after so many steps, whatever time is left")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--real", type=Path, help="a file of real passages with questions, one batch in twenty")
     parser.add_argument("--batch", type=int, default=16)
@@ -403,7 +404,7 @@ def main() -> None:
     checks = [invented(random.Random(1000 + i), held_out=True) for i in range(100)]
     started, mark, kept = time.monotonic() - progress.seconds, time.monotonic(), time.monotonic()
     means: dict[str, float] = {}
-    while progress.seconds < args.minutes * 60:
+    while progress.seconds < args.minutes * 60 and progress.step != args.steps:
         share = progress.seconds / (args.minutes * 60)
         use_real = bool(real) and trainer.rng.random() < 0.05
         batch = trainer.rng.sample(real, args.batch // 2) if use_real else [invented(trainer.rng) for _ in range(args.batch)]

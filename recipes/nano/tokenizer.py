@@ -1,7 +1,8 @@
 """Builds nano's tokenizer: byte-level BPE, digits one by one, invented names split into their parts.
 
 Chat format: `<s><|user|>...<|assistant|>...</s>`. The template has no place for a system message and
-leaves it out: the model was trained without one.
+leaves it out: the model was trained without one. An answer begins with a space, so that its words
+are the very tokens they are inside a text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|> ' + message['content'] + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SEAM = "\x01"

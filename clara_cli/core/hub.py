@@ -1,0 +1,125 @@
+"""Checkpoints on the Hugging Face Hub: which files a name means, and fetching just those.
+
+`HF_HOME`, `HF_HUB_OFFLINE` and interrupted downloads are the Hub client's business and work as its
+users know them. Nothing that was fetched is ever run. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from clara_cli.errors import ArtefactError, UsageError
+
+NATIVE = ("clara.json", "memory.safetensors", "*/adapter_*", "backbone/*")
+RELEASED = ("config.json", "adapters.pth", "decoder_first_last_layers.pth")
+SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name or owner/name/sub/folder, and no such folder is here."""
+    shape = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", name)
+    return shape is not None and not name.startswith(".") and not Path(name).exists()
+
+
+def fetch(name: str, ratio: int | None) -> Path:
+    """The local folder of a checkpoint named by Hub id, downloaded if it is not there yet.
+
+    `owner/name` may hold a native checkpoint, or released ones in `compression-N/`: then `ratio`
+    picks one. `owner/name/sub/folder` names the folder itself.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+        UsageError: when the ratio is not there, or has to be named.
+    """
+    owner, repo, *rest = name.split("/")
+    repository, folder = f"{owner}/{repo}", "/".join(rest)
+    files = list_files(repository)
+    if not folder:
+        folder = choose_folder(repository, files, ratio)
+    prefix = f"{folder}/" if folder else ""
+    native = f"{prefix}clara.json" in files
+    wanted = [prefix + pattern for pattern in (NATIVE if native else RELEASED)]
+    if not native and f"{prefix}adapters.pth" not in files:
+        raise ArtefactError(
+            f"{name}: no checkpoint there (neither clara.json nor adapters.pth)",
+            f"folders with one: {', '.join(sorted(released(files).values())) or 'none'}",
+        )
+    return download(repository, wanted) / folder
+
+
+def released(files: list[str]) -> dict[int, str]:
+    """Ratio -> sub-folder of the released checkpoints among a repository's files."""
+    found = (SUBFOLDER.match(file) for file in files)
+    return {int(match[2]): match[1] for match in found if match}
+
+
+def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
+    """The sub-folder a ratio means; the root where the checkpoint lies there."""
+    if "clara.json" in files or "adapters.pth" in files:
+        return ""
+    ratios = released(files)
+    served = ", ".join(map(str, sorted(ratios))) or "none"
+    if ratio is None and len(ratios) == 1:
+        return next(iter(ratios.values()))
+    if ratio is None:
+        raise UsageError(f"{repository} has checkpoints for several ratios", f"give --ratio: {served}")
+    if ratio not in ratios:
+        raise UsageError(f"--ratio {ratio}: not in {repository}", f"it serves {served}")
+    return ratios[ratio]
+
+
+def list_files(repository: str) -> list[str]:
+    """A repository's files: asked of the Hub, or, offline, those already here."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return list(HfApi().list_repo_files(repository))
+    except HfHubHTTPError as error:
+        raise refused(repository, error) from error
+    except (OfflineModeIsEnabled, OSError) as error:
+        try:
+            here = Path(snapshot_download(repository, local_files_only=True))
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            raise ArtefactError(
+                f"{repository}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
+                "connect once (unset HF_HUB_OFFLINE), or give a local folder",
+            ) from error
+        return [str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()]
+
+
+def download(repository: str, patterns: list[str]) -> Path:
+    """Fetch the files that match, resuming where an earlier download stopped."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except HfHubHTTPError as error:
+        raise refused(repository, error) from error
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ArtefactError(
+            f"{repository}: the download stopped: {reason(error)}",
+            "run the same command again: it goes on where it stopped",
+        ) from error
+
+
+def refused(repository: str, error: Exception) -> ArtefactError:
+    """The Hub's refusal in one sentence."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ArtefactError(
+            f"{repository}: the Hub refuses access ({status})",
+            "accept its conditions on its page and log in (hf auth login), "
+            + ("or check HF_TOKEN" if os.environ.get("HF_TOKEN") else "or set HF_TOKEN"),
+        )
+    if status == 404:
+        return ArtefactError(f"{repository}: no such repository on the Hub", "check owner and name")
+    return ArtefactError(f"{repository}: {reason(error)}", "try again later")
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

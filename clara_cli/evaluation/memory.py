@@ -1,0 +1,116 @@
+"""Memory of passages for measuring: computed here as `clara compress` would, or read from a corpus.
+
+Tensor letters: N passages, M memory tokens, D hidden. Rows are those of `pools.Piece`. A passage's
+memory depends on its row alone, not on who asked first: batches are fixed runs of rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clara_cli.core.model import ClaraModel
+from clara_cli.corpus.manifest import DTYPE_BYTES
+from clara_cli.corpus.store import Corpus
+
+
+class Memories(Protocol):
+    """Memory by row, float32 on the CPU."""
+
+    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+        """memory_NMD of these rows."""
+
+    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order, as (first row, memory_NMD)."""
+
+    def seconds(self, rows: Sequence[int], slots: int) -> float:
+        """What compressing these passages took, 0 where it was done before."""
+
+    def bytes_per_passage(self, slots: int) -> int:
+        """Bytes of one passage's memory as stored."""
+
+
+class ComputedMemories:
+    """Compressed when first asked for, kept in the stored number format. `batch` rows at a time;
+    `keep` batches per ratio stay (None: all)."""
+
+    def __init__(
+        self,
+        model: ClaraModel,
+        texts: Sequence[str],
+        dtype: torch.dtype,
+        batch: int = 32,
+        keep: int | None = None,
+    ) -> None:
+        self._model, self._texts, self._dtype = model, texts, dtype
+        self._batch, self._keep = batch, keep
+        self._kept: dict[int, OrderedDict[int, tuple[Tensor, float]]] = {}
+
+    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+        """memory_NMD of these rows."""
+        if not rows:
+            return torch.empty(0, slots, self._model.memory_MD.shape[1])
+        found = [self._made(row // self._batch, slots)[0][row % self._batch] for row in rows]
+        return torch.stack(found).float()
+
+    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order."""
+        for first in range(0, len(self._texts), self._batch):
+            yield first, self._made(first // self._batch, slots)[0].float()
+
+    def seconds(self, rows: Sequence[int], slots: int) -> float:
+        """What compressing these passages took: each one's share of its batch."""
+        return sum(self._made(row // self._batch, slots)[1] for row in rows)
+
+    def bytes_per_passage(self, slots: int) -> int:
+        """Bytes of one passage's memory."""
+        return slots * self._model.memory_MD.shape[1] * self._dtype.itemsize
+
+    def _made(self, number: int, slots: int) -> tuple[Tensor, float]:
+        """A batch's memory_NMD and the seconds a passage of it took."""
+        kept = self._kept.setdefault(slots, OrderedDict())
+        if number not in kept:
+            kept[number] = self._compress(number, slots)
+            if self._keep is not None and len(kept) > self._keep:
+                kept.popitem(last=False)
+        kept.move_to_end(number)
+        return kept[number]
+
+    def _compress(self, number: int, slots: int) -> tuple[Tensor, float]:
+        texts = self._texts[number * self._batch : (number + 1) * self._batch]
+        began = time.monotonic()
+        rows = [self._model.prompter.passage(text) for text in texts]
+        with torch.inference_mode():
+            memory_NMD = self._model.encode(rows, "compressor", slots).memory_BMD
+        memory_NMD = memory_NMD.to(self._dtype).cpu()
+        return memory_NMD, (time.monotonic() - began) / len(texts)
+
+
+class StoredMemories:
+    """The memory of a compressed corpus; a smaller memory is the first rows of the stored one."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+        """memory_NMD of these rows."""
+        return self._corpus.memory(rows)[:, :slots]
+
+    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order."""
+        for first, memory_NMD in self._corpus.memory_chunks():
+            yield first, memory_NMD[:, :slots]
+
+    def seconds(self, rows: Sequence[int], slots: int) -> float:
+        """Nothing: the corpus was compressed before."""
+        return 0.0
+
+    def bytes_per_passage(self, slots: int) -> int:
+        """Bytes of one passage's memory."""
+        identity = self._corpus.manifest.identity
+        return slots * identity.hidden * DTYPE_BYTES[identity.dtype]

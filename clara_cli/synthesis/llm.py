@@ -1,0 +1,301 @@
+"""A language model behind any OpenAI-compatible server: bounded concurrency, retries with backoff,
+several servers sharing the load, replies of bounded size, errors a user can act on.
+
+Knows nothing of what is asked. The key comes from the caller, goes into one header, and is cut out
+of whatever a server says before anybody reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httpx2
+
+from clara_cli.errors import ClaraError, UsageError
+from clara_cli.synthesis import wire
+from clara_cli.synthesis.wire import Broken, Reply
+
+LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
+CONNECT_SECONDS = 10.0
+KEY_HINT = "set CLARA_LLM_API_KEY (or OPENAI_API_KEY) to a key this server takes"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One thing to ask. `schema` is the JSON the reply should be, `salt` makes a second asking
+    another sample."""
+
+    task: str
+    text: str
+    schema: dict[str, Any]
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    salt: int = 0
+
+    def seed(self, seed: int) -> int:
+        """The sampling seed: the same for the same prompt, whatever the order of the work."""
+        digest = hashlib.sha256(f"{seed} {self.salt} {self.text}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+
+class LLM(Protocol):
+    """What answers prompts."""
+
+    async def check(self) -> None:
+        """Make sure it answers at all; raises LLMError."""
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        """The reply. Raises Unfit, Unanswered, LLMError."""
+
+    async def close(self) -> None:
+        """Let go of connections and threads."""
+
+
+class LLMError(ClaraError):
+    """No reply can be had from now on; the run ends."""
+
+
+class Unfit(Exception):  # noqa: N818  (a verdict on one prompt)
+    """The server refuses this prompt and answers others: `gate` is context or refused."""
+
+    def __init__(self, gate: str, detail: str) -> None:
+        super().__init__(detail)
+        self.gate, self.detail = gate, detail
+
+
+class Unanswered(Exception):  # noqa: N818  (an event on one prompt)
+    """Every try at one prompt failed while the server answers others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """How to talk to servers. Times are seconds."""
+
+    model: str
+    concurrency: int = 16
+    timeout: float = 300.0
+    retries: int = 5
+    backoff: float = 1.0
+    stream: bool = False
+    seed: int = 0
+
+
+class _Transient(Exception):
+    """A failure that may pass. `everyone`: other prompts would meet it too; `hung`: it took a
+    whole timeout to see."""
+
+    def __init__(
+        self, message: str, wait: float = 0.0, everyone: bool = False, hung: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.wait, self.everyone, self.hung = wait, everyone, hung
+
+
+@dataclass(slots=True)
+class _Endpoint:
+    url: str
+    http: httpx2.AsyncClient
+    dialect: int = 0  # how much of the request this server understands, see wire.body
+    in_flight: int = 0
+    ready_at: float = 0.0
+
+
+class ChatClient:
+    """`LLM` over /v1/chat/completions of one or several servers with the same model."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        settings: ChatSettings,
+        key: str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings, self._key, self._say = settings, key, say
+        self._endpoints = [self._endpoint(url) for url in dict.fromkeys(map(base_url, urls))]
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._answered_at = -1.0
+        self._random = random.Random(settings.seed)
+
+    def _endpoint(self, url: str) -> _Endpoint:
+        host = urlsplit(url).hostname or ""
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        size = self._settings.concurrency
+        http = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=size, max_keepalive_connections=size),
+            trust_env=host not in _LOOPBACK,  # a proxy does not know this machine's servers
+        )
+        return _Endpoint(url, http)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for endpoint in self._endpoints:
+            await endpoint.http.aclose()
+
+    async def check(self) -> None:
+        """Ask each server for a few tokens, and learn what it understands. A server that does not
+        answer is said and left out; raises LLMError where none does."""
+        asked = self._endpoints
+        found = await asyncio.gather(*(self._probe(e) for e in asked))
+        errors = [error for error in found if error is not None]
+        if len(errors) == len(found):
+            raise errors[0]
+        for error in errors:
+            self._say(f"{error.message}; going on without it")
+        self._endpoints = [e for e, error in zip(asked, found, strict=True) if error is None]
+
+    async def _probe(self, endpoint: _Endpoint) -> LLMError | None:
+        prompt = Prompt("probe", 'Reply with {"ready": true}', {"type": "object"}, max_tokens=16)
+        for attempt in range(self._settings.retries + 1):
+            try:
+                await self._send(endpoint, prompt)
+                return None
+            except LLMError as error:
+                return error
+            except Unfit as unfit:
+                if endpoint.dialect == wire.LAST_DIALECT:
+                    said = f"{endpoint.url} refuses requests: {unfit.detail}"
+                    return LLMError(said, "check --llm-model and the server's log")
+                endpoint.dialect += 1
+            except _Transient as error:
+                if attempt == self._settings.retries or not error.wait:
+                    return LLMError(str(error), wire.START_HINT)
+                await asyncio.sleep(self._delay(error, attempt))
+        return LLMError(f"{endpoint.url} does not answer", wire.START_HINT)
+
+    async def ask(self, prompt: Prompt) -> Reply:
+        """The reply to a prompt, tried again where a failure may pass, elsewhere if there is an
+        elsewhere."""
+        started, last, failed = time.monotonic(), "", None
+        async with self._slots:
+            for attempt in range(self._settings.retries + 1):
+                endpoint = await self._pick(failed)
+                endpoint.in_flight += 1
+                try:
+                    reply = await self._send(endpoint, prompt)
+                    self._answered_at = time.monotonic()
+                    return reply
+                except _Transient as error:
+                    last, failed = str(error), endpoint
+                    if error.hung and self._answered_at < started:
+                        break  # a whole timeout without an answer to anybody: enough
+                    await self._wait(endpoint, error, attempt)
+                finally:
+                    endpoint.in_flight -= 1
+            if self._answered_at < started:  # nobody was answered meanwhile: is it gone?
+                await self.check()
+        raise Unanswered(last)
+
+    async def _pick(self, failed: _Endpoint | None) -> _Endpoint:
+        """The least busy server that is not resting, rather another one than failed just now."""
+        now = time.monotonic()
+        ready = [e for e in self._endpoints if e.ready_at <= now]
+        if ready:
+            return min(ready, key=lambda e: (e is failed, e.in_flight))
+        first = min(self._endpoints, key=lambda e: e.ready_at)
+        await asyncio.sleep(first.ready_at - now)
+        return first
+
+    def _delay(self, error: _Transient, attempt: int) -> float:
+        wait: float = self._settings.backoff * 2**attempt * (1 + self._random.random() / 4)
+        return min(LONGEST_WAIT, max(wait, error.wait))
+
+    async def _wait(self, endpoint: _Endpoint, error: _Transient, attempt: int) -> None:
+        if attempt == self._settings.retries:
+            return
+        delay = self._delay(error, attempt)
+        if error.everyone:
+            endpoint.ready_at = max(endpoint.ready_at, time.monotonic() + delay)
+        elif len(self._endpoints) == 1:
+            await asyncio.sleep(delay)
+
+    async def _send(self, endpoint: _Endpoint, prompt: Prompt) -> Reply:
+        settings, url = self._settings, endpoint.url
+        body = wire.body(
+            endpoint.dialect,
+            model=settings.model,
+            text=prompt.text,
+            schema=prompt.schema,
+            max_tokens=prompt.max_tokens,
+            temperature=prompt.temperature,
+            seed=prompt.seed(settings.seed),
+            stream=settings.stream,
+        )
+        try:
+            async with asyncio.timeout(settings.timeout):
+                async with endpoint.http.stream(
+                    "POST", f"{url}/chat/completions", json=body
+                ) as response:
+                    if response.status_code == 200:
+                        return await wire.read_reply(response, prompt.text)
+                    said = await self._said(response)
+                    raise self._failure(url, response, said)
+        except TimeoutError as error:
+            message = f"{url} did not answer within {settings.timeout:g} s"
+            raise _Transient(message, hung=True) from error
+        except httpx2.ConnectError as error:
+            raise _Transient(f"no server answers at {url}: {error}", everyone=True) from error
+        except (httpx2.TransportError, httpx2.DecodingError, Broken) as error:
+            reason = str(error) or type(error).__name__
+            raise _Transient(f"{url} broke off its answer: {reason}") from error
+
+    async def _said(self, response: httpx2.Response) -> str:
+        """What the server says of its refusal, one line, the key cut out."""
+        raw, _ = await wire.read_bounded(response, 65_536)
+        text = raw.decode(errors="replace")
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            said = text
+        for key in ("error", "message", "detail"):
+            said = said.get(key, said) if isinstance(said, dict) else said
+        text = said if isinstance(said, str) else json.dumps(said)
+        if self._key:
+            text = text.replace(self._key, "***")
+        return " ".join(text.split())[:200]
+
+    def _failure(self, url: str, response: httpx2.Response, said: str) -> Exception:
+        """What a status other than 200 means."""
+        status = response.status_code
+        if status in (401, 403):
+            sent = "the key" if self._key else "requests without a key"
+            return LLMError(f"{url} refuses {sent} ({status})", KEY_HINT)
+        if status == 404:
+            named = f"{url} has no model {self._settings.model!r}, or no chat completions"
+            hint = "check --llm-model, and that --llm is the address up to /v1"
+            return LLMError(f"{named} (404: {said})", hint)
+        if status == 429 or status >= 500 or status == 408:
+            wait = wire.retry_after(response.headers.get("retry-after"))
+            everyone = status in (429, 503)
+            return _Transient(f"{url} answers {status}: {said}", max(wait, 1e-3), everyone)
+        if 300 <= status < 400:
+            return LLMError(f"{url} redirects ({status})", "give --llm the address it leads to")
+        if wire.too_long(status, said):
+            return Unfit("context", said)
+        return Unfit("refused", f"{status}: {said}")
+
+
+def base_url(url: str) -> str:
+    """A server's address up to /v1. Raises UsageError for what cannot be one."""
+    shown = url.split("@")[-1]
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"--llm {shown}: {error}", wire.URL_HINT) from error
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise UsageError(f"--llm {shown}: not a server's address", wire.URL_HINT)
+    if "@" in parts.netloc:
+        raise UsageError(f"--llm {shown}: a key in the address", KEY_HINT)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"

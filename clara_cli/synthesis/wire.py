@@ -1,0 +1,176 @@
+"""The bytes of a chat completion: the request in the dialects servers understand, the reply whole
+or as a stream, never more of it than a bound.
+
+Knows one exchange; nothing of retries, prompts or keys.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+REPLY_BYTES = 2**20  # more than any reply asked for here; beyond it nobody reads
+CHARACTERS_A_TOKEN = 4  # where a server does not count
+LAST_DIALECT = 2
+URL_HINT = "an address looks like http://127.0.0.1:8000/v1"
+START_HINT = "start the server, or correct --llm; what is finished is kept"
+_TOO_LONG = ("context length", "context window", "maximum context", "too long", "too many tokens")
+
+
+class Broken(Exception):  # noqa: N818  (a verdict on one response)
+    """A response that is no chat completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said, and the tokens it took (estimated where the server does not count).
+    `cut`: it ended at the token limit, or at the size bound."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cut: bool = False
+
+
+def body(
+    dialect: int,
+    *,
+    model: str,
+    text: str,
+    schema: dict[str, Any],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    stream: bool,
+) -> dict[str, Any]:
+    """A request. Dialect 0 asks for the JSON schema; 1 leaves that to the prompt (transformers
+    serve); 2 is what is left for servers that refuse a seed, a temperature or `max_tokens`."""
+    made: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "stream": stream,
+    }
+    if dialect == LAST_DIALECT:
+        return made | {"max_completion_tokens": max_tokens}
+    made |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    if dialect == 0:
+        named = {"name": "reply", "schema": schema}
+        made["response_format"] = {"type": "json_schema", "json_schema": named}
+        if stream:
+            made["stream_options"] = {"include_usage": True}
+    return made
+
+
+async def read_bounded(response: httpx2.Response, limit: int) -> tuple[bytes, bool]:
+    """At most `limit` bytes of a response, decompressed, and whether that is all of it."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_bytes():
+        parts.append(part[: limit - size])
+        size += len(part)
+        if size > limit:
+            return b"".join(parts), False
+    return b"".join(parts), True
+
+
+async def read_reply(response: httpx2.Response, asked: str) -> Reply:
+    """The reply of a response with status 200. Raises Broken."""
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        return await _read_stream(response, asked)
+    raw, whole = await read_bounded(response, REPLY_BYTES)
+    if not whole:
+        return Reply("", _estimate(asked), REPLY_BYTES // CHARACTERS_A_TOKEN, cut=True)
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Broken("not JSON") from error
+    choice = _choice(record)
+    if choice is None:
+        raise Broken("no choices in it")
+    message = choice.get("message")
+    text = message.get("content") if isinstance(message, dict) else None
+    return _reply(text if isinstance(text, str) else "", choice, record.get("usage"), asked)
+
+
+async def _read_stream(response: httpx2.Response, asked: str) -> Reply:
+    parts: list[str] = []
+    last: dict[str, Any] = {}
+    usage: Any = None
+    ended = False
+    async for data in _events(response):
+        if data is None:  # beyond the bound
+            return Reply("", _estimate(asked), REPLY_BYTES // CHARACTERS_A_TOKEN, cut=True)
+        if data == b"[DONE]":
+            ended = True
+            break
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise Broken("an event that is not JSON") from error
+        choice = _choice(record)
+        usage = record.get("usage") or usage if isinstance(record, dict) else usage
+        if choice is not None:
+            last = choice if choice.get("finish_reason") else last
+            delta = choice.get("delta")
+            text = delta.get("content") if isinstance(delta, dict) else None
+            parts.append(text if isinstance(text, str) else "")
+    if not ended and not last:
+        raise Broken("the stream ended early")
+    return _reply("".join(parts), last, usage, asked)
+
+
+async def _events(response: httpx2.Response) -> AsyncIterator[bytes | None]:
+    """The data of each event of a stream; None once it passes the bound."""
+    rest, size = b"", 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > REPLY_BYTES:
+            yield None
+            return
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+    if rest.startswith(b"data:"):
+        yield rest[5:].strip()
+
+
+def _choice(record: Any) -> dict[str, Any] | None:
+    choices = record.get("choices") if isinstance(record, dict) else None
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0]
+    return None
+
+
+def _reply(text: str, choice: dict[str, Any], usage: Any, asked: str) -> Reply:
+    counted = usage if isinstance(usage, dict) else {}
+    prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
+    return Reply(
+        text,
+        prompt if isinstance(prompt, int) else _estimate(asked),
+        completion if isinstance(completion, int) else _estimate(text),
+        cut=choice.get("finish_reason") == "length",
+    )
+
+
+def _estimate(text: str) -> int:
+    return math.ceil(len(text) / CHARACTERS_A_TOKEN)
+
+
+def retry_after(value: str | None) -> float:
+    """Seconds a server asks to be left alone; 0 where it says nothing readable."""
+    try:
+        seconds = float(value or 0)
+    except ValueError:  # a date: the own backoff is as good
+        return 0.0
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def too_long(status: int, said: str) -> bool:
+    """Whether a refusal is about a prompt beyond the model's context."""
+    return status == 413 or any(mark in said.lower() for mark in _TOO_LONG)

@@ -1,0 +1,94 @@
+"""Runs made once: a checkpoint through all three stages, and a corpus compressed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from clara_cli.commands import compress, pretrain, train
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on two, much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+class Heard:
+    """A report that keeps what was said; `at` may raise at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.seen: list[Any] = []
+        self.stop_at = stop_at
+
+    def progress(self, progress: Any) -> None:
+        self.seen.append(progress)
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def heard() -> type[Heard]:
+    return Heard
+
+
+@dataclass(frozen=True)
+class Works:
+    """Where the shared runs and data lie; nothing in it is written to after it was made."""
+
+    backbone: Path
+    pairs: Path
+    questions: Path
+    documents: Path
+    scp: Path
+    instruct: Path
+    e2e: Path
+    corpus: Path
+
+
+@pytest.fixture(scope="session")
+def works(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Works:
+    folder = tmp_path_factory.mktemp("works")
+    made = Works(
+        backbone=tiny_backbone,
+        pairs=tiny.write_jsonl(folder / "pairs.jsonl", tiny.pairs()),
+        questions=tiny.write_jsonl(folder / "questions.jsonl", tiny.questions()),
+        documents=tiny.write_jsonl(folder / "documents.jsonl", tiny.documents()),
+        scp=folder / "scp",
+        instruct=folder / "instruct",
+        e2e=folder / "e2e",
+        corpus=folder / "world.clara",
+    )
+    stages = (("instruct", made.scp, made.instruct), ("e2e", made.instruct, made.e2e))
+    with one_thread():
+        pretrain.run(tiny.scp(made.pairs, made.backbone, made.scp), Heard())
+        for stage, init, out in stages:
+            train.run(tiny.train(made.questions, init, out, stage), Heard())
+        compress.run(tiny.compress(made.documents, made.e2e, made.corpus), Heard())
+    return made

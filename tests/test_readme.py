@@ -1,0 +1,95 @@
+"""README is executed: its commands, its Python, its tree of files, and its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clara_cli.app import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{re.escape(language)}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands(block: str) -> list[list[str]]:
+    """The commands of a shell block, continuation lines and && taken apart."""
+    joined = block.replace("\\\n", " ")
+    lines = [part.strip() for line in joined.splitlines() for part in line.split("&&")]
+    return [shlex.split(line, comments=True) for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A fresh folder with what a clone has beside the package."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return folder
+
+
+def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    ours = [words for words in commands(blocks("sh")[0]) if words[0] == "clara"]
+    assert [words[1] for words in ours] == ["compress", "index", "ask"]
+    for words in ours:
+        with pytest.raises(SystemExit) as left:
+            app(words[1:])
+        assert left.value.code == 0, words
+    said = capsys.readouterr().out
+    assert len(re.findall(r"(invented|real)-\d{3}", said)) >= 5
+
+
+def test_the_python_example_runs(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    assert (workplace / "sample.clara").is_dir(), "the main job comes first"
+    (code,) = blocks("python")
+    exec(compile(code, "README", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("words", [w for b in blocks("sh gpu") for w in commands(b)], ids=lambda w: " ".join(w[:3]))
+def test_a_command_for_a_gpu_is_one_the_program_takes(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("clara_cli.app._run", lambda *_, **__: None)
+    monkeypatch.setattr("clara_cli.app._ask", lambda *_, **__: None)
+    assert words[0] == "clara"
+    with pytest.raises(SystemExit) as left:
+        app(words[1:])
+    assert left.value.code == 0
+
+
+def test_the_tree_is_the_real_tree():
+    (tree,) = [b for b in blocks("") if "clara_cli/" in b]
+    named = set(re.findall(r"^  (\w+)(?:\.py|/)", tree, re.M))
+    real = {p.stem for p in (ROOT / "clara_cli").iterdir() if not p.name.startswith("__")}
+    assert named == real
+    for package in ("core", "corpus", "search", "evaluation", "synthesis"):
+        folder = ROOT / "clara_cli" / package
+        if not folder.is_dir():
+            continue
+        line = next(line for line in tree.splitlines() if line.startswith(f"  {package}/"))
+        modules = {p.stem for p in folder.glob("*.py")} - {"__init__"}
+        assert modules <= set(re.findall(r"\w+", line)), f"{package}: {modules} in {line!r}"
+
+
+def test_every_link_inside_the_repository_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_help_of_every_command_shows_its_examples():
+    run = subprocess.run(
+        [sys.executable, "-m", "clara_cli", "--help"], capture_output=True, text=True, check=True
+    )
+    for name in re.findall(r"^\| `clara (\w+)", README, re.M):
+        assert name in run.stdout
