@@ -35,6 +35,7 @@ if typing.TYPE_CHECKING:
     from clara_cli.ui import TerminalReport
 
 COMMANDS: dict[str, type[Common]] = {
+    "synth": configs.SynthConfig,
     "pretrain": configs.PretrainConfig,
     "train": configs.TrainConfig,
     "compress": configs.CompressConfig,
@@ -215,13 +216,13 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
 
 def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
     """Run a command that returns one record, and show it."""
-    from clara_cli import ui
+    from clara_cli import scorecard, ui
 
     with ui.TerminalReport(quiet=quiet) as report:
         module = importlib.import_module(f"clara_cli.commands.{name}")
         result = module.run(config, report)
     if as_json:
-        ui.write_json(ui.result_json(result))
+        ui.write_json(scorecard.result_json(result))
     else:
         shorter = (flag for flag in ("dry_run", "check") if getattr(config, flag, False))
         ui.show_result(result, only=next(shorter, None))

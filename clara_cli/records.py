@@ -254,3 +254,28 @@ class CompareResult:
     first: str
     second: str
     rows: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SynthResult:
+    """What `synth` wrote; the keys of its JSON line. `pairs` is the file; `accepted` and `rejected`
+    count question-answer pairs, paraphrases or pool questions over all runs that made it, `rounds`
+    is the most that a passage took, `tokens` are the language model's, read and written.
+
+    `kinds` has (accepted, rejected) of each kind, `reasons` and `dropped` count why pairs and
+    passages were rejected, `coverage` is the mean over passages, `samples` are pairs to judge by.
+    """
+
+    pairs: str
+    accepted: int
+    rejected: int
+    passages: int
+    rounds: int
+    tokens: int
+    seconds: float
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict, metadata={"json": False})
+    reasons: dict[str, int] = field(default_factory=dict, metadata={"json": False})
+    dropped: dict[str, int] = field(default_factory=dict, metadata={"json": False})
+    coverage: float | None = field(default=None, metadata={"json": False})
+    cost: float | None = field(default=None, metadata={"json": False})
+    samples: tuple[tuple[str, str], ...] = field(default=(), metadata={"json": False})

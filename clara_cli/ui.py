@@ -30,7 +30,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from clara_cli import records
+from clara_cli import harvest, records, scorecard
 from clara_cli.errors import ClaraError, Interrupted
 from clara_cli.records import Answer, CompressResult, IndexResult, TrainResult
 
@@ -207,26 +207,14 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     return record
 
 
-def result_json(result: Any) -> dict[str, Any]:
-    """The JSON object of a command's record: its fields, those marked `json: False` left out."""
-    fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
-    return {f.name: _plain(getattr(result, f.name)) for f in fields}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return result_json(value)
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def show_result(result: Any, *, only: str | None = None) -> None:
     """What a command made, its figures, and the command to run next. `only` names the flag
     (`dry_run`, `check`) that made it do less."""
-    lines: dict[type, Callable[[Any, str | None], list[str]]]
+    lines: dict[type, Callable[[Any, str | None], list[Any]]]
     lines = {CompressResult: _compressed, IndexResult: _indexed, TrainResult: _trained}
     out = console(stderr=False)
-    for line in lines[type(result)](result, only):
-        out.print(Text(clean(line)))
+    for line in {**lines, **scorecard.LINES, **harvest.LINES}[type(result)](result, only):
+        out.print(Text(clean(line)) if isinstance(line, str) else line)
 
 
 def _compressed(r: CompressResult, only: str | None) -> list[str]:

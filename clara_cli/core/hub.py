@@ -72,34 +72,49 @@ def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
 
 def list_files(repository: str) -> list[str]:
     """A repository's files: asked of the Hub, or, offline, those already here."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         return list(HfApi().list_repo_files(repository))
     except HfHubHTTPError as error:
         raise refused(repository, error) from error
-    except (OfflineModeIsEnabled, OSError) as error:
-        try:
-            here = Path(snapshot_download(repository, local_files_only=True))
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            raise ArtefactError(
-                f"{repository}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
-                "connect once (unset HF_HUB_OFFLINE), or give a local folder",
-            ) from error
-        return [str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()]
+    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
+        if here := cached_files(repository):
+            return here
+        raise ArtefactError(
+            f"{repository}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
+            "connect once (unset HF_HUB_OFFLINE), or give a local folder",
+        ) from error
+
+
+def cached_files(repository: str) -> list[str]:
+    """The files of a repository's newest snapshot in the local cache; [] where there is none."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    revisions = [r for repo in repositories if repo.repo_id == repository for r in repo.revisions]
+    if not revisions:
+        return []
+    newest = max(revisions, key=lambda revision: revision.last_modified)
+    files = (file.file_path.relative_to(newest.snapshot_path) for file in newest.files)
+    return sorted(map(str, files))
 
 
 def download(repository: str, patterns: list[str]) -> Path:
     """Fetch the files that match, resuming where an earlier download stopped."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except HfHubHTTPError as error:
         raise refused(repository, error) from error
-    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
         raise ArtefactError(
             f"{repository}: the download stopped: {reason(error)}",
             "run the same command again: it goes on where it stopped",

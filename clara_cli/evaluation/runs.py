@@ -166,7 +166,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _resume(folder: Path, rows: Sequence[Row], ids: Sequence[str]) -> tuple[Answered, int]:
     """What whole questions are there, with the files cut back to them; and how many."""
-    predictions, measures = (_read(folder / name) for name in (PREDICTIONS, MEASURES))
+    predictions, measures = (read_lines(folder / name) for name in (PREDICTIONS, MEASURES))
     kept, done = 0, 0
     for number, identifier in enumerate(ids):
         expected = [r for r in rows if r.cases is None or number in r.cases]
@@ -190,7 +190,7 @@ def _resume(folder: Path, rows: Sequence[Row], ids: Sequence[str]) -> tuple[Answ
     return answered, done
 
 
-def _read(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[Line]:
     """The whole lines of a file that may end in the middle of one."""
     if not path.exists():
         return []

@@ -53,7 +53,7 @@ def score(
 ) -> Scored:
     """One row's scores. Questions without a gold answer are left out of the answer scores, those
     without gold paragraphs out of the ranking's; a score nothing can be said about is None."""
-    values = {key: [] for key in ANSWER_SCORES} | per_answer(predictions)
+    values = per_answer(predictions)
     phases = {phase: 1000 * mean([m["seconds"][phase] for m in measures]) for phase in PHASES}
     intervals = {key: interval(values[key], seed) for key in ANSWER_SCORES if values[key]}
     means = {key: mean(values[key]) if values[key] else None for key in ANSWER_SCORES}
@@ -106,7 +106,8 @@ def mark_best(rows: Sequence[Scored], seed: int) -> list[Scored]:
     best: dict[int, list[str]] = {}
     plain = [i for i, row in enumerate(rows) if "/" not in row.card.name]
     for key in ANSWER_SCORES:
-        ranked = sorted((i for i in plain if rows[i].values[key]), key=lambda i: -_mean(rows[i], key))
+        means = {i: mean(rows[i].values[key]) for i in plain if rows[i].values[key]}
+        ranked = sorted(means, key=lambda i: -means[i])
         if len(ranked) < 2:
             continue
         first, second = (rows[i].values[key] for i in ranked[:2])
@@ -116,10 +117,6 @@ def mark_best(rows: Sequence[Scored], seed: int) -> list[Scored]:
         dataclasses.replace(row, card=dataclasses.replace(row.card, best=tuple(best.get(i, ()))))
         for i, row in enumerate(rows)
     ]
-
-
-def _mean(row: Scored, key: str) -> float:
-    return mean(row.values[key])
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ _BARE = re.compile(rf"\bthe\s+{_NOUN}\b(?!\s+of\b)", re.IGNORECASE)
 _NO_ANSWER = re.compile(
     r"\b(?:is|are|was|were|does|do|did|has|have|can|could)(?:\s+not|n[’']t)\s+(?:be\s+)?"
     r"(?:mention|state|specif|giv|provid|say|contain|answer|determin|includ|known|disclos|find)\w*"
-    r"|\bnot\s+(?:mentioned|stated|specified|provided|given|known|disclosed|available)\b"
+    r"|\bnot\s+(?:answered|mentioned|stated|specified|provided|given|known|disclosed|available)\b"
     r"|\bno\s+(?:information|answer|mention)\b|\bunknown\b|\bn/a\b|\bcannot\s+(?:be\s+)?\w+"
     r"|\bI(?:['’]m| am)\s+(?:sorry|unable|not able)\b|\bI\s+can(?:not|[’']t)\b"
     r"|\bas an? (?:ai|language model)\b",

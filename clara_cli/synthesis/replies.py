@@ -104,19 +104,24 @@ def _pair(item: Any) -> Candidate | None:
     return Candidate(question, answer)
 
 
-def read_golds(text: str, passages: int, cut: bool = False) -> list[tuple[Candidate, list[int]]]:
-    """Pairs with the passages (from 0) each says it needs; those that name none are left out."""
-    found: list[tuple[Candidate, list[int]]] = []
-    for record in _objects(_bare(text)):
+Linked = tuple[Candidate, tuple[int, ...]]  # a pair and the passages, from 0, it needs
+
+
+def read_linked(text: str, passages: int, cut: bool = False) -> list[Linked] | Malformed:
+    """Pairs with the passages each says it needs; those that name none are left out."""
+    text = _bare(text)
+    found: list[Linked] = []
+    said_none = False
+    for record in _objects(text):
         listed = record.get("pairs")
+        said_none = said_none or listed == []
         for item in listed if isinstance(listed, list) else [record]:
             pair = _pair(item)
             named = item.get("passages") if isinstance(item, dict) else None
-            if pair is None or not isinstance(named, list):
-                continue
-            rows = {n - 1 for n in named if type(n) is int and 1 <= n <= passages}
-            found.append((pair, sorted(rows)))
-    return found[:MOST_PAIRS]
+            if pair is not None and isinstance(named, list):
+                rows = {n - 1 for n in named if type(n) is int and 1 <= n <= passages}
+                found.append((pair, tuple(sorted(rows))))
+    return found[:MOST_PAIRS] if found or said_none else _malformed(text, cut)
 
 
 def read_text(text: str, key: str, cut: bool = False) -> str | Malformed:

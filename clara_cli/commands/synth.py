@@ -1,0 +1,302 @@
+"""`clara synth`: documents in, questions, answers and paraphrases out, written by a language model
+and checked; resumable passage by passage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+from clara_cli.config import SynthConfig
+from clara_cli.corpus.chunk import CountTokens, Split, model_text, split_document
+from clara_cli.corpus.documents import read_documents
+from clara_cli.corpus.files import write_atomic
+from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
+from clara_cli.records import Passage, Progress, Report, SynthResult
+from clara_cli.synthesis import figures, pools, rounds
+from clara_cli.synthesis.desk import Outcome, Settings
+from clara_cli.synthesis.drive import Job, Work, drive
+from clara_cli.synthesis.gates import Limits
+from clara_cli.synthesis.journal import Journal, beside
+from clara_cli.synthesis.llm import LLM, ChatClient, ChatSettings
+from clara_cli.synthesis.prompts import VERSION
+from clara_cli.synthesis.words import token_estimate
+
+PAIRS, POOLED = ("simple", "complex", "paraphrase"), ("e2e", "instruct")
+KEYS = ("CLARA_LLM_API_KEY", "OPENAI_API_KEY")
+SPLITS = ("sentences", "tokens", "none")
+
+
+def run(config: SynthConfig, report: Report) -> SynthResult:
+    """Work until every passage is finished; resumes an unfinished `out`.
+
+    Raises:
+        Interrupted: on Ctrl-C; finished passages are kept.
+        ArtefactError: where `out` is of other settings, or no run's output.
+        LLMError: where no server answers, with what is finished kept.
+    """
+    kinds = read_kinds(config.kinds)
+    target = Target.of(config)
+    if config.split not in SPLITS:
+        raise UsageError(f"split is {config.split!r}", f"known: {', '.join(SPLITS)}")
+    out = config.out or default_out(config.documents[0], kinds)
+    reader = Reader(config, token_counter(config.tokenizer), report)
+    total = None if "-" in config.documents else reader.count()
+    settings = Settings(
+        kinds=kinds,
+        rounds=config.rounds,
+        min_coverage=config.min_coverage,
+        temperature=config.temperature,
+        limits=Limits(answer_words=config.answer_words),
+        top_k=config.top_k,
+        pool_size=config.pool_size,
+        seed=config.seed,
+    )
+    with Journal(out, identity(config, settings, target)) as journal:
+        meter = Meter(config, report, journal, total)
+        try:
+            asyncio.run(work(config, settings, target, reader, journal, meter, report))
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; {len(journal.done):,} finished passages are kept in {out}",
+                "run the same command again: it goes on with the others",
+            ) from None
+        if config.limit is None and (left := len(journal.done - reader.seen)):
+            report.warn(f"{left:,} passages of {out} are no longer in the documents")
+        prices = config.prompt_price, config.reply_price
+        made = figures.result(journal, kinds, prices, config.seed)
+        text = figures.summary(journal, made, identity(config, settings, target))
+        write_atomic(beside(out, "summary.json"), text.encode())
+    return made
+
+
+def read_kinds(text: str) -> tuple[str, ...]:
+    """The kinds of a comma-separated list; pairs and pooled questions never share a file."""
+    named = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in named:
+        if kind not in (*PAIRS, *POOLED):
+            raise UsageError(f"--kinds: no kind {kind!r}", nearest(kind, (*PAIRS, *POOLED)))
+    if not named:
+        raise UsageError("--kinds is empty", f"known: {', '.join((*PAIRS, *POOLED))}")
+    pooled = [kind for kind in POOLED if kind in named]
+    if pooled and len(set(named)) > 1:
+        message = f"--kinds {text}: {pooled[0]} shares a file with nothing else"
+        raise UsageError(message, "run clara synth once for each, with its own --out")
+    return tuple(kind for kind in (*PAIRS, *POOLED) if kind in named)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which language model: servers' addresses and a name there, or a local model's name."""
+
+    urls: tuple[str, ...]
+    model: str
+
+    @classmethod
+    def of(cls, config: SynthConfig) -> Target:
+        """What `--llm` and `--llm-model` name."""
+        llm = config.llm or os.environ.get("CLARA_LLM", "")
+        if not llm:
+            hint = "--llm http://127.0.0.1:8000/v1 --llm-model NAME, or a local model: --llm DIR"
+            raise UsageError("no language model", hint)
+        parts = tuple(part.strip() for part in llm.split(","))
+        served = [part.startswith(("http://", "https://")) for part in parts]
+        if not any(served):
+            if config.llm_model is not None:
+                message = f"--llm-model {config.llm_model} with a local model, {llm}"
+                raise UsageError(message, "a server's address begins with http:// or https://")
+            return cls((), llm)
+        if not all(served):
+            wrong = parts[served.index(False)]
+            raise UsageError(f"--llm: {wrong!r} beside an address", "give addresses or one model")
+        if config.llm_model is None:
+            raise UsageError("--llm-model is needed with a server", "name the model it serves")
+        return cls(parts, config.llm_model)
+
+
+def default_out(first: str, kinds: tuple[str, ...]) -> Path:
+    """The output beside the current directory, named after the first input."""
+    name = Path(first).name
+    if first == "-" or not name.strip("."):
+        raise UsageError(f"--out is needed for input {first!r}", "name it: --out pairs.jsonl")
+    what = "questions" if kinds[0] in POOLED else "pairs"
+    return Path(f"{name.split('.')[0]}.{what}.jsonl")
+
+
+def token_counter(name: str | None) -> CountTokens:
+    """How passages are measured: by a tokenizer, or by a careful estimate."""
+    if name is None:
+        return token_estimate
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        message = f"tokenizer {name}: {reason}"
+        raise ArtefactError(message, "give a directory or a Hub id") from error
+
+    def offsets(text: str) -> list[tuple[int, int]]:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [tuple(pair) for pair in encoded["offset_mapping"]]
+
+    return offsets
+
+
+@dataclass
+class Reader:
+    """The passages of the documents, each text once, as jobs."""
+
+    config: SynthConfig
+    count_tokens: CountTokens
+    report: Report
+    seen: set[str] = field(default_factory=set)
+    repeated: int = 0
+
+    def jobs(self) -> Iterator[Job]:
+        """Every passage, up to the limit; a text that was there before is passed over."""
+        self.seen.clear()
+        self.repeated = 0
+        return islice(self._all(), self.config.limit)
+
+    def _all(self) -> Iterator[Job]:
+        config, split = self.config, cast(Split, self.config.split)
+        for document in read_documents(config.documents, config.skip_bad, self._bad):
+            limit, titled = config.passage_tokens, config.title
+            for passage in split_document(document, limit, self.count_tokens, split, titled):
+                text = model_text(passage.title if titled else "", passage.text or "")
+                key = hashlib.sha256(text.encode()).hexdigest()[:20]
+                if key in self.seen:
+                    self.repeated += 1
+                    continue
+                self.seen.add(key)
+                yield Job(key, len(self.seen) - 1, passage, text)
+
+    def _bad(self, message: str) -> None:
+        self.report.warn(f"skipped {message}")
+
+    def count(self) -> int:
+        """How many there are; a bad line shows here, before any token is spent."""
+        number = sum(1 for _ in self.jobs())
+        if self.repeated:
+            self.report.note(f"{self.repeated:,} passages repeat an earlier one: left out")
+        return number
+
+
+def identity(config: SynthConfig, settings: Settings, target: Target) -> dict[str, Any]:
+    """Everything that decides what is written, besides the documents' content and the limit."""
+    return {
+        "prompts": VERSION,
+        "model": target.model,
+        "documents": list(config.documents),
+        **dataclasses.asdict(settings),
+        **{k: getattr(config, k) for k in ("split", "title", "passage_tokens", "tokenizer")},
+    }
+
+
+async def work(
+    config: SynthConfig,
+    settings: Settings,
+    target: Target,
+    reader: Reader,
+    journal: Journal,
+    meter: Meter,
+    report: Report,
+) -> None:
+    """Every passage that is not finished; the model is not bothered where there is none."""
+    everything = reader.jobs()
+    library: pools.Library | None = None
+    if settings.kinds[0] in POOLED:
+        listed = list(everything)
+        found: list[Passage] = [job.passage for job in listed]
+        library = pools.Library.build(found, [job.text for job in listed])
+        everything = iter(listed)
+    jobs = (job for job in everything if job.key not in journal.done)
+    first = next(jobs, None)
+    if first is None:
+        return
+    llm = open_llm(config, target, report.warn)
+    try:
+        await llm.check()
+        each = worker(settings, llm, library)
+        await drive(chain([first], jobs), each, journal.commit, config.concurrency, meter.tell)
+    finally:
+        await llm.close()
+
+
+def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) -> LLM:
+    """The language model."""
+    if target.urls:
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        chat = ChatSettings(
+            model=target.model,
+            concurrency=config.concurrency,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+            stream=config.stream,
+            seed=config.seed,
+        )
+        return ChatClient(target.urls, chat, key, say)
+    from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
+    from clara_cli.synthesis.local import LocalLLM
+
+    device = pick_device(config.device)
+    try:
+        loaded = load_backbone(target.model, device, pick_dtype(config.dtype, device))
+    except ArtefactError as error:
+        reason = error.message.partition(": ")[2] or error.message
+        hint = "give --llm a model's directory, its Hub id, or an address with http://"
+        raise ArtefactError(f"--llm {target.model}: {reason}", hint) from error
+    return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed)
+
+
+def worker(settings: Settings, llm: LLM, library: pools.Library | None) -> Work:
+    """What is done with one passage."""
+    if library is None:
+        return lambda job: rounds.synthesize(job.passage, job.text, llm, settings, job.key)
+    shelf = library
+    each = pools.linked if settings.kinds == ("e2e",) else pools.instruct
+    return lambda job: each(shelf, job.row, llm, settings, job.key)
+
+
+@dataclass
+class Meter:
+    """What is said while the work goes."""
+
+    config: SynthConfig
+    report: Report
+    journal: Journal
+    total: int | None
+    began: float = field(default_factory=time.monotonic)
+    before: int = field(init=False)
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = len(self.journal.done)
+
+    def tell(self, outcome: Outcome) -> None:
+        """A passage is finished and stored."""
+        counts, done = self.journal.counts, len(self.journal.done)
+        self.tokens += outcome.counts["prompt_tokens"] + outcome.counts["completion_tokens"]
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        shown = {
+            "accepted": f"{sum(figures.under(counts, 'accepted.').values()):,}",
+            "rejected": f"{sum(figures.under(counts, 'rejected.').values()):,}",
+            "tokens/s": f"{self.tokens / seconds:,.0f}",
+        }
+        spent = figures.cost(counts, self.config.prompt_price, self.config.reply_price)
+        if spent is not None:
+            shown["cost"] = f"{spent:,.2f}"
+        if self.total is not None and done > self.before:
+            left = seconds / (done - self.before) * max(0, self.total - done)
+            shown["left"] = f"{left / 60:,.0f} min" if left >= 60 else f"{left:,.0f} s"
+        self.report.progress(Progress("synth", done, self.total, "passages", shown))

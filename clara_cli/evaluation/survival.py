@@ -1,0 +1,63 @@
+"""What of a passage survives compression: the numbers and names a paraphrase written from its
+memory still has. Both are found by rule, not by a tagger, and a generator that paraphrases badly
+loses facts the memory may hold: a lower bound.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from clara_cli.core.checkpoint import Loaded
+from clara_cli.evaluation.memory import Memories
+from clara_cli.evaluation.pools import Case, Piece
+from clara_cli.evaluation.systems import Reader
+from clara_cli.records import Survival
+
+PASSAGES = 20
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_NAME = re.compile(r"(?<![.!?\n] )(?<!^)(?<!\n)\b[A-Z]\w+(?:[ -][A-Z]\w+)*", re.MULTILINE)
+
+
+def numbers(text: str) -> set[str]:
+    """Numbers, written as they are."""
+    return set(_NUMBER.findall(text))
+
+
+def names(text: str) -> set[str]:
+    """Runs of capitalised words that do not begin a sentence."""
+    return set(_NAME.findall(text))
+
+
+def survival(
+    cases: Sequence[Case], slots: dict[int, int], loaded: Loaded, memories: Memories
+) -> tuple[Survival, ...]:
+    """Each ratio's share of facts kept, over the first gold passages."""
+    pieces = {
+        piece.row: piece
+        for case in cases
+        for piece in case.given.pieces
+        if piece.given in case.gold and piece.text
+    }
+    chosen = list(pieces.values())[:PASSAGES]
+    return tuple(_at(ratio, m, chosen, loaded, memories) for ratio, m in slots.items())
+
+
+def _at(
+    ratio: int, slots: int, pieces: Sequence[Piece], loaded: Loaded, memories: Memories
+) -> Survival:
+    reader = Reader(loaded, loaded.info.max_passage_tokens)
+    ids = reader.prompter.prompt(reader.prompter.paraphrase_chat(slots, 0))
+    found, kept = {"numbers": 0, "names": 0}, {"numbers": 0, "names": 0}
+    for piece in pieces:
+        said = reader.generate(ids, memories.rows([piece.row], slots))
+        for kind, facts in (("numbers", numbers(piece.text)), ("names", names(piece.text))):
+            found[kind] += len(facts)
+            kept[kind] += sum(_stands(fact, said) for fact in facts)
+    shares = {kind: kept[kind] / count if count else None for kind, count in found.items()}
+    counts = (found["numbers"], shares["numbers"], found["names"], shares["names"])
+    return Survival(ratio, len(pieces), *counts)
+
+
+def _stands(fact: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", text) is not None

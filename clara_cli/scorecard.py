@@ -1,0 +1,116 @@
+"""What `bench` measured as a terminal shows it: the scorecard within 100 columns, the papers'
+figures in a block of their own. A part of `ui`; knows records only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal as size
+from rich.table import Table
+from rich.text import Text
+
+from clara_cli.records import BenchResult, CompareResult, PublishedRow, Scorecard, Survival
+
+WIDE = 98  # columns the whole table takes; below, it shows the scores alone
+
+
+def result_json(result: Any) -> dict[str, Any]:
+    """The JSON object of a command's record: its fields, those marked `json: False` left out."""
+    fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
+    return {f.name: _plain(getattr(result, f.name)) for f in fields}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return result_json(value)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _benched(r: BenchResult, only: str | None) -> list[Any]:
+    width = Console().width if sys.stdout.isatty() else WIDE
+    lines: list[Any] = [f"{r.dataset}: {r.n:,} questions, setting {r.setting}, seed {r.seed}"]
+    lines.append(_table(r.systems, wide=width >= WIDE))
+    lines.append("in %, ± half the 95 % interval; * the highest, by a significant difference")
+    if r.survival:
+        lines += ["facts a paraphrase from memory still has (numbers and names found by rule)"]
+        lines += [_survived(entry) for entry in r.survival]
+    if r.published:
+        lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
+        lines.append(_published(r.published))
+    if r.report:
+        folder = shlex.quote(r.report)
+        lines.append(f"report: {folder}/report.md, {folder}/report.html")
+    return lines
+
+
+def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("system", no_wrap=True, max_width=22 if wide else 16, overflow="ellipsis")
+    names = ["ratio", "EM", "F1", "cover"]
+    names += ["R@1", "R@3", "R@5", "ms", "context", "passage", "cut"] if wide else []
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        half = None if "f1" not in row.ci95 else (row.ci95["f1"][1] - row.ci95["f1"][0]) / 2
+        about = "" if half is None or not wide else f"±{100 * half:.1f}"
+        scores = [("em", row.em, ""), ("f1", row.f1, about), ("cover_em", row.cover_em, "")]
+        cells = [_score(value, more, marked=key in row.best) for key, value, more in scores]
+        if wide:
+            cells += [_score(row.recall.get(k), "", marked=False) for k in ("1", "3", "5")]
+            kept = "-" if row.bytes_per_passage is None else size(round(row.bytes_per_passage))
+            figures = (f"{row.ms_per_question:,.0f}", f"{row.context_tokens:,.0f}", kept)
+            cells += [Text(cell) for cell in (*figures, str(row.truncated or "-"))]
+        ratio = "-" if row.ratio is None else str(row.ratio)
+        table.add_row(Text(row.name), ratio, *cells)
+    return table
+
+
+def _score(value: float | None, more: str, *, marked: bool) -> Text:
+    if value is None:
+        return Text("-")
+    return Text(f"{100 * value:.1f}{more}{'*' * marked}", style="bold" if marked else "")
+
+
+def _survived(entry: Survival) -> str:
+    parts = (
+        ("numbers", entry.numbers_kept, entry.numbers),
+        ("names", entry.names_kept, entry.names),
+    )
+    said = (f"{100 * x:.1f} % of {n:,} {what}" for what, x, n in parts if x is not None)
+    return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(said) or 'none to find'}"
+
+
+def _published(rows: Sequence[PublishedRow]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("system", "ratio", "dataset", "metric", "value", "source"):
+        table.add_column(name, justify="right" if name in ("ratio", "value") else "left")
+    for row in rows:
+        ratio = "-" if row.ratio is None else str(row.ratio)
+        source = row.source.replace("arXiv 2511.18659v3 ", "")
+        cells = (row.system, ratio, row.dataset, row.metric, f"{row.value:.2f}", source)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _compared(r: CompareResult, only: str | None) -> list[Any]:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("system", "ratio", "metric", "n", "first", "second", "change", "p"):
+        table.add_column(name, justify="left" if name in ("system", "metric") else "right")
+    for row in r.rows:
+        ratio = "-" if row.ratio is None else str(row.ratio)
+        first, second = 100 * row.first, 100 * row.second
+        figures = (f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}", f"{row.p:.4f}")
+        table.add_row(*(Text(c) for c in (row.name, ratio, row.metric, f"{row.n:,}", *figures)))
+    return [f"first: {r.first}", f"second: {r.second}", table]
+
+
+LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {
+    BenchResult: _benched,
+    CompareResult: _compared,
+}

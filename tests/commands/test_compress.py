@@ -1,0 +1,430 @@
+"""compress: what is stored, counted and repeated to the byte, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from clara_cli.commands import compress
+from clara_cli.core.checkpoint import load
+from clara_cli.corpus.chunk import model_text
+from clara_cli.corpus.store import Corpus, verify
+from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
+
+KEYS = [
+    *["corpus", "documents", "passages", "empty", "skipped", "truncated", "memory_tokens"],
+    *["ratio", "effective_ratio", "bytes", "seconds", "passages_per_second"],
+]
+FACT = "The mayor of Elmgate is Nora Velden."
+
+
+def go(data: Path, works, out: Path, report, **changes):
+    return compress.run(tiny.compress(data, works.e2e, out, **changes), report)
+
+
+def memory(corpus: Path) -> torch.Tensor:
+    return torch.cat([chunk for _, chunk in Corpus.open(corpus).memory_chunks()])
+
+
+def lines(path: Path, *texts: str) -> Path:
+    return tiny.write_jsonl(path, [{"id": str(n), "text": t} for n, t in enumerate(texts)])
+
+
+# --- what comes in ---
+
+
+def as_jsonl(folder: Path, text: str) -> Path:
+    return lines(folder / "a.jsonl", text)
+
+
+def as_gz(folder: Path, text: str) -> Path:
+    path = folder / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(as_jsonl(folder, text).read_bytes()))
+    return path
+
+
+def as_xz(folder: Path, text: str) -> Path:
+    path = folder / "a.jsonl.xz"
+    path.write_bytes(lzma.compress(as_jsonl(folder, text).read_bytes()))
+    return path
+
+
+def as_text(folder: Path, text: str) -> Path:
+    (folder / "a.txt").write_text(text)
+    return folder / "a.txt"
+
+
+def as_folder(folder: Path, text: str) -> Path:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.md").write_text(text)
+    return folder / "notes"
+
+
+def as_csv(folder: Path, text: str) -> Path:
+    (folder / "a.csv").write_text(f'id,text\n0,"{text}"\n')
+    return folder / "a.csv"
+
+
+def as_parquet(folder: Path, text: str) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["0"], "text": [text]}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+FORMS = [as_jsonl, as_gz, as_xz, as_text, as_folder, as_csv, as_parquet]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__[3:])
+def test_every_form_of_documents_gives_the_same_memory(works, report, tmp_path, form):
+    data = form(tmp_path, FACT)
+    result = go(data, works, tmp_path / "out.clara", report, title=False)
+    assert (result.documents, result.passages) == (1, 1)
+    model = load(str(works.e2e), device="cpu").model
+    with torch.no_grad():
+        expected = model.encode([model.prompter.passage(FACT)], "compressor", 16).memory_BMD
+    assert (memory(tmp_path / "out.clara") - expected).abs().max() < 1e-5
+
+
+def test_the_default_corpus_is_named_after_the_first_input():
+    names = {("a/b.jsonl.gz",): "b.clara", ("notes/", "x.txt"): "notes.clara"}
+    for inputs, expected in names.items():
+        assert compress.default_out(inputs) == Path(expected)
+    for inputs in (("-",), ("..",), (".",), (".hidden.jsonl",)):
+        with pytest.raises(UsageError, match="--out is needed"):
+            compress.default_out(inputs)
+
+
+def test_the_model_is_the_environments_where_none_is_given(works, report, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLARA_MODEL", str(works.e2e))
+    config = tiny.compress(lines(tmp_path / "a.jsonl", FACT), works.e2e, tmp_path / "out.clara")
+    compress.run(dataclasses.replace(config, model=None), report)
+    made_by = Corpus.open(tmp_path / "out.clara").manifest.identity.checkpoint
+    assert made_by["model"] == str(works.e2e) and made_by["stage"] == "e2e"
+
+
+# --- the result ---
+
+
+def test_the_result_has_the_contracts_keys_and_adds_up(works, report, tmp_path):
+    result = go(works.documents, works, tmp_path / "out.clara", report)
+    assert list(dataclasses.asdict(result)) == KEYS
+    corpus = Corpus.open(tmp_path / "out.clara")
+    passages = list(corpus.passages())
+    assert result.corpus == str(tmp_path / "out.clara")
+    assert result.documents == len(tiny.documents())
+    assert result.passages == len(passages) == len(corpus) > result.documents
+    assert (result.empty, result.skipped, result.truncated) == (1, 0, 0)
+    assert (result.memory_tokens, result.ratio) == (16, 4)
+    tokens = sum(passage.tokens for passage in passages)
+    assert result.effective_ratio == pytest.approx(tokens / (16 * len(passages)), abs=1e-3)
+    files = [*(tmp_path / "out.clara").rglob("0*.*")]
+    assert result.bytes == sum(file.stat().st_size for file in files) > 0
+    assert result.passages_per_second > 0 and result.seconds >= 0
+    assert report.steps == 1
+
+
+def test_tokens_count_the_title_and_stop_at_the_passage_length(works, report, tmp_path):
+    data = tiny.write_jsonl(tmp_path / "a.jsonl", [{"title": "Who", "text": "x" * 200}])
+    result = go(data, works, tmp_path / "out.clara", report, split="none")
+    assert result.truncated == 1
+    assert result.effective_ratio == 64 / 16
+    assert next(Corpus.open(tmp_path / "out.clara").passages()).tokens == 204
+
+
+# --- what is stored ---
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
+def test_rows_are_the_models_own_in_the_order_of_the_input(works, report, tmp_path, batch_tokens):
+    out = tmp_path / "out.clara"
+    go(works.documents, works, out, report, batch_tokens=batch_tokens)
+    model = load(str(works.e2e), device="cpu").model
+    rows = [
+        model.prompter.passage(model_text(p.title, p.text)) for p in Corpus.open(out).passages()
+    ]
+    with torch.no_grad():
+        expected = torch.cat([model.encode([row], "compressor", 16).memory_BMD for row in rows])
+    assert (memory(out) - expected).abs().max() < 1e-5
+    order = [passage.document_id for passage in Corpus.open(out).passages()]
+    assert list(dict.fromkeys(order)) == [record["id"] for record in tiny.documents()]
+
+
+def test_passages_keep_where_they_come_from(works):
+    by_id = {record["id"]: record for record in tiny.documents()}
+    for passage in Corpus.open(works.corpus).passages():
+        record = by_id[passage.document_id]
+        assert passage.text == record["text"][passage.start : passage.end]
+        assert passage.title == record.get("title", "")
+        assert passage.metadata == {k: v for k, v in record.items() if k == "rank"}
+        assert passage.tokens <= 64
+
+
+def test_a_higher_ratio_stores_the_first_rows(works, report, tmp_path):
+    go(works.documents, works, tmp_path / "out.clara", report, ratio=16)
+    assert Corpus.open(tmp_path / "out.clara").manifest.identity.memory_tokens == 4
+    assert (memory(tmp_path / "out.clara") - memory(works.corpus)[:, :4]).abs().max() < 1e-5
+
+
+def test_the_ratio_asked_for_is_the_ratio_recorded(works, report, tmp_path):
+    """Also where it does not divide the passage length: 64 // 20 = 3 memory tokens."""
+    from clara_cli.commands import pretrain
+
+    pretrain.run(
+        tiny.scp(works.pairs, works.backbone, tmp_path / "run", ratios=(20,), steps=0), report
+    )
+    config = tiny.compress(works.documents, tmp_path / "run", tmp_path / "out.clara", ratio=20)
+    result = compress.run(config, report)
+    assert (result.ratio, result.memory_tokens) == (20, 3)
+    assert Corpus.open(tmp_path / "out.clara").manifest.identity.ratio == 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "store", "expected"),
+    [
+        ("auto", "auto", "bf16"),
+        ("float32", "auto", "float32"),
+        ("bfloat16", "auto", "bf16"),
+        ("float32", "bf16", "bf16"),
+        ("auto", "float32", "float32"),
+        ("float32", "fp16", "fp16"),
+    ],
+)
+def test_the_stored_format_is_the_one_named(works, report, tmp_path, dtype, store, expected):
+    data, out = lines(tmp_path / "a.jsonl", FACT), tmp_path / "out.clara"
+    go(data, works, out, report, dtype=dtype, store_dtype=store)
+    identity = Corpus.open(out).manifest.identity
+    assert identity.dtype == expected
+    compute = "bf16" if dtype == "bfloat16" else "float32"  # auto is float32 on a CPU
+    assert identity.options["compute_dtype"] == compute
+    go(data, works, tmp_path / "exact.clara", report)
+    exact = memory(tmp_path / "exact.clara")
+    error = (memory(out) - exact).abs().max() / exact.abs().max()
+    assert error <= {"float32": 1e-6, "bf16": 6e-2, "fp16": 1e-3}[expected]
+    if expected == "float32":
+        assert torch.equal(memory(out), exact)
+
+
+def test_text_and_title_can_be_left_out(works, report, tmp_path):
+    data = tiny.write_jsonl(tmp_path / "a.jsonl", [{"title": "Elmgate", "text": FACT}])
+    made = {}
+    for name, changes in (("all", {}), ("bare", {"title": False}), ("mute", {"text": False})):
+        go(data, works, tmp_path / name, report, **changes)
+        made[name] = Corpus.open(tmp_path / name)
+    passages = {name: corpus.passage(0) for name, corpus in made.items()}
+    assert [passages[n].text for n in made] == [FACT, FACT, None]
+    assert [passages[n].title for n in made] == ["Elmgate"] * 3
+    assert passages["all"].tokens == passages["bare"].tokens + len("Elmgate\n")
+    assert torch.equal(memory(tmp_path / "all"), memory(tmp_path / "mute"))
+    assert (memory(tmp_path / "all") - memory(tmp_path / "bare")).abs().max() > 1e-3
+    go(lines(tmp_path / "b.jsonl", FACT), works, tmp_path / "plain", report)
+    assert torch.equal(memory(tmp_path / "bare"), memory(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("split", ["sentences", "tokens", "none"])
+def test_long_documents_are_cut_as_asked(works, report, tmp_path, split):
+    text = " ".join(record["text"] for record in tiny.documents()[:4])
+    result = go(lines(tmp_path / "a.jsonl", text), works, tmp_path / split, report, split=split)
+    passages = list(Corpus.open(tmp_path / split).passages())
+    assert result.truncated == (split == "none")
+    if split == "none":
+        assert [p.text for p in passages] == [text]
+        cut = load(str(works.e2e), device="cpu").model.prompter.passage(text)
+        assert len(cut) == 64 + 3
+    else:
+        assert len(passages) > 1 and all(p.tokens <= 64 for p in passages)
+    whole = [p.text.endswith(".") for p in passages]
+    assert all(whole) == (split != "tokens")
+
+
+def test_special_tokens_in_a_document_are_plain_text(works, report, tmp_path):
+    data = lines(tmp_path / "a.jsonl", "A <|memory|> and </s>.", "A \x00 byte.")
+    result = go(data, works, tmp_path / "out.clara", report)
+    assert result.passages == 2
+    assert Corpus.open(tmp_path / "out.clara").passage(0).text == "A <|memory|> and </s>."
+
+
+# --- the same bytes ---
+
+
+def test_the_same_command_writes_the_same_bytes(works, report, tmp_path):
+    go(works.documents, works, tmp_path / "again.clara", report)
+    assert tiny.files(tmp_path / "again.clara") == tiny.files(works.corpus)
+
+
+@pytest.mark.parametrize("shard", [1, 3])
+def test_an_interrupted_corpus_ends_in_the_same_bytes(works, heard, report, tmp_path, shard):
+    data = works.documents
+    go(data, works, tmp_path / "whole.clara", report, shard_size=shard)
+    out = tmp_path / "out.clara"
+    with pytest.raises(Interrupted, match="finished shards are kept") as caught:
+        go(data, works, out, heard(stop_at=2), shard_size=shard)
+    assert caught.value.code == 130 and "same command" in caught.value.hint
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(ArtefactError, match="is not finished: 2 shards so far"):
+        Corpus.open(out)
+    result = go(data, works, out, report, shard_size=shard)
+    assert tiny.files(out) == tiny.files(tmp_path / "whole.clara")
+    assert result.passages == len(Corpus.open(out))
+
+
+def test_an_interrupted_corpus_computes_no_finished_shard_again(
+    works, heard, report, tmp_path, monkeypatch
+):
+    with pytest.raises(Interrupted):
+        go(works.documents, works, tmp_path / "out.clara", heard(stop_at=2), shard_size=3)
+    written: list[int] = []
+    write = compress.write_shard
+
+    def spy(writer, number, *rest):
+        written.append(number)
+        write(writer, number, *rest)
+
+    monkeypatch.setattr(compress, "write_shard", spy)
+    go(works.documents, works, tmp_path / "out.clara", report, shard_size=3)
+    assert written and min(written) == 2
+
+
+def test_a_finished_corpus_is_left_as_it_is(works, report, tmp_path, monkeypatch):
+    shutil.copytree(works.corpus, tmp_path / "copy.clara")
+    before = tiny.files(tmp_path / "copy.clara")
+    monkeypatch.setattr(compress, "write_shard", None)
+    result = go(works.documents, works, tmp_path / "copy.clara", report)
+    assert tiny.files(tmp_path / "copy.clara") == before
+    assert (result.documents, result.passages_per_second) == (len(tiny.documents()), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"ratio": 16}, ("ratio", "4", "16")),
+        ({"split": "none"}, ("split", "'sentences'", "'none'")),
+        ({"title": False}, ("title", "True", "False")),
+        ({"text": False}, ("text", "True", "False")),
+        ({"store_dtype": "bf16"}, ("dtype", "'float32'", "'bf16'")),
+        ({"shard_size": 5}, ("shard_size", "1024", "5")),
+        ({"batch_tokens": 5}, ("batch_tokens", "8192", "5")),
+        ({"dtype": "bfloat16", "store_dtype": "float32"}, ("compute_dtype", "'bf16'")),
+    ],
+)
+def test_another_option_on_a_finished_corpus_is_refused_by_name(works, report, changes, named):
+    before = tiny.files(works.corpus)
+    with pytest.raises(ArtefactError) as caught:
+        go(works.documents, works, works.corpus, report, **changes)
+    assert caught.value.code == 3
+    assert all(word in caught.value.message for word in (str(works.corpus), *named))
+    assert tiny.files(works.corpus) == before
+
+
+def test_another_checkpoint_on_a_finished_corpus_is_refused(works, report):
+    with pytest.raises(ArtefactError, match=r"checkpoint\.fingerprint"):
+        compress.run(tiny.compress(works.documents, works.scp, works.corpus), report)
+
+
+@pytest.mark.parametrize("change", ["text", "more", "fewer", "metadata"])
+def test_other_documents_on_a_finished_corpus_are_refused(works, report, tmp_path, change):
+    records = tiny.documents()
+    if change == "text":
+        records[2]["text"] = records[2]["text"].replace("Ada", "Ida")
+    elif change == "more":
+        records.append({"id": "more", "text": "More."})
+    elif change == "fewer":
+        records.pop()
+    else:
+        records[0]["rank"] = 99
+    data = tiny.write_jsonl(tmp_path / "documents.jsonl", records)
+    before = tiny.files(works.corpus)
+    with pytest.raises(ArtefactError, match="finished corpus") as caught:
+        go(data, works, works.corpus, report)
+    assert caught.value.hint and tiny.files(works.corpus) == before
+
+
+def test_a_folder_of_other_things_is_left_alone(works, report, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("Dear")
+    with pytest.raises(ArtefactError, match="letter.txt"):
+        go(works.documents, works, tmp_path / "mine", report)
+    assert list(tiny.files(tmp_path / "mine")) == ["letter.txt"]
+
+
+# --- what is counted, left out or refused ---
+
+
+def test_empty_documents_are_compressed_and_counted(works, report, tmp_path):
+    data = lines(tmp_path / "a.jsonl", "", "  \n", FACT)
+    result = go(data, works, tmp_path / "out.clara", report)
+    assert (result.documents, result.passages, result.empty) == (3, 3, 2)
+    assert torch.isfinite(memory(tmp_path / "out.clara")).all()
+
+
+BAD = '{"id": "a", "text": "One."}\nnot json\n{"id": "b"}\n{"id": "a", "text": "Again."}\n'
+
+
+def test_bad_lines_stop_with_their_place_and_leave_nothing_finished(works, report, tmp_path):
+    (tmp_path / "a.jsonl").write_text(BAD)
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON") as caught:
+        go(tmp_path / "a.jsonl", works, tmp_path / "out.clara", report)
+    assert caught.value.code == 4 and "--skip-bad" in caught.value.hint
+    assert not (tmp_path / "out.clara" / "manifest.json").exists()
+
+
+def test_bad_lines_are_counted_and_reported_where_one_asks(works, report, tmp_path):
+    (tmp_path / "a.jsonl").write_text(BAD)
+    result = go(tmp_path / "a.jsonl", works, tmp_path / "out.clara", report, skip_bad=True)
+    assert (result.documents, result.skipped) == (1, 3)
+    assert [w.split(":")[1] for w in report.warnings] == ["2", "3", "4"]
+    assert "used before" in report.warnings[2]
+    assert Corpus.open(tmp_path / "out.clara").manifest.counts["skipped"] == 3
+
+
+@pytest.mark.parametrize("ratio", [1, 8, 64, 1000])
+def test_a_ratio_not_served_names_those_that_are(works, report, tmp_path, ratio):
+    with pytest.raises(UsageError, match=f"--ratio {ratio}: not served") as caught:
+        go(works.documents, works, tmp_path / "out.clara", report, ratio=ratio)
+    assert caught.value.hint == "it serves 4, 16"
+    assert not (tmp_path / "out.clara").exists()
+
+
+def test_a_dry_run_counts_and_writes_nothing(works, report, tmp_path):
+    out = tmp_path / "out.clara"
+    planned = go(works.documents, works, out, report, dry_run=True)
+    assert not out.exists() and planned.corpus == str(out)
+    real = go(works.documents, works, out, report)
+    for key in ("documents", "passages", "empty", "truncated", "effective_ratio", "ratio"):
+        assert getattr(planned, key) == getattr(real, key)
+    assert planned.bytes == memory(out).numel() * 4 <= real.bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/nowhere/at/all", "checkpoint /nowhere/at/all: no such directory"),
+        ("", "not a checkpoint"),
+    ],
+)
+def test_a_model_that_is_none_is_named(works, report, tmp_path, model, message):
+    model = model or str(tmp_path)
+    with pytest.raises(ArtefactError, match=message):
+        compress.run(tiny.compress(works.documents, model, tmp_path / "out.clara"), report)
+
+
+def test_a_checkpoint_without_a_compressor_is_refused(works, report, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(works.e2e / "checkpoint", bare)
+    facts = json.loads((bare / "clara.json").read_text())
+    (bare / "clara.json").write_text(json.dumps({**facts, "roles": ["generator"]}))
+    with pytest.raises(ClaraError):
+        compress.run(tiny.compress(works.documents, bare, tmp_path / "out.clara"), report)
+
+
+def test_what_was_compressed_is_whole(works):
+    assert verify(works.corpus) == []

@@ -1,0 +1,175 @@
+"""index: both engines, the recall they are measured at, and damage that is found and named."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+
+from clara_cli.commands import ask, compress, index
+from clara_cli.corpus.store import Corpus
+from clara_cli.errors import ArtefactError, DataError
+from clara_cli.search.hnsw import HnswIndex
+
+KEYS = [
+    *["corpus", "engine", "vectors", "dim", "recall_at_k", "k", "queries", "seconds", "bytes"],
+]
+
+
+@pytest.fixture
+def corpus(works, tmp_path) -> Path:
+    """A copy of the shared corpus, to index or damage."""
+    return Path(shutil.copytree(works.corpus, tmp_path / "copy.clara"))
+
+
+@pytest.mark.parametrize("engine", ["exact", "hnsw", "auto"])
+def test_every_engine_is_measured_and_used(works, report, corpus, engine):
+    result = index.run(tiny.index(corpus, engine=engine), report)
+    rows = len(Corpus.open(corpus))
+    assert list(dataclasses.asdict(result)) == KEYS
+    assert result.engine == ("exact" if engine == "auto" else engine)  # a small corpus
+    assert (result.vectors, result.dim, result.k) == (rows, 32, 5)
+    assert 0 <= result.recall_at_k <= 1 and 0 < result.queries <= rows
+    written = [p for p in (corpus / "index").rglob("*") if p.is_file()]
+    assert result.bytes == sum(path.stat().st_size for path in written)
+    found = HnswIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256)
+    assert (found is not None) == (engine == "hnsw")
+    assert report.notes and result.engine in report.notes[-1]
+    assert report.steps >= 1
+
+
+def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
+    """Twenty candidates a hit are all there are: nothing can be missed. One candidate can."""
+    whole = index.run(tiny.index(corpus), report)
+    assert whole.recall_at_k == 1.0
+    few = index.run(tiny.index(corpus, top_k=4, candidates=4), report)
+    assert few.recall_at_k < 1.0
+    assert few.k == 4
+
+
+def test_recall_is_measured_with_the_users_questions(works, report, corpus):
+    result = index.run(tiny.index(corpus, queries=works.questions), report)
+    assert result.queries == len(tiny.questions())
+
+
+def test_a_question_file_without_questions_is_bad_data(works, report, corpus, tmp_path):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: question is None"):
+        index.run(
+            tiny.index(corpus, queries=tiny.write_jsonl(tmp_path / "q.jsonl", [{"q": "?"}])), report
+        )
+
+
+def test_questions_that_are_too_long_are_not_counted(works, report, corpus, tmp_path):
+    records = [{"question": "Why " * 40}, {"question": "Who?"}]
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", records)
+    assert index.run(tiny.index(corpus, queries=data), report).queries == 1
+    only = tiny.write_jsonl(tmp_path / "long.jsonl", records[:1])
+    result = index.run(tiny.index(corpus, queries=only), report)
+    assert (result.recall_at_k, result.queries) == (None, 0)
+
+
+def test_a_corpus_without_text_is_indexed_and_not_measured(works, report, tmp_path):
+    out = tmp_path / "mute.clara"
+    compress.run(tiny.compress(works.documents, works.e2e, out, text=False), report)
+    result = index.run(tiny.index(out), report)
+    assert (result.recall_at_k, result.queries) == (None, 0)
+    assert not (out / "index" / "bm25").exists()
+    report.notes.clear()
+    next(ask.run(tiny.ask("Who?", out), report))
+    assert not any("no index" in note for note in report.notes)
+
+
+def test_the_same_index_is_built_twice_and_the_seed_is_heard(works, report, corpus):
+    graphs = []
+    for seed in (0, 0, 5):
+        index.run(tiny.index(corpus, engine="hnsw", seed=seed), report)
+        graphs.append(tiny.files(corpus / "index"))
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
+def test_exact_leaves_no_graph_of_an_earlier_index(works, report, corpus):
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    index.run(tiny.index(corpus, engine="exact"), report)
+    assert {path.name for path in (corpus / "index").iterdir()} == {"bm25"}
+
+
+# --- health ---
+
+
+def test_check_finds_a_sound_corpus_sound(works, report, corpus):
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    before = tiny.files(corpus)
+    result = index.run(tiny.index(corpus, check=True), report)
+    assert (result.engine, result.vectors) == ("check", len(Corpus.open(corpus)))
+    assert tiny.files(corpus) == before
+
+
+FILES = [
+    "shards/00000.safetensors",
+    "passages/00000.jsonl.gz",
+    "index/graph.bin",
+    "index/tables.safetensors",
+    "index/bm25/bm25.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_check_names_the_file_with_a_flipped_bit(works, report, corpus, name):
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    data = bytearray((corpus / name).read_bytes())
+    data[-3] ^= 1
+    (corpus / name).write_bytes(data)
+    with pytest.raises(ArtefactError) as caught:
+        index.run(tiny.index(corpus, check=True), report)
+    assert caught.value.code == 3 and caught.value.hint
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_check_names_a_missing_and_a_shorter_file(works, report, corpus, name):
+    (corpus / name).write_bytes((corpus / name).read_bytes()[:-1])
+    with pytest.raises(ArtefactError, match=name):
+        index.run(tiny.index(corpus, check=True), report)
+    (corpus / name).unlink()
+    with pytest.raises(ArtefactError, match=f"{name}: missing"):
+        index.run(tiny.index(corpus, check=True), report)
+
+
+def test_an_index_of_another_corpus_is_refused_and_can_be_repaired(works, report, tmp_path, corpus):
+    other = tmp_path / "other.clara"
+    records = tiny.write_jsonl(tmp_path / "other.jsonl", tiny.documents()[:5])
+    compress.run(tiny.compress(records, works.e2e, other), report)
+    index.run(tiny.index(other, engine="hnsw"), report)
+    shutil.copytree(other / "index", corpus / "index")
+    with pytest.raises(ArtefactError, match="indexes corpus") as caught:
+        next(ask.run(tiny.ask("Who?", corpus), report))
+    sums = [Corpus.open(folder).manifest.sha256[:12] for folder in (other, corpus)]
+    assert all(each in caught.value.message for each in sums)
+    assert "clara index" in caught.value.hint
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    next(ask.run(tiny.ask("Who?", corpus), report))
+
+
+def test_a_damaged_index_is_refused_and_can_be_repaired(works, report, corpus):
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    (corpus / "index" / "index.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"index\.json"):
+        next(ask.run(tiny.ask("Who?", corpus), report))
+    index.run(tiny.index(corpus, engine="exact"), report)
+    next(ask.run(tiny.ask("Who?", corpus), report))
+
+
+def test_a_corpus_of_another_checkpoint_is_refused(works, report, corpus):
+    with pytest.raises(ArtefactError, match="was compressed by checkpoint"):
+        index.run(tiny.index(corpus, model=str(works.scp)), report)
+
+
+def test_a_place_without_a_corpus_is_named(works, report, tmp_path):
+    with pytest.raises(ArtefactError, match="no such corpus") as caught:
+        index.run(tiny.index(tmp_path / "none.clara"), report)
+    assert "clara compress" in caught.value.hint
+    with pytest.raises(ArtefactError, match="not a corpus"):
+        index.run(tiny.index(tmp_path), report)

@@ -1,0 +1,176 @@
+"""Settings: each one changes something one can observe, and a wrong one is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from clara_cli.commands import learning, pretrain, train
+from clara_cli.config import PretrainConfig, TrainConfig, with_recipe
+from clara_cli.core import loop
+from clara_cli.core.checkpoint import read_info
+from clara_cli.errors import UsageError
+
+# key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.
+LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "batch_size": (3, {}),
+    "micro_batch": (1, {}),
+    "learning_rate": (1e-3, {}),
+    "schedule": ("constant", {"steps": 3}),
+    "warmup": (0.9, {}),
+    "weight_decay": (0.5, {}),
+    "clip": (0.01, {}),
+    "max_length": (250, {}),
+    "ratios": ((4,), {}),
+    "dropout": (0.3, {}),
+    "save_minutes": (0.0, {}),
+}
+PRETRAIN = {
+    **LEARN,
+    "train_memory": (False, {}),
+    "mse_weight": (0.0, {}),
+    "passage_tokens": (32, {}),
+    "lora_rank": (2, {}),
+    "lora_alpha": (32, {}),
+}
+TRAIN = {
+    **LEARN,
+    "train_memory": (True, {}),
+    "top_k": (1, {}),
+    "pool_size": (2, {"top_k": 1}),
+    "temperature": (1.0, {}),
+    "mask": ("released", {"temperature": 0.002}),
+    "mse_weight": (0.0, {"stage": "instruct"}),
+}
+
+
+def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypatch) -> list[Any]:
+    """What a run of two steps shows: its metrics, its checkpoint, its batches and its saves."""
+    settings = {"steps": 2, "dropout": 0.0, **settings}
+    shown: list[Any] = []
+    fit, save = loop.fit, loop.RunFolder.save
+
+    def spy_fit(trained, batches, losses, values, run, report):
+        shown.append([len(batches(step)) for step in range(2)])
+        return fit(trained, batches, losses, values, run, report)
+
+    def spy_save(run, step, trained, optimizer):
+        shown.append(f"save {step}")
+        save(run, step, trained, optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "fit", spy_fit)
+        patch.setattr(loop.RunFolder, "save", spy_save)
+        if command is PretrainConfig:
+            pretrain.run(tiny.scp(works.pairs, works.backbone, out, **settings), Silence())
+        else:
+            stage = settings.pop("stage", "e2e")
+            init = works.scp if stage == "instruct" else works.instruct
+            train.run(tiny.train(works.questions, init, out, stage, **settings), Silence())
+    info = dataclasses.replace(read_info(out / "checkpoint"), provenance=())
+    return [*shown, tiny.numbers(out), tiny.tensors(out / "checkpoint"), info]
+
+
+class Silence:
+    """A report nobody listens to."""
+
+    def progress(self, progress: Any) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Runs already observed, by their settings."""
+    return {}
+
+
+CASES = [(PretrainConfig, key) for key in PRETRAIN] + [(TrainConfig, key) for key in TRAIN]
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), CASES, ids=[f"{c.__name__[:-6].lower()}-{k}" for c, k in CASES]
+)
+def test_a_setting_changes_what_one_can_observe(works, tmp_path, monkeypatch, seen, command, key):
+    value, both = (PRETRAIN if command is PretrainConfig else TRAIN)[key]
+    base = (command.__name__, *sorted(both.items()))
+    if base not in seen:
+        seen[base] = observe(works, tmp_path / "base", command, both, monkeypatch)
+    changed = observe(works, tmp_path / "run", command, {**both, key: value}, monkeypatch)
+    pairs = zip(seen[base], changed, strict=False)
+    assert len(seen[base]) != len(changed) or not all(equal(*pair) for pair in pairs)
+
+
+def test_the_same_settings_change_nothing(works, tmp_path, monkeypatch):
+    """Else the test above would pass for any setting."""
+    one, other = (observe(works, tmp_path / n, TrainConfig, {}, monkeypatch) for n in "ab")
+    assert all(equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("command", "table"), [(PretrainConfig, PRETRAIN), (TrainConfig, TRAIN)])
+def test_every_setting_is_in_the_tables_above(command, table):
+    named = {f.name for f in dataclasses.fields(command) if f.metadata["kind"] == "setting"}
+    assert named == set(table)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("learningrate=1", ("learningrate", "did you mean 'learning_rate'?")),
+        ("batch=2", ("batch", "batch_size")),
+        ("zzz=1", ("zzz", "known: ", "batch_size", "warmup")),
+        ("batch_size=two", ("batch_size", "'two'", "expected int")),
+        ("batch_size=0", ("batch_size is 0", "the least is 1")),
+        ("mse_weight", ("no '='", "--set learning_rate=1e-4")),
+    ],
+)
+def test_a_wrong_set_is_named_with_what_comes_nearest(works, given, words):
+    config = tiny.scp(works.pairs, works.backbone, Path("unused"), set=(given,))
+    with pytest.raises(UsageError) as caught:
+        with_recipe(config)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert all(word in said for word in words), said
+    assert caught.value.code == 2
+
+
+def test_settings_come_from_the_recipe_then_from_set(works, tmp_path):
+    recipe = tmp_path / "small.toml"
+    recipe.write_text("learning_rate = 1\nratios = [4]\nclip = 2.5\nmicro_batch = 1\n")
+    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
+    config = dataclasses.replace(config, set=("clip=0.5", "micro_batch=none", "steps=1"))
+    made = with_recipe(config)
+    assert (made.learning_rate, made.ratios, made.clip) == (1.0, (4,), 0.5)
+    assert (made.micro_batch, made.steps) == (None, 1)
+    pretrain.run(made, Silence())
+    assert tiny.metrics(made.out)[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rate = ", ("not a TOML recipe",)),
+        ("rate = 1", ("unknown setting 'rate'", "did you mean")),
+        ("ratios = ['a']", ("ratios is 'a'", "expected int")),
+    ],
+)
+def test_a_wrong_recipe_is_named(works, tmp_path, text, words):
+    recipe = tmp_path / "wrong.toml"
+    recipe.write_text(text)
+    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
+    with pytest.raises(UsageError) as caught:
+        with_recipe(config)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert str(recipe) in said and all(word in said for word in words), said

@@ -1,0 +1,211 @@
+"""Checkpoints by Hub id, against a small server on loopback that speaks the Hub's API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "README.md": b"not needed",
+    "modeling_clara.py": b"raise SystemExit('never run')",
+    "compression-16/config.json": b"{}",
+    "compression-16/adapters.pth": b"a" * 25_000_000,
+    "compression-16/decoder_first_last_layers.pth": b"d" * 1000,
+    "compression-16/modeling_clara.py": b"raise SystemExit('never run')",
+    "compression-128/config.json": b"{}",
+    "compression-128/adapters.pth": b"b" * 1000,
+    "compression-128/decoder_first_last_layers.pth": b"e" * 1000,
+}
+
+
+@dataclass
+class FakeHub:
+    """What is asked of it, and how it answers."""
+
+    home: Path
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    status: int = 200
+    break_after: int | None = None
+    asked: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    port: int = 0
+
+    def run(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with `hub` imported, this server as its Hub and a cache of its own."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HOME": str(self.home)}
+        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", **environment}
+        script = (
+            "from clara_cli.core import hub\nfrom clara_cli.errors import ClaraError\n"
+            f"try:\n    print({code})\n"
+            "except ClaraError as error:\n    print(int(error.code), error.message, '|', error.hint)\n"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
+        )
+
+
+@pytest.fixture
+def fake_hub(tmp_path) -> Iterator[FakeHub]:
+    hub = FakeHub(tmp_path / "home")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = urlsplit(self.path).path
+            if hub.status != 200:
+                return self.reply(hub.status, b"{}")
+            if "/tree/" in path:
+                entries = [
+                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                    for name, data in hub.files.items()
+                ]
+                return self.reply(200, json.dumps(entries).encode())
+            if path.startswith("/api/models/"):
+                siblings = [{"rfilename": name} for name in hub.files]
+                info = {"id": "apple/test", "sha": COMMIT, "siblings": siblings}
+                return self.reply(200, json.dumps(info).encode())
+            if f"/resolve/{COMMIT}/" in path:
+                return self.file(path.split(f"/resolve/{COMMIT}/")[1])
+            return self.reply(404, b"{}")
+
+        do_HEAD = do_GET
+
+        def file(self, name: str) -> None:
+            data = hub.files[name]
+            if self.command == "GET":
+                hub.asked.append(name)
+            wanted = self.headers.get("Range")
+            start = int(wanted.split("=")[1].split("-")[0]) if wanted else 0
+            if wanted:
+                hub.ranges.append(wanted)
+            self.send_response(206 if wanted else 200)
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            if self.command == "GET":
+                body = data[start:]
+                if hub.break_after is not None and len(body) > hub.break_after:
+                    self.wfile.write(body[: hub.break_after])
+                    self.wfile.flush()
+                    self.connection.close()
+                    return
+                self.wfile.write(body)
+
+        def reply(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.port = server.server_port
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield hub
+    server.shutdown()
+
+
+def test_the_ratio_picks_the_folder_and_only_its_files_travel(fake_hub):
+    run = fake_hub.run("hub.fetch('apple/test', 16)")
+    folder = Path(run.stdout.strip())
+    assert folder.name == "compression-16", run.stdout + run.stderr
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapters.pth",
+        "config.json",
+        "decoder_first_last_layers.pth",
+    ]
+    assert set(fake_hub.asked) == {f"compression-16/{p.name}" for p in folder.iterdir()}
+
+
+def test_a_folder_may_be_named_itself(fake_hub):
+    run = fake_hub.run("hub.fetch('apple/test/compression-128', None)")
+    assert run.stdout.strip().endswith("compression-128"), run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("hub.fetch('apple/test', 32)", "2 --ratio 32: not in apple/test | it serves 16, 128"),
+        ("hub.fetch('apple/test', None)", "2 apple/test has checkpoints for several ratios"),
+        ("hub.fetch('apple/test/nothing', None)", "3 apple/test/nothing: no checkpoint there"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is(fake_hub, call, expected):
+    assert fake_hub.run(call).stdout.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(403, "refuses access (403)"), (401, "refuses access (401)"), (404, "no such repository")],
+)
+def test_a_refusal_is_one_sentence(fake_hub, status, expected):
+    fake_hub.status = status
+    said = fake_hub.run("hub.fetch('apple/test', 16)").stdout
+    assert said.startswith("3 apple/test: ") and expected in said
+
+
+def test_offline_uses_what_is_here_and_else_says_so(fake_hub):
+    offline = {"HF_HUB_OFFLINE": "1"}
+    said = fake_hub.run("hub.fetch('apple/test', 16)", **offline).stdout
+    assert said.startswith("3 apple/test: not downloaded yet")
+    fetched = fake_hub.run("hub.fetch('apple/test', 16)").stdout
+    asked = len(fake_hub.asked)
+    again = fake_hub.run("hub.fetch('apple/test', 16)", **offline)
+    assert again.stdout == fetched and len(fake_hub.asked) == asked, again.stdout + again.stderr
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(fake_hub):
+    fake_hub.break_after = 12_000_000
+    first = fake_hub.run("hub.fetch('apple/test', 16)")
+    assert "the download stopped" in first.stdout or first.stdout.strip().endswith("-16")
+    fake_hub.break_after = None
+    second = fake_hub.run("hub.fetch('apple/test', 16)")
+    folder = Path(second.stdout.strip())
+    assert (folder / "adapters.pth").read_bytes() == FILES["compression-16/adapters.pth"]
+    assert fake_hub.ranges, first.stdout + first.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("apple/CLaRa-7B-E2E", True), ("a/b/compression-16", True), ("nano", False), ("./a/b", False),
+     ("/a/b", False), ("a b/c", False)],
+)  # fmt: skip
+def test_what_a_hub_id_looks_like(name, expected):
+    from clara_cli.core.hub import is_hub_id
+
+    assert is_hub_id(name) == expected
+
+
+def test_a_fixture_checkpoint_loads_by_hub_id(fake_hub, shared):
+    """The whole way: fetched by ratio, opened as released, encoding as the local folder does."""
+    source = shared / "reference" / "fixtures" / "mistral_256_32" / "ckpt_stage2"
+    fake_hub.files = {f"compression-32/{p.name}": p.read_bytes() for p in source.iterdir()}
+    backbone = shared / "reference" / "backbones" / "mistral-tiny"
+    code = (
+        "(lambda load: [load(n, backbone=%r, device='cpu', ratio=32).info.fingerprint "
+        "for n in ('apple/test', %r)])(__import__('clara_cli.core.checkpoint', "
+        "fromlist=['load']).load)" % (str(backbone), str(source))
+    )
+    run = fake_hub.run(code)
+    fingerprints = eval(run.stdout.strip().splitlines()[-1])  # noqa: S307
+    assert fingerprints[0] == fingerprints[1]
