@@ -215,6 +215,7 @@ class SynthConfig(Common):
     min_coverage: float = setting("Share of a passage's sentences its questions must cover.", 0.5, low=0)
     temperature: float = setting("Sampling temperature of writing; checking is at 0.", 0.7, low=0)
     answer_words: int = setting("Longest answer, words.", 40, low=1)
+    reply_tokens: int = setting("Longest reply of the model, tokens.", 2048, low=16)
     top_k: int = setting("Passages an instruct answer is read from.", 5, low=1)
     pool_size: int = setting("Passages of an e2e question's pool.", 20, low=2)
     stream: bool = setting("Ask servers to stream their replies.", False)

@@ -195,13 +195,13 @@ class Scorecard:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """A figure a paper reports; another corpus and model than anything measured here."""
+    """Figures a paper reports, in %, by data set (`average` over all of them); another corpus and
+    model than anything measured here."""
 
     system: str
     ratio: int | None
-    dataset: str
     metric: str
-    value: float
+    values: dict[str, float]
     source: str
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal as size
@@ -42,33 +42,43 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
         lines += [_survived(entry) for entry in r.survival]
     if r.published:
         lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
-        lines.append(_published(r.published))
+        lines += _published(r.published)
     if r.report:
         folder = shlex.quote(r.report)
         lines.append(f"report: {folder}/report.md, {folder}/report.html")
     return lines
 
 
+_NARROW = {"system": 17, "ratio": 5, "EM": 6, "F1": 6, "cover": 6}
+_WIDE = {"system": 24, "ratio": 5, "EM": 6, "F1": 11, "cover": 6, "R@1": 5, "R@5": 5}
+_WIDE |= {"ms": 7, "context": 7, "passage": 8, "cut": 3}
+
+
 def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("system", no_wrap=True, max_width=22 if wide else 16, overflow="ellipsis")
-    names = ["ratio", "EM", "F1", "cover"]
-    names += ["R@1", "R@3", "R@5", "ms", "context", "passage", "cut"] if wide else []
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    for name, width in (_WIDE if wide else _NARROW).items():
+        justify: Literal["left", "right"] = "left" if name == "system" else "right"
+        table.add_column(name, justify=justify, no_wrap=True, width=width)
+    table.width = sum(column.width or 0 for column in table.columns) + len(table.columns) - 1
     for row in rows:
         half = None if "f1" not in row.ci95 else (row.ci95["f1"][1] - row.ci95["f1"][0]) / 2
         about = "" if half is None or not wide else f"±{100 * half:.1f}"
         scores = [("em", row.em, ""), ("f1", row.f1, about), ("cover_em", row.cover_em, "")]
         cells = [_score(value, more, marked=key in row.best) for key, value, more in scores]
         if wide:
-            cells += [_score(row.recall.get(k), "", marked=False) for k in ("1", "3", "5")]
-            kept = "-" if row.bytes_per_passage is None else size(round(row.bytes_per_passage))
-            figures = (f"{row.ms_per_question:,.0f}", f"{row.context_tokens:,.0f}", kept)
-            cells += [Text(cell) for cell in (*figures, str(row.truncated or "-"))]
+            cells += [_score(row.recall.get(k), "", marked=False) for k in ("1", "5")]
+            figures = (f"{row.ms_per_question:,.0f}", f"{row.context_tokens:,.0f}")
+            cut = str(row.truncated or "-")
+            cells += [Text(cell) for cell in (*figures, _bytes(row.bytes_per_passage), cut)]
         ratio = "-" if row.ratio is None else str(row.ratio)
         table.add_row(Text(row.name), ratio, *cells)
     return table
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count:.0f} B" if count < 1000 else size(round(count))
 
 
 def _score(value: float | None, more: str, *, marked: bool) -> Text:
@@ -86,16 +96,21 @@ def _survived(entry: Survival) -> str:
     return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(said) or 'none to find'}"
 
 
-def _published(rows: Sequence[PublishedRow]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("system", "ratio", "dataset", "metric", "value", "source"):
-        table.add_column(name, justify="right" if name in ("ratio", "value") else "left")
-    for row in rows:
-        ratio = "-" if row.ratio is None else str(row.ratio)
-        source = row.source.replace("arXiv 2511.18659v3 ", "")
-        cells = (row.system, ratio, row.dataset, row.metric, f"{row.value:.2f}", source)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+def _published(rows: Sequence[PublishedRow]) -> list[Any]:
+    """One table a source, a column a data set."""
+    shown: list[Any] = []
+    for source in dict.fromkeys(row.source for row in rows):
+        own = [row for row in rows if row.source == source]
+        datasets = list(dict.fromkeys(name for row in own for name in row.values))
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for name in ("system", "ratio", "metric", *datasets):
+            table.add_column(name, justify="left" if name in ("system", "metric") else "right")
+        for row in own:
+            ratio = "-" if row.ratio is None else str(row.ratio)
+            figures = (f"{row.values[n]:.2f}" if n in row.values else "-" for n in datasets)
+            table.add_row(*(Text(cell) for cell in (row.system, ratio, row.metric, *figures)))
+        shown += [f"{source}:", table]
+    return shown
 
 
 def _compared(r: CompareResult, only: str | None) -> list[Any]:

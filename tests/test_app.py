@@ -28,6 +28,10 @@ ROOT = Path(__file__).parent.parent
 GENERAL = {"--device", "--dtype", "--help", "--json", "--quiet", "--seed", "--traceback"}
 LEARN = {"--backbone", "--init", "--out", "--recipe", "--set", "--steps"}
 FLAGS = {  # frozen: a new flag is a decision, made here as well
+    "synth": {
+        *{"DOCUMENTS", "--concurrency", "--kinds", "--limit", "--llm", "--llm-model", "--out"},
+        *{"--recipe", "--rounds", "--set"},
+    },
     "pretrain": {"PAIRS", *LEARN},
     "train": {"QUESTIONS", "--stage", *LEARN},
     "compress": {
@@ -38,6 +42,11 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "index": {
         *{"CORPUS", "--backbone", "--candidates", "--check", "--engine", "--model"},
         *{"--queries", "--top-k"},
+    },
+    "bench": {
+        *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
+        *{"--max-new-tokens", "--model", "--out", "--published", "--ratio", "--setting"},
+        *{"--system", "--top-k"},
     },
     "ask": {
         *{"QUESTION", "--backbone", "--candidates", "--corpus", "--file", "-f", "--first-stage"},
@@ -133,7 +142,7 @@ def test_help_names_every_flag_with_its_doc_and_the_examples(name: str) -> None:
             assert squeeze(f.metadata["doc"]) in page, f.name
 
 
-@pytest.mark.parametrize("name", ["compress", "index", "ask"])
+@pytest.mark.parametrize("name", ["compress", "index", "ask", "bench"])
 def test_help_keeps_one_example_a_line(name: str) -> None:
     examples = re.findall(r"^ +(clara \w+ .*)$", application.COMMANDS[name].__doc__ or "", re.M)
     lines = [line.strip() for line in invoke(name, "--help").stdout.splitlines()]
@@ -156,7 +165,7 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
     flag = flag or "--" + f.name.replace("_", "-")
     choices = [hint, *typing.get_args(hint)]
     literal = next((c for c in choices if typing.get_origin(c) is typing.Literal), None)
-    if f.metadata["kind"] == "argument" or f.name in ("recipe", "set", "file"):
+    if f.metadata["kind"] == "argument" or f.name in ("recipe", "set", "file", "compare"):
         return None
     if literal is not None:
         value = typing.get_args(literal)[-1]
@@ -179,7 +188,8 @@ def test_every_flag_reaches_its_field(name: str, fake: Callable[..., list[Any]])
     fields = {f.name: f for f in dataclasses.fields(config) if f.metadata["kind"] == "option"}
     made = {n: s for n, f in fields.items() if (s := spelled(f, hints[n])) is not None}
     words = [word for parts, _ in made.values() for word in parts]
-    shown = invoke(name, "first", *words)
+    takes = any(f.metadata["kind"] == "argument" for f in dataclasses.fields(config))
+    shown = invoke(name, *(["first"] if takes else []), *words)
     assert seen, shown.output
     for field, (_, value) in made.items():
         assert getattr(seen[0], field) == value, field
@@ -199,6 +209,7 @@ def test_every_flag_reaches_its_field(name: str, fake: Callable[..., list[Any]])
         ("ask", ["--file", "q.txt"], "file", Path("q.txt")),
         ("compress", ["a", "--title"], "title", True),
         ("ask", ["q"], "top_k", 5),
+        ("bench", ["--compare", "a", "b"], "compare", ("a", "b")),
     ],
 )
 def test_words_and_fields(

@@ -122,7 +122,8 @@ def control_rows(
     if control == "wrong":
         changed = controls.wrong_documents(cases)
     else:
-        changed = controls.counterfactual(made.questions, made.paragraphs, library, config.seed)
+        args = (made.questions, made.paragraphs, library, made.donors, config.seed)
+        changed = controls.counterfactual(*args)
     return [Row(system, control, changed) for system in readers]
 
 
@@ -255,7 +256,15 @@ def score_row(row: Row, answered: Answered, config: BenchConfig, bench: Bench) -
     whole = bench.cases[:1] if bench.cases[0].pool.whole else bench.cases
     texts = {piece.row: piece.text for case in whole for piece in case.pool.pieces}
     kept = None if row.control == "none" else row.system.bytes_per_passage(list(texts.values()))
-    return score(row.name, row.ratio, predictions, measures, config.top_k, config.seed, kept)
+    return score(
+        row.name,
+        row.ratio,
+        predictions,
+        measures,
+        top_k=config.top_k,
+        seed=config.seed,
+        bytes_per_passage=kept,
+    )
 
 
 def measure_survival(config: BenchConfig, bench: Bench) -> tuple[Survival, ...]:

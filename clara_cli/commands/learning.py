@@ -102,6 +102,8 @@ def train_stage(
             return result(run, stage, summary(run, steps, 0.0, 0.0))
         done = train_model(config, stage, loaded.model, steps, batches, losses, run, report)
         finish(config, stage, loaded, len(data), done)
+    if done.cut:
+        report.warn(f"answers cut to fit max_length = {config.max_length}: {done.cut}")
     return result(run, stage, done)
 
 

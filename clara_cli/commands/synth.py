@@ -55,6 +55,7 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
         rounds=config.rounds,
         min_coverage=config.min_coverage,
         temperature=config.temperature,
+        reply_tokens=config.reply_tokens,
         limits=Limits(answer_words=config.answer_words),
         top_k=config.top_k,
         pool_size=config.pool_size,
@@ -63,7 +64,7 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
     with Journal(out, identity(config, settings, target)) as journal:
         meter = Meter(config, report, journal, total)
         try:
-            asyncio.run(work(config, settings, target, reader, journal, meter, report))
+            asyncio.run(work(config, settings, target, reader, journal, meter))
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; {len(journal.done):,} finished passages are kept in {out}",
@@ -209,7 +210,6 @@ async def work(
     reader: Reader,
     journal: Journal,
     meter: Meter,
-    report: Report,
 ) -> None:
     """Every passage that is not finished; the model is not bothered where there is none."""
     everything = reader.jobs()
@@ -223,7 +223,7 @@ async def work(
     first = next(jobs, None)
     if first is None:
         return
-    llm = open_llm(config, target, report.warn)
+    llm = open_llm(config, target, reader.report.warn)
     try:
         await llm.check()
         each = worker(settings, llm, library)

@@ -92,9 +92,8 @@ def resolve(name: str, ratio: int | None = None) -> Path:
         return path
     if is_hub_id(name):
         return fetch(name, ratio)
-    raise ArtefactError(
-        f"checkpoint {name}: no such directory", "--model takes nano, a directory or owner/name"
-    )
+    hint = "--model takes nano, a directory or owner/name"
+    raise ArtefactError(f"checkpoint {name}: no such directory", hint)
 
 
 def load(
@@ -161,9 +160,8 @@ def read_info(path: Path) -> CheckpointInfo:
         )
         _check(info)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(
-            f"{file}: bad or missing field: {error}", "restore the file from a copy"
-        ) from error
+        message = f"{file}: bad or missing field: {error}"
+        raise ArtefactError(message, "restore the file from a copy") from error
     return info
 
 
@@ -283,7 +281,7 @@ def fingerprint(model: ClaraModel, backbone_digest: str) -> str:
     """Identity of the memory space: backbone, compressor and memory tokens. A corpus stays valid
     when only the query reasoner or the generator is trained on."""
     digest = hashlib.sha256(backbone_digest.encode())
-    tensors = {"memory": model.memory_MD, "markers": model.markers_2D}
+    tensors: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     if "compressor" in model.roles:
         tensors |= role_tensors(model, "compressor")
     for name, tensor in sorted(tensors.items()):
@@ -295,8 +293,7 @@ def fingerprint(model: ClaraModel, backbone_digest: str) -> str:
 def save(
     model: ClaraModel, info: CheckpointInfo, path: Path, backbone: Path | None = None
 ) -> CheckpointInfo:
-    """Write a native checkpoint, with a copy of a `backbone` folder to stand alone; the folder
-    appears whole or not at all."""
+    """Write a native checkpoint, with a copy of its `backbone` if given, whole or not at all."""
     work = path.with_name(path.name + ".writing")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -307,8 +304,9 @@ def save(
         config = model.lora.config()
         config.base_model_name_or_path = info.backbone
         config.inference_mode = True
-        config.target_modules = sorted(model.peft.peft_config[role].target_modules or [])
-        config.save_pretrained(work / role)
+        found: Any = model.peft.peft_config[role]
+        config.target_modules = sorted(found.target_modules or [])
+        config.save_pretrained(str(work / role))
         save_file(role_tensors(model, role), work / role / "adapter_model.safetensors")
     extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     if info.table_rows is not None:

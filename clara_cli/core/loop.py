@@ -68,13 +68,15 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitSummary:
-    """How it went: means over the last tenth of the steps, and speed of this call's own steps."""
+    """How it went: means over the last tenth of the steps, speed of this call's own steps, and how
+    many answers of all steps were cut."""
 
     steps: int
     ce: float | None
     mse: float | None
     seconds: float
     tokens_per_second: float
+    cut: int = 0
 
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
@@ -322,9 +324,10 @@ def progress_of(
 
 
 def summary(run: RunFolder, done: int, seconds: float, speed: float) -> FitSummary:
-    """Means over the last tenth of all steps, from the metrics file."""
+    """Means over the last tenth of all steps and counts over all, from the metrics file."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     tail = lines[-max(1, len(lines) // 10) :] if lines else []
     ce = sum(line["ce"] for line in tail) / len(tail) if tail else None
     aligned = [line["mse"] for line in tail if line["mse"] is not None]
-    return FitSummary(done, ce, sum(aligned) / len(aligned) if aligned else None, seconds, speed)
+    mse = sum(aligned) / len(aligned) if aligned else None
+    return FitSummary(done, ce, mse, seconds, speed, sum(line["cut"] for line in lines))

@@ -94,10 +94,11 @@ def counterfactual(
     questions: Sequence[Question],
     paragraphs: Callable[[int], Sequence[PoolPassage]],
     library: Library,
+    donors: Sequence[str],
     seed: int,
 ) -> dict[int, Case]:
     """Questions whose answer stands in a gold passage, and in the question not, with passages in
-    which it is replaced by another question's answer of like shape. The case's question carries
+    which it is replaced by one of the `donors`, answers, of like shape. The case's question carries
     that answer as its gold one: a system that follows the passages gives it.
 
     Raises:
@@ -111,7 +112,8 @@ def counterfactual(
         pattern = _pattern(answers)
         if not pattern.search(gold_text) or pattern.search(question.question):
             continue
-        new = _replacement(number, questions, pool, seed)
+        order = random.Random(f"{seed} counterfactual {number}")
+        new = _replacement(question, pool, order.sample(donors, len(donors)))
         if new is None:
             continue
         changed = [_replaced(p, pattern, new) for p in pool]
@@ -139,17 +141,15 @@ def _replaced(passage: PoolPassage, pattern: re.Pattern[str], new: str) -> PoolP
 
 
 def _replacement(
-    number: int, questions: Sequence[Question], pool: Sequence[PoolPassage], seed: int
+    question: Question, pool: Sequence[PoolPassage], donors: Sequence[str]
 ) -> str | None:
-    """An answer of like shape that shares no word with this question's and is not in its pool."""
-    question = questions[number]
+    """The first answer of like shape that shares no word with this question's and is not in its
+    pool."""
     wanted, taken = shape(question.answers[0]), set()
     for answer in question.answers:
         taken.update(normalise(answer))
     present = " ".join(normalise(" ".join(f"{p.title} {p.text}" for p in pool)))
-    others = [q.answers[0] for q in questions if q.answers]
-    random.Random(f"{seed} counterfactual {number}").shuffle(others)
-    for answer in others:
+    for answer in donors:
         words = normalise(answer)
         fresh = words and not taken & set(words) and f" {' '.join(words)} " not in f" {present} "
         if fresh and shape(answer) == wanted:
@@ -170,5 +170,6 @@ def shape(answer: str) -> tuple[str, int]:
         return "date", 1
     if re.fullmatch(r"[^\w]*\d[\d.,]*[^\w]*", answer.strip()):
         return "number", 1
-    kind = "names" if all(word[0].isupper() for word in words if len(word) > 3) else "words"
+    capital = any(word[0].isupper() for word in words)
+    kind = "names" if capital and all(w[0].isupper() for w in words if len(w) > 3) else "words"
     return kind, min(len(words), 4)

@@ -82,19 +82,24 @@ def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="ratio, text tokens per memory token", ylabel="F1, %", ylim=(0, None))
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _by_context(axes: Any, rows: Sequence[Scored]) -> None:
-    for row in rows:
-        if row.card.f1 is None:
-            continue
-        x, y = row.card.context_tokens, 100 * row.card.f1
-        axes.errorbar(x, y, _errors(row), color=_COLOURS[row.card.name], marker="o", capsize=3)
-        axes.annotate(label(row.card), (x, y), (6, 5), textcoords="offset points", fontsize=8)
+    for name in dict.fromkeys(row.card.name for row in rows if row.card.f1 is not None):
+        own = sorted((r for r in rows if r.card.name == name), key=lambda r: r.card.context_tokens)
+        points = [(row.card.context_tokens, 100 * (row.card.f1 or 0)) for row in own]
+        spread = [[_errors(row)[side][0] for row in own] for side in (0, 1)]
+        style = {"color": _COLOURS[name], "marker": "o", "capsize": 3, "label": name}
+        axes.errorbar(*zip(*points, strict=True), spread, **style)
+        for row, point in zip(own, points, strict=True):
+            if row.card.ratio is not None:
+                near = {"textcoords": "offset points", "fontsize": 8, "color": _COLOURS[name]}
+                axes.annotate(f"{row.card.ratio}x", point, (7, -9), **near)
     axes.set(xlabel="context tokens a question", ylabel="F1, %", ylim=(0, None))
     axes.set_xscale("symlog", linthresh=10)
-    axes.margins(x=0.15)
+    axes.margins(x=0.1)
+    _legend(axes)
 
 
 def _time(axes: Any, rows: Sequence[Scored]) -> None:
@@ -105,4 +110,9 @@ def _time(axes: Any, rows: Sequence[Scored]) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds a question (memory compressed before)")
-    axes.legend(frameon=False)
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Beside the plot, where it hides nothing."""
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

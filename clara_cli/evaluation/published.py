@@ -10,12 +10,20 @@ from pathlib import Path
 from clara_cli.records import PublishedRow
 
 _FILE = Path(__file__).with_name("published.json")
+DATASETS = ("nq", "hotpotqa", "musique", "2wiki", "average")
 
 
 def rows(dataset: str) -> tuple[PublishedRow, ...]:
-    """The figures of one dataset (told by the beginning of a file's name), else all of them."""
-    every = [PublishedRow(**entry) for entry in json.loads(_FILE.read_text(encoding="utf-8"))]
-    known = {row.dataset for row in every}
+    """The figures of one data set (told by the beginning of a file's name), else all of them; in
+    the order of the papers' tables."""
     name = Path(dataset).name.lower()
-    about = [row for row in every if any(row.dataset == k and name.startswith(k) for k in known)]
-    return tuple(about or every)
+    wanted = [known for known in DATASETS if name.startswith(known)] or DATASETS
+    found: dict[tuple[str, str, str, int | None], dict[str, float]] = {}
+    for entry in json.loads(_FILE.read_text(encoding="utf-8")):
+        if entry["dataset"] in wanted:
+            key = (entry["source"], entry["metric"], entry["system"], entry["ratio"])
+            found.setdefault(key, {})[entry["dataset"]] = entry["value"]
+    return tuple(
+        PublishedRow(system, ratio, metric, values, source)
+        for (source, metric, system, ratio), values in found.items()
+    )

@@ -178,13 +178,14 @@ def _survival(result: BenchResult) -> Table:
 
 
 def _published(rows: Sequence[PublishedRow]) -> Table:
-    cells = [
-        [r.system, "-" if r.ratio is None else f"{r.ratio}x", r.dataset, r.metric, f"{r.value:.2f}"]
-        + [r.source]
-        for r in rows
-    ]
+    datasets = list(dict.fromkeys(name for row in rows for name in row.values))
+    cells = []
+    for r in rows:
+        ratio = "-" if r.ratio is None else f"{r.ratio}x"
+        figures = (f"{r.values[name]:.2f}" if name in r.values else "-" for name in datasets)
+        cells.append([r.system, ratio, r.metric, *figures, r.source])
     heading = "Reported by papers: another corpus and model, not to be mixed with the above"
-    return heading, ["system", "ratio", "dataset", "metric", "value", "source"], cells
+    return heading, ["system", "ratio", "metric", *datasets, "source"], cells
 
 
 def _percent(value: float | None) -> str:

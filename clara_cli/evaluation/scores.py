@@ -47,6 +47,7 @@ def score(
     ratio: int | None,
     predictions: Sequence[Line],
     measures: Sequence[Line],
+    *,
     top_k: int,
     seed: int,
     bytes_per_passage: float | None,

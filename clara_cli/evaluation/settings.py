@@ -78,6 +78,11 @@ class Cases:
         return tuple(dict.fromkeys(found))
 
     @cached_property
+    def donors(self) -> list[str]:
+        """The first answer of every question of the dataset, each once."""
+        return list(dict.fromkeys(q.answers[0] for q in self._dataset.questions if q.answers))
+
+    @cached_property
     def _collection(self) -> Collection:
         return collect(self._dataset.questions, self._dataset.paragraphs)
 

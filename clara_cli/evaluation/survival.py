@@ -46,10 +46,11 @@ def survival(
 def _at(
     ratio: int, slots: int, pieces: Sequence[Piece], loaded: Loaded, memories: Memories
 ) -> Survival:
-    reader = Reader(loaded, loaded.info.max_passage_tokens)
-    ids = reader.prompter.prompt(reader.prompter.paraphrase_chat(slots, 0))
+    prompter = loaded.model.prompter
+    ids = prompter.prompt(prompter.paraphrase_chat(slots, 0))
     found, kept = {"numbers": 0, "names": 0}, {"numbers": 0, "names": 0}
     for piece in pieces:
+        reader = Reader(loaded, piece.tokens)  # a paraphrase is about as long
         said = reader.generate(ids, memories.rows([piece.row], slots))
         for kind, facts in (("numbers", numbers(piece.text)), ("names", names(piece.text))):
             found[kind] += len(facts)

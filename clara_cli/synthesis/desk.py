@@ -31,6 +31,7 @@ class Settings:
     rounds: int = 10
     min_coverage: float = 0.5
     temperature: float = 0.7
+    reply_tokens: int = 2048
     limits: Limits = Limits()
     top_k: int = 5
     pool_size: int = 20
@@ -78,12 +79,14 @@ class Desk:
         """What `read` makes of the reply; a malformed one is asked for a second time, then it is
         what comes back. So is a prompt the server refuses."""
         counts = self.outcome.counts
+        room = min(prompt.max_tokens, self.settings.reply_tokens)
         found: Read | Malformed = Malformed("empty")
         for salt in (0, 1):
             warmer = max(prompt.temperature, SECOND_TEMPERATURE) if salt else prompt.temperature
             try:
-                asked = dataclasses.replace(prompt, salt=salt, temperature=warmer)
-                reply = await self.llm.ask(asked)
+                reply = await self.llm.ask(
+                    dataclasses.replace(prompt, salt=salt, temperature=warmer, max_tokens=room)
+                )
             except Unfit as unfit:
                 self.unfit = unfit
                 counts[f"malformed.{unfit.gate}"] += 1

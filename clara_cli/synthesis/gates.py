@@ -7,7 +7,7 @@ judges words only: what a sentence means is for the model's own verification to 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from clara_cli.search.bm25 import words
@@ -20,6 +20,7 @@ from clara_cli.synthesis.words import (
     other_language,
     overlap,
     sentences,
+    vocabulary,
 )
 
 
@@ -137,20 +138,20 @@ def _wrong_language(question: str, answer: str, text: str) -> Verdict | None:
     return None
 
 
-def _claims(pair: Candidate) -> set[str]:
+def _claims(pair: Candidate) -> Set[str]:
     """The numbers a pair states: all of the answer's and the question's digits. A question may
     count what it asks for in words (which three rivers), and the answer repeat it."""
     counted = numbers(pair.question) - digits(pair.question)
     return digits(pair.question) | (numbers(pair.answer) - counted) | digits(pair.answer)
 
 
-def _invents(said: str, claims: set[str], text: str) -> Verdict | None:
+def _invents(said: str, claims: Set[str], text: str) -> Verdict | None:
     """Numbers and names that are not in the passage."""
     strange = sorted(claims - numbers(text))
     if strange:
         return Verdict("numbers", f"not in the passage: {', '.join(strange[:5])}")
-    vocabulary = set(words(text))
-    strange = sorted(name for name in names(said) if not holds_name(name, vocabulary))
+    known = vocabulary(text)
+    strange = sorted(name for name in names(said) if not holds_name(name, known))
     if strange:
         return Verdict("names", f"not in the passage: {', '.join(strange[:5])}")
     return None
@@ -166,7 +167,7 @@ def _unsupported(pair: Candidate, text: str, limits: Limits) -> Verdict | None:
     if not own and not asked & _OR:
         return Verdict("echo", "the answer is in the question")
     spelled = [word for word in own or found if not word[0].isdigit()]  # numbers were checked
-    share = overlap(spelled, set(words(text)))
+    share = overlap(spelled, vocabulary(text))
     if share < limits.support:
         return Verdict("unsupported", f"{share:.0%} of the answer's words are in the passage")
     return None
@@ -176,7 +177,7 @@ def _ungrounded(pair: Candidate, text: str, limits: Limits) -> Verdict | None:
     """A question about nothing in the passage; a name or number of it is a hold."""
     if names(pair.question) | digits(pair.question):  # in the passage, or `_invents` had said so
         return None
-    share = overlap(content_words(pair.question), set(words(text)))
+    share = overlap(content_words(pair.question), vocabulary(text))
     if share < limits.grounding:
         return Verdict("ungrounded", f"{share:.0%} of the question's words are in the passage")
     return None
@@ -185,28 +186,28 @@ def _ungrounded(pair: Candidate, text: str, limits: Limits) -> Verdict | None:
 def check_duplicate(pair: Candidate, accepted: Iterable[Candidate]) -> Verdict | None:
     """Whether a question is there already: the same words, or nearly the same with nearly the
     same answer (so that when and where something happened stay two questions)."""
-    asked, answered = words(pair.question), set(words(pair.answer))
+    asked, answered = words(pair.question), vocabulary(pair.answer)
     core, own = set(content_words(pair.question)), answered - set(asked)
     for other in accepted:
         if words(other.question) == asked:
             return Verdict(DUPLICATE, f"asked before: {other.question}")
         near = _jaccard(core, set(content_words(other.question))) >= 0.75
         near = near and _facts(other.question) == _facts(pair.question)
-        theirs = set(words(other.answer)) - set(words(other.question))
+        theirs = vocabulary(other.answer) - vocabulary(other.question)
         if near and _contained(own or answered, theirs) >= 0.5:
             return Verdict(DUPLICATE, f"nearly asked before: {other.question}")
     return None
 
 
-def _facts(text: str) -> set[str]:
+def _facts(text: str) -> Set[str]:
     return numbers(text) | names(text)
 
 
-def _jaccard(a: set[str], b: set[str]) -> float:
+def _jaccard(a: Set[str], b: Set[str]) -> float:
     return len(a & b) / len(a | b) if a or b else 0.0
 
 
-def _contained(a: set[str], b: set[str]) -> float:
+def _contained(a: Set[str], b: Set[str]) -> float:
     """How much of the smaller set the other one holds."""
     return len(a & b) / max(1, min(len(a), len(b)))
 
@@ -232,10 +233,10 @@ def check_paraphrase(paraphrase: str, text: str, limits: Limits) -> Verdict | No
 
 
 def _loses(paraphrase: str, text: str, limits: Limits) -> Verdict | None:
-    vocabulary, counted = set(words(paraphrase)), numbers(paraphrase)
+    known, counted = vocabulary(paraphrase), numbers(paraphrase)
     facts, kept = numbers(text) | names(text), 0
     for fact in facts:
-        kept += fact in counted or holds_name(fact, vocabulary)
+        kept += fact in counted or holds_name(fact, known)
     if facts and kept < limits.kept * len(facts):
         return Verdict("incomplete", f"keeps {kept} of {len(facts)} numbers and names")
     return None
@@ -255,10 +256,10 @@ def check_golds(pair: Candidate, texts: list[str]) -> Verdict | None:
     """Whether a question over several passages owes something to each of them: each must hold a
     content word of the pair that no other one holds."""
     said = set(content_words(f"{pair.question} {pair.answer}"))
-    vocabularies = [set(words(text)) & said for text in texts]
-    for number, vocabulary in enumerate(vocabularies):
-        others = set().union(*vocabularies[:number], *vocabularies[number + 1 :])
-        if not vocabulary - others:
+    held = [vocabulary(text) & said for text in texts]
+    for number, own in enumerate(held):
+        others = set().union(*held[:number], *held[number + 1 :])
+        if not own - others:
             return Verdict("single", f"passage {number + 1} adds nothing to the question")
     return None
 

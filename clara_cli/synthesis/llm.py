@@ -133,6 +133,7 @@ class ChatClient:
             headers=headers,
             timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=size, max_keepalive_connections=size),
+            verify=url.startswith("https:"),  # reading certificates takes a while
             trust_env=host not in _LOOPBACK,  # a proxy does not know this machine's servers
         )
         return _Endpoint(url, http)

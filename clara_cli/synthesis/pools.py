@@ -117,9 +117,7 @@ async def instruct(library: Library, row: int, llm: LLM, settings: Settings, key
         desk.drop(Verdict("empty", "no text"))
         return finished(desk, [])
     desk.outcome.rounds = 1
-    found: Any = await desk.ask(
-        prompts.questions("simple", text, settings.temperature), read_pairs
-    )
+    found: Any = await desk.ask(prompts.questions("simple", text, settings.temperature), read_pairs)
     for draft in [] if isinstance(found, Malformed) else found:
         rows = library.nearest(draft.question, settings.top_k)
         texts = [library.texts[r] for r in rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Set
 from functools import lru_cache
 
 from clara_cli.search.bm25 import words
@@ -68,19 +69,27 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if word not in common]
 
 
-def numbers(text: str) -> set[str]:
+@lru_cache(maxsize=4096)
+def vocabulary(text: str) -> frozenset[str]:
+    """The different words of a text."""
+    return frozenset(words(text))
+
+
+@lru_cache(maxsize=4096)
+def numbers(text: str) -> frozenset[str]:
     """The numbers of a text in one spelling: `1,200` is `1200`, `twelve` is `12`."""
     spelled = words(text)
-    found = digits(text) | {NUMBER_WORDS[word] for word in spelled if word in NUMBER_WORDS}
+    found = set(digits(text)) | {NUMBER_WORDS[w] for w in spelled if w in NUMBER_WORDS}
     for tens, unit in zip(spelled, spelled[1:], strict=False):
         if tens in _TENS and unit in _UNITS:
             found.add(str(int(NUMBER_WORDS[tens]) + _UNITS[unit]))
-    return found
+    return frozenset(found)
 
 
-def digits(text: str) -> set[str]:
+def digits(text: str) -> frozenset[str]:
     """The numbers a text writes in digits."""
-    return {_plain_number(match) for match in _NUMBER.findall(unicodedata.normalize("NFKC", text))}
+    text = unicodedata.normalize("NFKC", text)
+    return frozenset(map(_plain_number, _NUMBER.findall(text)))
 
 
 def _plain_number(text: str) -> str:
@@ -91,7 +100,8 @@ def _plain_number(text: str) -> str:
     return f"{whole}{dot}{rest}" if not dot or rest.strip("0.") else whole
 
 
-def names(text: str) -> set[str]:
+@lru_cache(maxsize=4096)
+def names(text: str) -> frozenset[str]:
     """Words that capitals mark as names, case-folded: capitalised ones that do not open a
     sentence, and acronyms anywhere. None in German, which capitalises every noun, and none in a
     text all in capitals or in title case."""
@@ -106,38 +116,39 @@ def names(text: str) -> set[str]:
         if acronym or (word[0].isupper() and not opens and len(word) > 1):
             found.append(word)
     if language(text) == "de" or (inner >= 8 and capital > 0.8 * inner):
-        return set()
+        return frozenset()
     common = STOPWORDS["en"]
-    return {w for name in found for w in words(name) if w not in common and len(w) > 1}
+    kept = (w for name in found for w in words(name) if w not in common and len(w) > 1)
+    return frozenset(kept)
 
 
-def holds_name(name: str, vocabulary: set[str]) -> bool:
+def holds_name(name: str, known: Set[str]) -> bool:
     """Whether a name is among words, give or take an ending of two letters (`Rome's`, `Romes`)."""
-    if name in vocabulary:
+    if name in known:
         return True
     if len(name) < 4:
         return False
     return any(
         abs(len(word) - len(name)) <= 2 and (word.startswith(name) or name.startswith(word))
-        for word in vocabulary
+        for word in known
         if len(word) >= 4
     )
 
 
-def overlap(found: list[str], vocabulary: set[str]) -> float:
-    """The share of words that are in a vocabulary, inflected forms counted; 1.0 for no words."""
+def overlap(found: list[str], known: Set[str]) -> float:
+    """The share of words that are known, inflected forms counted; 1.0 for no words."""
     if not found:
         return 1.0
-    return sum(_known(word, vocabulary) for word in found) / len(found)
+    return sum(_known(word, known) for word in found) / len(found)
 
 
-def _known(word: str, vocabulary: set[str]) -> bool:
-    if word in vocabulary:
+def _known(word: str, known: Set[str]) -> bool:
+    if word in known:
         return True
     if len(word) < 5 or not word.isalpha():
         return False
     stem = word[: max(4, len(word) - 3)]
-    return any(w.startswith(stem) and len(w) <= len(word) + 3 for w in vocabulary)
+    return any(w.startswith(stem) and len(w) <= len(word) + 3 for w in known)
 
 
 def sentences(text: str) -> list[str]:

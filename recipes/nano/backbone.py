@@ -41,6 +41,8 @@ ENCODE = -3  # opens a text to compress
 COPY_MATCH, COPY_GAIN = 0.6, 0.1  # strength of the copying initialisation
 TEXT_FIRST = 0.12  # share of the budget in which only text is read and slots filled
 SLOTS_UNTIL = 0.5  # share of the budget with the slots loss
+FEW, MANY = (0, 0, 0, 0, 1, 2, 4), (0, 1, 2, 4, 4, 4)  # other passages beside the right one
+MANY_FROM = 0.7  # share of the budget from which most prompts hold several passages
 SLOTS = (8, 8, 16, 16, 16, 16, 16, 16, 16, 32, 32, 64)  # M of a step is drawn from these
 SCALE = 0.15  # of embeddings, memory tokens and final norm at the start
 
@@ -198,7 +200,7 @@ class Trainer:
         losses["text"] = self.text_loss(examples, texts, count if share < TEXT_FIRST else count // 4)
         if share < TEXT_FIRST:
             return losses
-        extra = (0, 0, 0, 0, 1, 2, 4) if share > 0.3 and slots < 32 else (0,)
+        extra = (0,) if share < 0.3 or slots >= 32 else FEW if share < MANY_FROM else MANY
         groups = [self.group(i, count, extra) for i in range(count)]
         memories = [memory_BMD[j] for group in groups for j in group]
         prompts = [self.background(len(group), slots) + [self.assistant] for group in groups]
@@ -206,7 +208,7 @@ class Trainer:
         losses["list"] = self.nll(*self.add_pairs(prompts, asked), memories)
         repeated = [ids[:96] for ids in texts[: count // 4 if share < 0.5 else count // 8]]
         losses["repeat"] = self.nll(*self.repeat_rows(repeated, slots), list(memory_BMD[: len(repeated)]))
-        losses["answer"] = self.answer_loss(examples[: count // 4 if share < 0.5 else count // 2], memory_BMD)
+        losses["answer"] = self.answer_loss(examples[: count // 4 if share < 0.5 else count], memory_BMD, share)
         if share > 0.25:
             losses["search"] = self.search_loss(examples, memory_BMD)
         return losses
@@ -217,11 +219,11 @@ class Trainer:
         self.rng.shuffle(chosen)
         return chosen
 
-    def answer_loss(self, examples: list[Example], memory_BMD: Tensor) -> Tensor:
+    def answer_loss(self, examples: list[Example], memory_BMD: Tensor, share: float) -> Tensor:
         """One question over up to five memories, in the prompt of the instruct stage."""
         rows, labels, memories = [], [], []
         for i, example in enumerate(examples):
-            chosen = self.group(i, len(memory_BMD), (0, 1, 2, 4, 4))
+            chosen = self.group(i, len(memory_BMD), (0, 1, 2, 4, 4) if share < MANY_FROM else MANY)
             _, asked, said = self.question_tail(example)
             prompt = self.background(len(chosen), memory_BMD.shape[1]) + asked
             rows.append(prompt + said)

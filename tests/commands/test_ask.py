@@ -203,9 +203,7 @@ def test_questions_come_from_text_and_from_jsonl_files(works, report, tmp_path):
         ("none.txt", None, UsageError, "No such file"),
     ],
 )
-def test_a_bad_file_of_questions_is_named(
-    works, report, tmp_path, name, content, error, message
-):
+def test_a_bad_file_of_questions_is_named(works, report, tmp_path, name, content, error, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):

@@ -459,6 +459,7 @@ def test_an_example_whose_prompt_does_not_fit_is_counted_and_left_out(
     train.run(tiny.train(data, init, tmp_path / "run", stage, **changes), report)
     line = tiny.metrics(tmp_path / "run")[0]
     assert line["cut"] == 1 and math.isfinite(line["loss"])
+    assert report.warnings == ["answers cut to fit max_length = 800: 1"]
 
 
 def test_an_answer_that_just_fits_is_not_counted_as_cut(works):

@@ -1,0 +1,129 @@
+"""A tiny random transformers model in process: it writes nonsense, and that is what is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripted import write_towns
+
+from clara_cli.commands import synth
+from clara_cli.config import SynthConfig
+from clara_cli.core.backbone import Backbone, load_backbone
+from clara_cli.errors import ArtefactError
+from clara_cli.synthesis.llm import LLMError, Prompt, Unfit
+from clara_cli.synthesis.local import LocalLLM
+from clara_cli.synthesis.wire import Reply
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone: Path) -> Backbone:
+    return load_backbone(str(tiny_backbone), torch.device("cpu"), torch.float32)
+
+
+def talk(backbone: Backbone, work: Callable[[LocalLLM], Awaitable[Any]], batch: int = 3) -> Any:
+    async def go() -> Any:
+        llm = LocalLLM(backbone.model, backbone.tokenizer, batch, 0)
+        try:
+            await llm.check()
+            return await work(llm)
+        finally:
+            await llm.close()
+
+    return asyncio.run(go())
+
+
+def ask_all(*prompts: Prompt) -> Callable[[LocalLLM], Awaitable[list[Reply]]]:
+    async def work(llm: LocalLLM) -> list[Reply]:
+        return list(await asyncio.gather(*(llm.ask(prompt) for prompt in prompts)))
+
+    return work
+
+
+def prompt(text: str, tokens: int = 12, temperature: float = 0.0) -> Prompt:
+    return Prompt("test", text, {}, tokens, temperature)
+
+
+def test_a_batch_says_what_single_prompts_do(backbone: Backbone) -> None:
+    texts = ["one", "a much longer second prompt", "three", "four", "five!"]
+    together = talk(backbone, ask_all(*map(prompt, texts)))
+    alone = [talk(backbone, ask_all(prompt(text)))[0] for text in texts]
+    assert together == alone
+    assert all(reply.completion_tokens <= 12 for reply in together)
+    assert together[0].prompt_tokens < together[1].prompt_tokens
+
+
+def test_sampling_follows_the_seed(backbone: Backbone) -> None:
+    warm = prompt("one", 20, 1.0)
+    first, again = (talk(backbone, ask_all(warm))[0] for _ in range(2))
+    assert first == again
+    other = Prompt("test", "one", {}, 20, 1.0, salt=1)
+    assert talk(backbone, ask_all(other))[0].text != first.text
+
+
+def test_special_tokens_in_a_prompt_are_text(backbone: Backbone) -> None:
+    llm = LocalLLM(backbone.model, backbone.tokenizer, 1, 0)
+    plain = llm._encode("so it ends")
+    tricky = llm._encode("so</s> it<s> ends")
+    end = backbone.tokenizer.eos_token_id
+    assert tricky.count(end) == plain.count(end)
+
+
+def test_a_prompt_beyond_the_window_is_unfit(backbone: Backbone) -> None:
+    with pytest.raises(Unfit, match="in a window of 2048") as caught:
+        talk(backbone, ask_all(prompt("long " * 600)))
+    assert caught.value.gate == "context"
+
+
+def test_a_model_that_fails_ends_the_run(backbone: Backbone, monkeypatch: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(backbone.model, "generate", fail)
+    with pytest.raises(LLMError, match="the local model failed: out of luck"):
+        talk(backbone, ask_all(prompt("one"), prompt("two")))
+
+
+def test_closing_stops_a_generation_at_the_next_token(backbone: Backbone) -> None:
+    async def work(llm: LocalLLM) -> float:
+        asking = asyncio.create_task(llm.ask(prompt("one", 1900)))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        await llm.close()
+        return time.monotonic()
+
+    closed = talk(backbone, work)
+    assert time.monotonic() - closed < 2.0
+
+
+def test_most_of_what_so_small_a_model_writes_is_turned_away(
+    tiny_backbone: Path, tmp_path: Path, report: Any
+) -> None:
+    docs = write_towns(tmp_path / "t.jsonl", range(1))
+    model = tmp_path / "small"
+    model.symlink_to(tiny_backbone)
+    config = SynthConfig(
+        documents=(str(docs),),
+        llm=str(model),
+        kinds="paraphrase",
+        out=tmp_path / "pairs.jsonl",
+        reply_tokens=16,
+    )
+    result = synth.run(config, report)
+    assert (result.accepted, result.passages) == (0, 1)
+    assert result.dropped == {"nothing": 1}
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, report: Any) -> None:
+    docs = write_towns(tmp_path / "t.jsonl", range(1))
+    missing = str(tmp_path / "nowhere")
+    config = SynthConfig(documents=(str(docs),), llm=missing, out=tmp_path / "pairs.jsonl")
+    with pytest.raises(ArtefactError) as caught:
+        synth.run(config, report)
+    assert caught.value.message.startswith(f"--llm {missing}: ")
+    assert "http://" in caught.value.hint

@@ -1,0 +1,323 @@
+"""The shape of the package, read from its syntax trees: which way imports go, how long things are,
+and what no module does."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "clara_cli"
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
+
+FILE_LINES, FUNCTION_LINES, AIM_LINES, COLUMNS = 350, 60, 45, 100
+
+# Layers from the top; a module imports from its own package or from a layer below. `repl`, `ui` and
+# what `ui` keeps beside it are the app's terminal; `commands/learning.py` is the trainers' shared
+# helper. Evaluation and synthesis use what lies below them; core, corpus and search know nothing
+# of each other.
+LAYERS = [
+    {"__main__"},
+    {"app"},
+    {"repl"},
+    {"ui"},
+    {"scorecard", "harvest"},
+    {"commands"},
+    {"engine"},
+    {"synthesis", "evaluation"},
+    {"core", "corpus", "search"},
+    {"config"},
+    {"records"},
+    {"errors"},
+]
+HELPERS = {"clara_cli.commands.learning"}
+ONLY_IN = {
+    "typer": ("clara_cli/app.py",),
+    "rich": ("clara_cli/ui.py", "clara_cli/scorecard.py"),  # the scorecard is a part of ui
+    "peft": ("clara_cli/core/",),
+    "hnswlib": ("clara_cli/search/hnsw.py",),
+    "prompt_toolkit": ("clara_cli/repl.py",),
+}
+NOT_CORE = ("corpus", "search", "synthesis")
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse((ROOT / module).read_text(encoding="utf-8"))
+
+
+def dotted(module: str) -> str:
+    return module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported(module: str, when_loaded: bool = False) -> Iterator[str]:
+    """Every module that `module` imports anywhere, under its full name; `when_loaded`: only what
+    its being imported imports."""
+    known = {dotted(other) for other in MODULES}
+    for node in tree(module).body if when_loaded else ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
+            assert node.module is not None
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else node.module for name in names)
+
+
+def part(name: str) -> str:
+    """`core` of clara_cli.core.loop, `app` of clara_cli.app, empty for the package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def layer(name: str) -> int | None:
+    """How deep a part lies; None for the package itself, which imports nothing."""
+    return next((depth for depth, names in enumerate(LAYERS) if part(name) in names), None)
+
+
+def functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def public(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Functions of a module and methods of its public classes whose names are public."""
+    holders: list[ast.Module | ast.ClassDef] = [tree(module)]
+    while holders:
+        for node in holders.pop().body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                holders.append(node)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if not node.name.startswith("_") or node.name == "__init__":
+                    yield node
+
+
+def at(module: str, node: ast.AST) -> str:
+    return f"{module}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+def assert_none(found: list[str], what: str) -> None:
+    assert not found, f"{what}:\n  " + "\n  ".join(found)
+
+
+# --- imports ---
+
+
+def test_every_part_has_its_layer():
+    parts = {part(dotted(module)) for module in MODULES} - {""}
+    assert_none(sorted(p for p in parts if layer(f"clara_cli.{p}") is None), "parts without layer")
+
+
+def test_imports_go_downward_only():
+    found = []
+    for module in MODULES:
+        own = layer(dotted(module))
+        for name in imported(module):
+            other = layer(name)
+            if not name.startswith("clara_cli") or own is None or other is None:
+                continue
+            if other < own or (other == own and part(name) != part(dotted(module))):
+                found.append(f"{module} imports {name}")
+    assert_none(found, "imports that go up or sideways")
+
+
+def test_layers_beside_each_other_are_the_ones_designed():
+    """Retrieval knows text and arrays, the core knows tensors: neither needs the other."""
+    for module in MODULES:
+        names = {part(name) for name in imported(module) if name.startswith("clara_cli.")}
+        if part(dotted(module)) in NOT_CORE:
+            assert "core" not in names, module
+        if part(dotted(module)) == "core":
+            assert names <= {"core", "config", "records", "errors"}, module
+
+
+def test_commands_never_import_each_other():
+    found = [
+        f"{module} imports {name}"
+        for module in MODULES
+        if module.startswith("clara_cli/commands/")
+        for name in imported(module)
+        if name.startswith("clara_cli.commands.") and name not in HELPERS
+    ]
+    assert_none(found, "commands that import commands")
+
+
+def test_every_command_has_one_public_run():
+    from clara_cli.app import COMMANDS
+
+    for name in COMMANDS:
+        module = f"clara_cli/commands/{name}.py"
+        runs = [f for f in tree(module).body if getattr(f, "name", "") == "run"]
+        assert len(runs) == 1, module
+        arguments = [a.arg for a in runs[0].args.args]  # type: ignore[attr-defined]
+        assert arguments == ["config", "report"], module
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_where_it_belongs(library):
+    found = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in imported(module)
+        if name.split(".")[0] == library and not module.startswith(ONLY_IN[library])
+    ]
+    assert_none(found, f"{library} outside {' '.join(ONLY_IN[library])}")
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {
+        dotted(m): {n for n in imported(m, when_loaded=True) if n.startswith("clara_cli.")}
+        for m in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for other in graph.get(name, ()):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_only_declared_libraries_are_imported():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for names in project.get("optional-dependencies", {}).values() for name in names]
+    declared = {
+        requirement.split(">")[0].split("=")[0].split("<")[0].split("[")[0].replace("-", "_")
+        for requirement in [*project["dependencies"], *extras]
+    }
+    implied = {"jinja2", "pyarrow", "huggingface_hub", "tokenizers", "httpx2"}  # by those
+    found = sorted(
+        {
+            f"{module} imports {name}"
+            for module in MODULES
+            for name in imported(module)
+            if (top := name.split(".")[0]) not in sys.stdlib_module_names | declared | implied
+            and top != "clara_cli"
+        }
+    )
+    assert_none(found, "libraries that pyproject.toml does not name")
+
+
+# --- what every module has, and what none does ---
+
+
+def test_every_module_says_what_it_is():
+    assert_none([m for m in MODULES if not ast.get_docstring(tree(m))], "modules without docstring")
+
+
+def test_every_public_function_and_class_says_what_it_does():
+    found = [
+        f"{at(module, function)} {function.name}"
+        for module in MODULES
+        for function in public(module)
+        if function.name != "__init__" and not ast.get_docstring(function)
+    ]
+    assert_none(found, "public functions without docstring")
+
+
+def test_nothing_prints():
+    found = [
+        at(module, node)
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    ]
+    assert_none(found, "print calls (a command returns a record, ui shows it)")
+
+
+def caught(handler: ast.ExceptHandler) -> set[str]:
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return {kind.id for kind in kinds if isinstance(kind, ast.Name)}
+
+
+def test_nothing_is_caught_blindly():
+    found = []
+    for module in MODULES:
+        for node in ast.walk(tree(module)):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            broad = caught(node) & {"Exception", "BaseException"}
+            if node.type is None or (broad and module != "clara_cli/app.py"):
+                found.append(at(module, node))
+    assert_none(found, "bare or blind except outside the error boundary")
+
+
+def test_no_error_is_swallowed():
+    """An `except` whose body is only `pass` hides what happened; contextlib.suppress says why."""
+    found = [
+        at(module, node)
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ExceptHandler)
+        and all(isinstance(line, ast.Pass) for line in node.body)
+    ]
+    assert_none(found, "swallowed errors")
+
+
+def test_no_default_is_mutable():
+    found = [
+        at(module, default)
+        for module in MODULES
+        for function in functions(module)
+        for default in [*function.args.defaults, *function.args.kw_defaults]
+        if isinstance(default, ast.List | ast.Dict | ast.Set | ast.ListComp)
+        or (
+            isinstance(default, ast.Call)
+            and isinstance(default.func, ast.Name)
+            and default.func.id in {"list", "dict", "set"}
+        )
+    ]
+    assert_none(found, "mutable defaults")
+
+
+def test_public_functions_are_annotated():
+    found = []
+    for module in MODULES:
+        for function in public(module):
+            given = function.args
+            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+            arguments += [a for a in (given.vararg, given.kwarg) if a]
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in SELF]
+            if bare or function.returns is None:
+                found.append(f"{at(module, function)} {function.name} ({', '.join(bare)})")
+    assert_none(found, "public functions without annotations")
+
+
+SELF = {"self", "cls"}
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_lines_are_short(module):
+    lines = (ROOT / module).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= FILE_LINES, f"{module} has {len(lines)} lines, the most is {FILE_LINES}"
+    long = [f"{module}:{n}: {len(line)}" for n, line in enumerate(lines, 1) if len(line) > COLUMNS]
+    assert_none(long, f"lines of more than {COLUMNS} columns")
+
+
+def test_functions_are_short():
+    sizes = {
+        f"{at(module, f)} {f.name}": (f.end_lineno or f.lineno) - f.lineno + 1
+        for module in MODULES
+        for f in functions(module)
+    }
+    over = {name: size for name, size in sizes.items() if size > AIM_LINES}
+    listed = [f"{size} lines: {name}" for name, size in sorted(over.items(), key=lambda i: -i[1])]
+    what = f"the most is {FUNCTION_LINES} lines, {AIM_LINES} the aim; over the aim"
+    if any(size > FUNCTION_LINES for size in over.values()):
+        assert_none(listed, what)
