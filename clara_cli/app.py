@@ -26,8 +26,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clara_cli import config as configs
-from clara_cli.config import INPUT, MACHINE, METHOD, MODEL, OUTPUT, AskConfig, Common
+from clara_cli.config import AskConfig, Common
 from clara_cli.errors import DataError, ExitCode, NotSupportedError, UsageError, nearest
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name, with_recipe
 from clara_cli.repl import Terminated
 
 if typing.TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _flags(f: dataclasses.Field[Any], *, switch: bool) -> list[str]:
     """The names of an option: `--a-b`, both of `--file/-f`, `--x/--no-x` where x is on already."""
-    name = configs.flag_name(f)
+    name = flag_name(f)
     if switch and f.default is True and "/" not in name:
         return [f"{name}/--no-{name.removeprefix('--')}"]
     return [name] if switch else name.split("/")
@@ -198,7 +199,7 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
         lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
         settings = config(**{**values, **lists})
         if hasattr(settings, "recipe"):
-            settings = configs.with_recipe(settings, given)
+            settings = with_recipe(settings, given)
         if isinstance(settings, AskConfig):
             _ask(settings, as_json=shared["json"], quiet=shared["quiet"])
         else:

@@ -1,54 +1,27 @@
-"""One frozen dataclass per command. A field is one typed line with its doc; that doc is `--help` and
-the recipe's reference. Recipes are TOML files of these fields; unknown keys are refused.
+"""One frozen dataclass per command, every field typed, with its unit and doc (see fields.py).
 
-Knows nothing of terminals or tensors. Field kinds: `argument` (positional), `option` (a flag),
-`setting` (recipe and `--set` only).
+Knows nothing of terminals or tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-import types
-import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from clara_cli.errors import UsageError, nearest
-
-Config = TypeVar("Config")
-
-INPUT, MODEL, OUTPUT, METHOD, MACHINE = "Input", "Model", "Output", "Method", "Machine"
-
-
-def _field(kind: str, doc: str, default: Any, panel: str, flag: str | None = None, low: float | None = None) -> Any:
-    metadata = {"kind": kind, "doc": doc, "panel": panel, "flag": flag, "low": low}
-    if isinstance(default, (list, tuple)):
-        return field(default=tuple(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def argument(doc: str, default: Any = dataclasses.MISSING) -> Any:
-    """A positional argument."""
-    return _field("argument", doc, default, INPUT)
-
-
-def option(
-    doc: str,
-    default: Any = dataclasses.MISSING,
-    panel: str = METHOD,
-    flag: str | None = None,
-    low: float | None = None,
-) -> Any:
-    """A command-line flag, named after the field unless `flag` says otherwise; `low` is the least
-    value accepted."""
-    return _field("option", doc, default, panel, flag, low)
-
-
-def setting(doc: str, default: Any, low: float | None = None) -> Any:
-    """A value for recipes and `--set key=value`, without a flag of its own."""
-    return _field("setting", doc, default, METHOD, None, low)
+from clara_cli.errors import UsageError
+from clara_cli.fields import (
+    INPUT,
+    MACHINE,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    argument,
+    flag_name,
+    option,
+    setting,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +29,13 @@ class Common:
     """Options every command takes."""
 
     seed: int = option("Seed of everything random.", 0, MACHINE)
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("Where to compute; auto takes the fastest there is.", "auto", MACHINE)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "Where to compute; auto takes the fastest there is.", "auto", MACHINE
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "Number format of the computation; auto is bfloat16 on a GPU that has it, float32 on a CPU.", "auto", MACHINE
+        "Number format of the computation; auto: bfloat16 on a GPU that has it, else float32.",
+        "auto",
+        MACHINE,
     )
 
     def __post_init__(self) -> None:
@@ -78,22 +55,41 @@ class CompressConfig(Common):
       cat corpus.jsonl | clara compress - --out piped.clara
     """
 
-    inputs: tuple[str, ...] = argument("Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet, or - for JSONL on stdin.")
-    ratio: int | None = option("Text tokens per memory token; default: what the checkpoint was trained at.", None, METHOD, low=1)
-    model: str | None = option("Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL)
-    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
-    out: Path | None = option("The corpus to write; default: the first input's name with .clara.", None, OUTPUT)
-    split: Literal["sentences", "tokens", "none"] = option(
-        "How long documents are cut; none keeps one passage per document and truncates it.", "sentences", METHOD
+    inputs: tuple[str, ...] = argument(
+        "Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet, or - for JSONL on stdin."
     )
-    title: bool = option("Prefix each passage with its document's title when compressing.", True, METHOD)
+    ratio: int | None = option(
+        "Text tokens per memory token; default: what the checkpoint was trained at.",
+        None,
+        METHOD,
+        low=1,
+    )
+    model: str | None = option(
+        "Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL
+    )
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    out: Path | None = option(
+        "The corpus to write; default: the first input's name with .clara.", None, OUTPUT
+    )
+    split: Literal["sentences", "tokens", "none"] = option(
+        "How long documents are cut; none keeps one passage per document and truncates it.",
+        "sentences",
+        METHOD,
+    )
+    title: bool = option(
+        "Prefix each passage with its document's title when compressing.", True, METHOD
+    )
     text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
     store_dtype: Literal["auto", "float32", "bf16", "fp16"] = option(
         "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
     )
     shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
     batch_tokens: int = option("Text tokens per batch; bounds memory.", 8192, MACHINE, low=1)
-    skip_bad: bool = option("Count and report bad lines and duplicate ids instead of stopping.", False, INPUT)
+    skip_bad: bool = option(
+        "Count and report bad lines and duplicate ids instead of stopping.", False, INPUT
+    )
     dry_run: bool = option("Count passages and bytes, compress nothing.", False, OUTPUT)
 
 
@@ -111,12 +107,24 @@ class IndexConfig(Common):
     engine: Literal["auto", "exact", "hnsw"] = option(
         "Search structure questions will use; auto decides by the measured recall.", "auto", METHOD
     )
-    queries: Path | None = option("Questions (JSONL) to measure recall with, instead of the passages' first sentences.", None, INPUT)
+    queries: Path | None = option(
+        "Questions (JSONL) to measure recall with, instead of the passages' first sentences.",
+        None,
+        INPUT,
+    )
     top_k: int = option("k of the measured recall@k.", 5, METHOD, low=1)
-    candidates: int | None = option("Passages the index proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1)
-    model: str | None = option("Checkpoint for the queries; default: what the corpus names.", None, MODEL)
-    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
-    check: bool = option("Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT)
+    candidates: int | None = option(
+        "Passages the index proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1
+    )
+    model: str | None = option(
+        "Checkpoint for the queries; default: what the corpus names.", None, MODEL
+    )
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    check: bool = option(
+        "Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +137,28 @@ class AskConfig(Common):
       clara ask --corpus sample.clara
     """
 
-    question: str | None = argument("The question; none opens the REPL, or reads stdin when piped.", None)
-    file: Path | None = option("Questions from a file: one a line, or JSONL with `question`.", None, INPUT, flag="--file/-f")
-    corpus: Path | None = option("The corpus; default $CLARA_CORPUS, else the only *.clara here.", None, INPUT)
+    question: str | None = argument(
+        "The question; none opens the REPL, or reads stdin when piped.", None
+    )
+    file: Path | None = option(
+        "Questions from a file: one a line, or JSONL with `question`.",
+        None,
+        INPUT,
+        flag="--file/-f",
+    )
+    corpus: Path | None = option(
+        "The corpus; default $CLARA_CORPUS, else the only *.clara here.", None, INPUT
+    )
     top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
-    candidates: int | None = option("Passages the first stage proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1)
-    ratio: int | None = option("Read the corpus at a higher ratio than it was compressed at.", None, METHOD, low=1)
+    candidates: int | None = option(
+        "Passages the first stage proposes for exact rescoring; default: 20 per k.",
+        None,
+        METHOD,
+        low=1,
+    )
+    ratio: int | None = option(
+        "Read the corpus at a higher ratio than it was compressed at.", None, METHOD, low=1
+    )
     first_stage: Literal["auto", "latent", "bm25", "hybrid"] = option(
         "Who proposes passages: latent (query reasoner), bm25 (words), hybrid (both); "
         "auto: hybrid where text was kept, else latent.",
@@ -143,8 +167,12 @@ class AskConfig(Common):
     )
     max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
-    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
-    require_support: bool = option("Exit 5 when the sources do not support the answer.", False, METHOD)
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    require_support: bool = option(
+        "Exit 5 when the sources do not support the answer.", False, METHOD
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,22 +186,50 @@ class BenchConfig(Common):
       clara bench --compare report-before report-after
     """
 
-    dataset: str | None = option("A file or BEIR folder, or one of nq hotpotqa musique 2wiki squad triviaqa popqa.", None, INPUT)
-    setting: Literal["gold", "oracle", "normal", "corpus"] = option(
-        "What is given: gold passages only; the question's pool; BM25's 20 best paragraphs; a whole corpus.", "oracle", INPUT
+    dataset: str | None = option(
+        "A file or BEIR folder, or one of nq hotpotqa musique 2wiki squad triviaqa popqa.",
+        None,
+        INPUT,
     )
-    corpus: Path | None = option("A compressed corpus for normal and corpus; default: the dataset's own paragraphs.", None, INPUT)
+    setting: Literal["gold", "oracle", "normal", "corpus"] = option(
+        "What is given: gold passages; the question's pool; BM25's 20 best; a whole corpus.",
+        "oracle",
+        INPUT,
+    )
+    corpus: Path | None = option(
+        "A compressed corpus for normal and corpus; default: the dataset's own paragraphs.",
+        None,
+        INPUT,
+    )
     limit: int | None = option("Take the first questions only.", None, INPUT, low=1)
-    model: str | None = option("Checkpoint; default: what the corpus names, else $CLARA_MODEL, else nano.", None, MODEL)
-    backbone: str | None = option("Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL)
-    system: str = option("Systems to compare, comma-separated.", "clara,scp,closed-book,text,text+bm25", METHOD)
-    ratio: str | None = option("Ratios, comma-separated; default: the checkpoint's or the corpus's own.", None, METHOD)
+    model: str | None = option(
+        "Checkpoint; default: what the corpus names, else $CLARA_MODEL, else nano.", None, MODEL
+    )
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    system: str = option(
+        "Systems to compare, comma-separated.", "clara,scp,closed-book,text,text+bm25", METHOD
+    )
+    ratio: str | None = option(
+        "Ratios, comma-separated; default: the checkpoint's or the corpus's own.", None, METHOD
+    )
     top_k: int = option("Passages given by the systems that choose.", 5, METHOD, low=1)
     max_new_tokens: int = option("Longest answer, in tokens.", 32, METHOD, low=1)
-    control: str | None = option("Controls, comma-separated: none, wrong, counterfactual, survival.", None, METHOD)
-    out: Path | None = option("Folder for the predictions and reports; the same command goes on where it stopped.", None, OUTPUT)
-    compare: tuple[str, str] | None = option("Test two --out folders of earlier runs against each other, and stop.", None, OUTPUT)
-    published: bool = option("Add the figures of the papers, in a block of their own.", False, OUTPUT)
+    control: str | None = option(
+        "Controls, comma-separated: none, wrong, counterfactual, survival.", None, METHOD
+    )
+    out: Path | None = option(
+        "Folder for the predictions and reports; the same command goes on where it stopped.",
+        None,
+        OUTPUT,
+    )
+    compare: tuple[str, str] | None = option(
+        "Test two --out folders of earlier runs against each other, and stop.", None, OUTPUT
+    )
+    published: bool = option(
+        "Add the figures of the papers, in a block of their own.", False, OUTPUT
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,33 +242,47 @@ class SynthConfig(Common):
       clara synth corpus.jsonl --kinds e2e --llm http://gpu1:8000,http://gpu2:8000 --llm-model q
     """
 
-    documents: tuple[str, ...] = argument("Files or folders, as clara compress reads them, or - for JSONL on stdin.")
+    documents: tuple[str, ...] = argument(
+        "Files or folders, as clara compress reads them, or - for JSONL on stdin."
+    )
     llm: str | None = option(
         "An OpenAI-compatible server's address (several, with commas, share the load), or a local "
-        "model's directory or Hub id; default $CLARA_LLM. Keys: CLARA_LLM_API_KEY or OPENAI_API_KEY.",
+        "model's directory or Hub id; default $CLARA_LLM. Keys: CLARA_LLM_API_KEY, OPENAI_API_KEY.",
         None,
         MODEL,
     )
     llm_model: str | None = option("The model's name at the server.", None, MODEL)
     kinds: str = option(
-        "What to write: simple, complex, paraphrase (pairs for pretrain), or e2e, or instruct (questions for train).",
+        "What to write: simple, complex, paraphrase (for pretrain); or e2e, or instruct (for train).",
         "simple,complex,paraphrase",
         METHOD,
     )
-    rounds: int = option("Most rounds of asking what is still uncovered, per passage and kind.", 10, METHOD, low=1)
-    limit: int | None = option("Passages at most; a later run with a higher limit goes on.", None, INPUT, low=1)
-    concurrency: int = option("Requests in flight at a time; the batch of a local model.", 16, MACHINE, low=1)
+    rounds: int = option(
+        "Most rounds of asking what is still uncovered, per passage and kind.", 10, METHOD, low=1
+    )
+    limit: int | None = option(
+        "Passages at most; a later run with a higher limit goes on.", None, INPUT, low=1
+    )
+    concurrency: int = option(
+        "Requests in flight at a time; the batch of a local model.", 16, MACHINE, low=1
+    )
     out: Path | None = option(
-        "The JSONL file to write; default: the first input's name with .pairs.jsonl or .questions.jsonl.", None, OUTPUT
+        "The JSONL file; default: the first input's name with .pairs.jsonl or .questions.jsonl.",
+        None,
+        OUTPUT,
     )
     recipe: Path | None = option("TOML file of settings.", None, METHOD)
-    set: tuple[str, ...] = option("One setting over the recipe's, key=value; repeatable.", (), METHOD)
+    set: tuple[str, ...] = option(
+        "One setting over the recipe's, key=value; repeatable.", (), METHOD
+    )
     skip_bad: bool = setting("Count and report bad lines instead of stopping.", False)
     split: str = setting("How documents are cut: sentences, tokens or none.", "sentences")
     title: bool = setting("Put the title before each passage, as compress does.", True)
     passage_tokens: int = setting("Longest passage, tokens.", 256, low=8)
     tokenizer: str | None = setting("Backbone whose tokens count; None: a careful estimate.", None)
-    min_coverage: float = setting("Share of a passage's sentences its questions must cover.", 0.5, low=0)
+    min_coverage: float = setting(
+        "Share of a passage's sentences its questions must cover.", 0.5, low=0
+    )
     temperature: float = setting("Sampling temperature of writing; checking is at 0.", 0.7, low=0)
     answer_words: int = setting("Longest answer, words.", 40, low=1)
     reply_tokens: int = setting("Longest reply of the model, tokens.", 2048, low=16)
@@ -230,20 +300,32 @@ class SynthConfig(Common):
 class LearnConfig(Common):
     """What pretraining and training share. Defaults are the published settings."""
 
-    out: Path = option("Run folder: checkpoint/, last/ (resumable state), metrics.jsonl.", panel=OUTPUT)
+    out: Path = option(
+        "Run folder: checkpoint/, last/ (resumable state), metrics.jsonl.", panel=OUTPUT
+    )
     backbone: str | None = option("Backbone: a directory or a Hub id.", None, MODEL)
     recipe: Path | None = option("TOML file of settings.", None, METHOD)
-    set: tuple[str, ...] = option("One setting over the recipe's, key=value; repeatable.", (), METHOD)
-    steps: int | None = option("Optimiser steps; default: one pass over the data.", None, METHOD, low=0)
+    set: tuple[str, ...] = option(
+        "One setting over the recipe's, key=value; repeatable.", (), METHOD
+    )
+    steps: int | None = option(
+        "Optimiser steps; default: one pass over the data.", None, METHOD, low=0
+    )
     batch_size: int = setting("Examples per optimiser step.", 128, low=1)
-    micro_batch: int | None = setting("Examples per forward pass; None: the whole batch.", None, low=1)
+    micro_batch: int | None = setting(
+        "Examples per forward pass; None: the whole batch.", None, low=1
+    )
     learning_rate: float = setting("Peak learning rate.", 1e-4, low=0)
     schedule: str = setting("cosine (to a tenth) or constant, after the warm-up.", "cosine")
     warmup: float = setting("Share of the steps spent warming up.", 0.03, low=0)
     weight_decay: float = setting("AdamW weight decay.", 0.0, low=0)
     clip: float = setting("Largest gradient norm.", 1.0, low=0)
-    max_length: int = setting("Longest decoder input, tokens; answers beyond it are cut and counted.", 2048, low=8)
-    ratios: tuple[int, ...] = setting("Ratios trained; several: one drawn per step, memory nested.", ())
+    max_length: int = setting(
+        "Longest decoder input, tokens; answers beyond it are cut and counted.", 2048, low=8
+    )
+    ratios: tuple[int, ...] = setting(
+        "Ratios trained; several: one drawn per step, memory nested.", ()
+    )
     dropout: float = setting("LoRA dropout while training.", 0.1, low=0)
     train_memory: bool = setting("Train the memory tokens too.", False)
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
@@ -259,11 +341,13 @@ class PretrainConfig(LearnConfig):
     """
 
     pairs: tuple[str, ...] = argument("JSONL files of pairs: data_type, question, answers, docs.")
-    init: str | None = option("Checkpoint to start from; default: fresh roles on --backbone.", None, MODEL)
+    init: str | None = option(
+        "Checkpoint to start from; default: fresh roles on --backbone.", None, MODEL
+    )
     mse_weight: float = setting("Weight of the alignment loss (paper Table 10: 0.1).", 0.1, low=0)
-    passage_tokens: int = setting("Longest passage, backbone tokens (fresh checkpoints).", 256, low=1)
-    lora_rank: int = setting("LoRA rank (fresh checkpoints).", 16, low=1)
-    lora_alpha: int = setting("LoRA alpha (fresh checkpoints).", 32, low=1)
+    passage_tokens: int | None = setting("Longest passage, tokens; fresh: 256.", None, low=1)
+    lora_rank: int | None = setting("LoRA rank; fresh: 16.", None, low=1)
+    lora_alpha: int | None = setting("LoRA alpha; fresh: 32.", None, low=1)
     train_memory: bool = setting("Train the memory tokens too.", True)
 
 
@@ -278,87 +362,18 @@ class TrainConfig(LearnConfig):
     """
 
     questions: tuple[str, ...] = argument("JSONL files of questions with their pools.", ())
-    stage: Literal["instruct", "e2e"] | None = option("What to train; may be left out with --steps 0.", None, METHOD)
+    stage: Literal["instruct", "e2e"] | None = option(
+        "What to train; may be left out with --steps 0.", None, METHOD
+    )
     init: str = option("Checkpoint to start from.", panel=MODEL)
     top_k: int = setting("Passages given to the generator.", 5, low=1)
-    pool_size: int = setting("Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1)
+    pool_size: int = setting(
+        "Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1
+    )
     temperature: float = setting("Temperature of the straight-through top-k.", 0.02)
-    mask: str = setting("Mask of taken candidates: exact, or released (the published penalty).", "exact")
-    mse_weight: float = setting("Weight of the alignment loss in instruct (0.1 in the released runs).", 0.1, low=0)
-
-
-def flag_name(f: dataclasses.Field) -> str:
-    """How a user writes this field."""
-    if f.metadata["kind"] == "option":
-        return f.metadata["flag"] or "--" + f.name.replace("_", "-")
-    return f.name
-
-
-def with_recipe(config: Config, explicit: frozenset[str] = frozenset()) -> Config:
-    """Apply a config's own `recipe` and `set` fields. Order of authority, lowest first: defaults,
-    recipe, fields given explicitly on the command line (`explicit`), `--set`."""
-    values: dict[str, Any] = {}
-    recipe = getattr(config, "recipe", None)
-    if recipe is not None:
-        values.update(_checked(type(config), read_recipe(recipe), str(recipe)))
-    values = {key: value for key, value in values.items() if key not in explicit}
-    values.update(_checked(type(config), parse_sets(getattr(config, "set", ())), "--set"))
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The fields of a TOML recipe."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "give --recipe the path of a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not a TOML recipe: {error}", "lines look like: learning_rate = 1e-4") from error
-
-
-def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` strings; a value is read as TOML where it is TOML, else taken as a string."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, raw = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair}: no '='", "write --set learning_rate=1e-4")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = raw
-    return values
-
-
-def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls) if f.metadata["kind"] != "argument" and f.name not in ("recipe", "set")}
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            raise UsageError(f"{source}: unknown setting {key!r}", nearest(key, known))
-        checked[key] = _convert(hints[key], value, f"{source}: {key}")
-    return checked
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """A TOML value as the field's type, or one clear error."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise UsageError(f"{where} is {value!r}", f"one of {', '.join(map(str, args))}")
-    if origin in (types.UnionType, typing.Union):
-        if value is None or value == "none":
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(args[0], item, where) for item in items)
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Path and type(value) is str:
-        return Path(value)
-    if type(value) is not hint:
-        raise UsageError(f"{where} is {value!r}", f"expected {getattr(hint, '__name__', hint)}")
-    return value
+    mask: str = setting(
+        "Mask of taken candidates: exact, or released (the published penalty).", "exact"
+    )
+    mse_weight: float = setting(
+        "Weight of the alignment loss in instruct (0.1 in the released runs).", 0.1, low=0
+    )

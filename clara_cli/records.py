@@ -69,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage given to the generator: its 1-based rank, its corpus row, the score that ranked it."""
+    """A passage given to the generator: its 1-based rank, corpus row, the score that ranked it."""
 
     rank: int
     row: int

@@ -47,7 +47,9 @@ def byte_tokenizer():
     return fast
 
 
-def make_backbone(folder: Path, seed: int = 0, hidden: int = 32, layers: int = 2, **changes) -> Path:
+def make_backbone(
+    folder: Path, seed: int = 0, hidden: int = 32, layers: int = 2, **changes
+) -> Path:
     """A random Llama with a byte tokenizer, saved as a backbone directory."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -36,7 +36,9 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(workplace, monkeypatch, capsys):
+def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(
+    workplace, monkeypatch, capsys
+):
     monkeypatch.chdir(workplace)
     ours = [words for words in commands(blocks("sh")[0]) if words[0] == "clara"]
     assert [words[1] for words in ours] == ["compress", "index", "ask"]
@@ -56,7 +58,9 @@ def test_the_python_example_runs(workplace, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("words", [w for b in blocks("sh gpu") for w in commands(b)], ids=lambda w: " ".join(w[:3]))
+@pytest.mark.parametrize(
+    "words", [w for b in blocks("sh gpu") for w in commands(b)], ids=lambda w: " ".join(w[:3])
+)
 def test_a_command_for_a_gpu_is_one_the_program_takes(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("clara_cli.app._run", lambda *_, **__: None)

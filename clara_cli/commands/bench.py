@@ -123,7 +123,8 @@ def control_rows(
         changed = controls.wrong_documents(cases)
     else:
         args = (made.questions, made.paragraphs, library, made.donors, config.seed)
-        changed = controls.counterfactual(*args)
+        probed = controls.counterfactual(*args).items()
+        changed = {n: dataclasses.replace(case, gold=cases[n].gold) for n, case in probed}
     return [Row(system, control, changed) for system in readers]
 
 
@@ -288,7 +289,7 @@ def result(
         setting=config.setting,
         n=len(bench.cases),
         seed=config.seed,
-        systems=tuple(dataclasses.replace(row.card) for row in scored),
+        systems=tuple(row.card for row in scored),
         predictions=None if out is None else str(out / PREDICTIONS),
         survival=facts,
         published=published.rows(str(config.dataset)) if config.published else (),

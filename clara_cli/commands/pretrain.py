@@ -18,7 +18,7 @@ from clara_cli.corpus.examples import read_pairs
 from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
 
-DEFAULT_RATIO = 16
+DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
 
 
 def run(config: PretrainConfig, report: Report) -> TrainResult:
@@ -45,10 +45,32 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
     return train_stage(config, "scp", loaded, pairs, batches, losses, report)
 
 
+def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
+    """Settings of fresh checkpoints cannot change an existing one.
+
+    Raises:
+        UsageError: naming the setting and both values.
+    """
+    info = loaded.info
+    fixed = {
+        "passage_tokens": info.max_passage_tokens,
+        "lora_rank": info.lora.rank,
+        "lora_alpha": info.lora.alpha,
+    }
+    for name, value in fixed.items():
+        asked = getattr(config, name)
+        if asked is not None and asked != value:
+            raise UsageError(
+                f"{name} is {asked}, but {config.init} was made with {value}",
+                f"leave {name} away with --init, or begin fresh with --backbone",
+            )
+
+
 def start(config: PretrainConfig) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
     if config.init is not None:
         loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+        refuse_changes(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:
                 loaded.model.add_role(role, None)
@@ -60,23 +82,24 @@ def start(config: PretrainConfig) -> Loaded:
     device = pick_device(config.device)
     base = load_backbone(config.backbone, device, pick_dtype(config.dtype, device))
     digest = weights_digest(base.model)
+    tokens = config.passage_tokens or PASSAGE_TOKENS
     ratios = config.ratios or (DEFAULT_RATIO,)
     for ratio in ratios:
-        if ratio < 1 or ratio > config.passage_tokens:
-            message = f"ratio {ratio} of {config.passage_tokens}-token passages leaves no memory"
-            raise UsageError(message, f"ratios go from 1 to {config.passage_tokens}")
-    slots = max(config.passage_tokens // ratio for ratio in ratios)
-    lora = LoraSettings(config.lora_rank, config.lora_alpha, config.dropout)
+        if ratio < 1 or ratio > tokens:
+            message = f"ratio {ratio} of {tokens}-token passages leaves no memory"
+            raise UsageError(message, f"ratios go from 1 to {tokens}")
+    slots = max(tokens // ratio for ratio in ratios)
+    lora = LoraSettings(config.lora_rank or RANK, config.lora_alpha or ALPHA, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)
     table = base.model.get_input_embeddings().weight
     memory_MD, markers_2D = fresh_memory(slots, table, seeded)
-    prompter = Prompter(base.tokenizer, config.passage_tokens)
+    prompter = Prompter(base.tokenizer, tokens)
     model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
     info = CheckpointInfo(
         backbone=base.name,
         revision=base.revision,
         backbone_digest=digest,
-        max_passage_tokens=config.passage_tokens,
+        max_passage_tokens=tokens,
         memory_tokens=slots,
         ratio=DEFAULT_RATIO if DEFAULT_RATIO in ratios else ratios[0],
         ratios=tuple(sorted(ratios)),

@@ -96,10 +96,12 @@ def prepare_roles(loaded: Loaded, stage: str) -> None:
 
 
 def example(question: Question, config: TrainConfig, rng: random.Random) -> AnswerExample:
-    """One question with the passages of this step: instruct takes `top_k`, e2e up to `pool_size`
-    candidates; gold ones are kept when a pool is cut."""
-    size = config.top_k if config.stage == "instruct" else config.pool_size
-    pool = cut_pool(question.pool, size, rng)
+    """One question with the passages of this step: instruct takes the first `top_k` in the order
+    given (a ranking's, best first), e2e up to `pool_size` candidates in any order, gold kept."""
+    if config.stage == "instruct":
+        pool = list(question.pool[: config.top_k])
+    else:
+        pool = cut_pool(question.pool, config.pool_size, rng)
     texts = tuple(model_text(passage.title, passage.text) for passage in pool)
     return AnswerExample(question.question, question.answers[0], texts, question.source)
 

@@ -66,7 +66,7 @@ def load_backbone(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:

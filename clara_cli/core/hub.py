@@ -18,7 +18,7 @@ SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name or owner/name/sub/folder, and no such folder is here."""
+    """Whether a name is owner/name or owner/name/sub/folder, and no such folder is here."""
     shape = re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", name)
     return shape is not None and not name.startswith(".") and not Path(name).exists()
 
@@ -64,7 +64,9 @@ def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
     if ratio is None and len(ratios) == 1:
         return next(iter(ratios.values()))
     if ratio is None:
-        raise UsageError(f"{repository} has checkpoints for several ratios", f"give --ratio: {served}")
+        raise UsageError(
+            f"{repository} has checkpoints for several ratios", f"give --ratio: {served}"
+        )
     if ratio not in ratios:
         raise UsageError(f"--ratio {ratio}: not in {repository}", f"it serves {served}")
     return ratios[ratio]

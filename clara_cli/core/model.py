@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from clara_cli.core.backbone import Backbone, inner_model
@@ -76,7 +76,7 @@ class ClaraModel(nn.Module):
         super().__init__()
         self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
         self.backbone_name, self.revision = backbone.name, backbone.revision
-        self.peft: PeftModel = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
+        self.peft: Any = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
         for role in roles[1:]:
             self.peft.add_adapter(role, lora.config())
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
@@ -211,7 +211,9 @@ class ClaraModel(nn.Module):
         the text directly. Slots see the text and the slots before them, never later ones, so the
         first m rows of a longer memory are the memory of m slots."""
         slots = slots or self.slots
-        placeholders = [self.prompter.memory_ids[i % len(self.prompter.memory_ids)] for i in range(slots)]
+        placeholders = [
+            self.prompter.memory_ids[i % len(self.prompter.memory_ids)] for i in range(slots)
+        ]
         ids_BT = pad([[*row, *placeholders] for row in rows], 0, self.device)
         memory_ND = self.memory_MD[:slots].repeat(len(rows), 1)
         hidden_BTD = self(role, self.embed(ids_BT, memory_ND))
@@ -220,6 +222,16 @@ class ClaraModel(nn.Module):
         memory_BMD = hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
         mask_BT = torch.arange(hidden_BTD.shape[1], device=self.device) < starts_B[:, None]
         return Encoded(memory_BMD, hidden_BTD, mask_BT)
+
+    def encode_frozen(self, rows: Sequence[Sequence[int]], role: str, slots: int) -> Tensor:
+        """memory (B, M, D) as reading gives it: no gradient, and no dropout even while training."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self.encode(rows, role, slots).memory_BMD
+        finally:
+            self.train(training)
 
     def nll(
         self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor | None
@@ -245,7 +257,9 @@ class ClaraModel(nn.Module):
 
         width = max(map(len, rows))
         padded = [[0] * (width - len(row)) + list(row) for row in rows]
-        mask_BT = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
+        mask_BT = torch.tensor(
+            [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device
+        )
         embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
         ends = self.end_ids()
         config = GenerationConfig(
@@ -280,7 +294,9 @@ def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tens
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
-def fresh_memory(slots: int, embedding: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def fresh_memory(
+    slots: int, embedding: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Memory tokens (M, D) and the two marker rows (2, D) for a new checkpoint.
 
     Drawn with the mean and spread of the backbone's own embeddings, so they start apart from each

@@ -24,8 +24,8 @@ LIST_SYSTEM = (
     "to cover all key information of the document and answer them sequentially."
 )
 PARAPHRASE_SYSTEM = (
-    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background "
-    "information."
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the "
+    "background information."
 )
 ANSWER_SYSTEM = (
     "You are a helpful assistant. Your task is to extract relevant information from provided "
@@ -72,7 +72,11 @@ class Prompter:
     """Tokenises passages and prompts for one tokenizer. `max_passage` counts backbone tokens."""
 
     def __init__(self, tokenizer: Any, max_passage: int, markers: Markers | None = None) -> None:
-        self.tokenizer, self.max_passage, self.markers = tokenizer, max_passage, markers or Markers()
+        self.tokenizer, self.max_passage, self.markers = (
+            tokenizer,
+            max_passage,
+            markers or Markers(),
+        )
         tokenizer.add_tokens([*self.markers.all, SEAM], special_tokens=True)
         ids = tokenizer.convert_tokens_to_ids
         self.memory_ids: list[int] = ids(list(self.markers.memory))
@@ -85,7 +89,7 @@ class Prompter:
         self._specials = re.compile("|".join(re.escape(s) for s in specials if len(s) > 1))
 
     def plain(self, text: str) -> str:
-        """Text in which special tokens are spelt so that they are read as the characters they are."""
+        """Text in which special tokens are spelt so that they are read as plain characters."""
         return self._specials.sub(lambda match: match[0][0] + SEAM + match[0][1:], text)
 
     def ids(self, text: str) -> list[int]:
@@ -136,7 +140,9 @@ class Prompter:
         """Ids of a prompt, up to where the answer begins."""
         return self.ids(self.render(chat, None))
 
-    def example(self, chat: tuple[str, str], answer: str, limit: int) -> tuple[list[int], list[int]]:
+    def example(
+        self, chat: tuple[str, str], answer: str, limit: int
+    ) -> tuple[list[int], list[int]]:
         """(ids, labels) of prompt and answer; the answer and what ends its turn are labelled.
 
         Prompt and answer are tokenised together where the prompt's ids stay a prefix, else apart:

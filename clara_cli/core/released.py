@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype, weights_digest
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, fingerprint, load_role, set_tables
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
@@ -50,19 +50,7 @@ def load_released(
     digest = weights_digest(base.model)
     markers = released_markers(config)
     use_released_bos(base.tokenizer, base.name)
-    first = len(base.tokenizer)
-    rows = first + len(markers.all)
-    embedding = table(tables, "embed_tokens.weight", path)
-    if embedding.shape[0] != rows or embedding.shape[1] != base.model.config.hidden_size:
-        raise ArtefactError(
-            f"{path}: embedding table {tuple(embedding.shape)}, "
-            f"backbone {base.name} with its added tokens has ({rows}, {base.model.config.hidden_size})",
-            "give the backbone it was trained on with --backbone",
-        )
-    kept = {"embedding_rows": embedding}
-    if not base.model.config.tie_word_embeddings:
-        kept["head_rows"] = table(tables, "lm_head.weight", path)
-    set_tables(base.model, rows, kept)
+    embedding = fill_tables(base, len(markers.all), tables, path)
     prompter = Prompter(base.tokenizer, config["doc_max_length"], markers)
     count = config["doc_max_length"] // config["compr_rate"]
     memory_MD = embedding[prompter.memory_ids].float()
@@ -89,10 +77,27 @@ def load_released(
         provenance=({"origin": name, "format": "released"},),
         licence=LICENCE,
         markers=markers,
-        table_rows=rows,
+        table_rows=embedding.shape[0],
         fingerprint=fingerprint(model, digest),
     )
     return Loaded(model, info, path, name)
+
+
+def fill_tables(base: Backbone, added: int, tables: dict[str, Tensor], path: Path) -> Tensor:
+    """Resize the backbone's tables by `added` rows and fill them; returns the embedding table."""
+    wanted = (len(base.tokenizer) + added, base.model.config.hidden_size)
+    embedding = table(tables, "embed_tokens.weight", path)
+    if tuple(embedding.shape) != wanted:
+        raise ArtefactError(
+            f"{path}: embedding table {tuple(embedding.shape)}, "
+            f"backbone {base.name} with its added tokens has {wanted}",
+            "give the backbone it was trained on with --backbone",
+        )
+    kept = {"embedding_rows": embedding}
+    if not base.model.config.tie_word_embeddings:
+        kept["head_rows"] = table(tables, "lm_head.weight", path)
+    set_tables(base.model, wanted[0], kept)
+    return embedding
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -105,7 +110,9 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ArtefactError(f"{file}: not JSON: {error}", "download the folder again") from error
     for key in ("doc_max_length", "compr_rate", "lora_r"):
         if type(config.get(key)) is not int or config[key] < 1:
-            raise ArtefactError(f"{file}: {key} is {config.get(key)!r}", "it must be a positive integer")
+            raise ArtefactError(
+                f"{file}: {key} is {config.get(key)!r}", "it must be a positive integer"
+            )
     return config
 
 
@@ -114,14 +121,18 @@ def read_pickle(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ArtefactError(f"{file}: {error.strerror or error}", "the released folder holds one") from error
+        raise ArtefactError(
+            f"{file}: {error.strerror or error}", "the released folder holds one"
+        ) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ArtefactError(
             f"{file}: refused or damaged: {str(error).splitlines()[0]}",
             "clara opens tensors only; a file that needs more is not a plain checkpoint",
         ) from error
     if not isinstance(content, dict):
-        raise ArtefactError(f"{file}: holds a {type(content).__name__}, not named tensors", "download it again")
+        raise ArtefactError(
+            f"{file}: holds a {type(content).__name__}, not named tensors", "download it again"
+        )
     return content
 
 
@@ -129,7 +140,9 @@ def table(tables: dict[str, Tensor], ending: str, path: Path) -> Tensor:
     """The one tensor whose name ends so."""
     found = [tensor for key, tensor in tables.items() if key.endswith(ending)]
     if len(found) != 1:
-        raise ArtefactError(f"{path / 'decoder_first_last_layers.pth'}: {ending} is missing", "download it again")
+        raise ArtefactError(
+            f"{path / 'decoder_first_last_layers.pth'}: {ending} is missing", "download it again"
+        )
     return found[0]
 
 
@@ -142,9 +155,13 @@ def released_markers(config: dict[str, Any]) -> Markers:
 
 
 def use_released_bos(tokenizer: Any, name: str) -> None:
-    """The released code gives Qwen tokenizers, which have no BOS, their first added special token."""
+    """The released code gives Qwen tokenizers, which have no BOS, their first added special."""
     if tokenizer.bos_token is None and "qwen" in name.lower():
-        extra = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.eos_token, tokenizer.pad_token)]
+        extra = [
+            t
+            for t in tokenizer.all_special_tokens
+            if t not in (tokenizer.eos_token, tokenizer.pad_token)
+        ]
         if extra:
             tokenizer.bos_token = extra[0]
 

@@ -48,8 +48,7 @@ def choose(
     """(memory_ND to splice, indices_K per example, scores_N per example): the query reasoner reads
     the question, cosine of flattened memories ranks the pool, straight-through top-k picks. The
     compressor is frozen: its memories carry no gradient (paper section 3.2)."""
-    with torch.no_grad():
-        memory_BMD = model.encode(batch.passages, "compressor", batch.slots).memory_BMD
+    memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
     query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
     spliced, indices, scores = [], [], []
     for b, (pool, picks) in enumerate(zip(batch.pools, batch.picks, strict=True)):

@@ -13,7 +13,10 @@ from clara_cli.corpus import sources
 from clara_cli.errors import DataError
 from clara_cli.records import Pair, PoolPassage, Question
 
-PAIR_HINT = 'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], "docs": ["..."]}'
+PAIR_HINT = (
+    'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], '
+    '"docs": ["..."]}'
+)
 QUESTION_HINT = (
     'a question looks like {"question": "...", "answers": ["..."], '
     '"paragraphs": [{"title": "...", "text": "...", "gold": true}]}'
@@ -65,7 +68,9 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
     if kind == "qa":
         questions = _strings(record, "question", where, PAIR_HINT)
         if len(questions) != len(answers):
-            raise DataError(f"{where}: {len(questions)} questions, {len(answers)} answers", PAIR_HINT)
+            raise DataError(
+                f"{where}: {len(questions)} questions, {len(answers)} answers", PAIR_HINT
+            )
     return Pair(kind, questions, answers, texts, where)
 
 
@@ -95,11 +100,15 @@ def read_questions(paths: Sequence[str], need_answers: bool = True) -> Iterator[
 def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Iterator[Question]:
     text, qas = record.get("text"), record["qas"]
     if not isinstance(text, str) or not isinstance(qas, list):
-        raise DataError(f"{where}: a record with qas needs a text and a list of them", QUESTION_HINT)
+        raise DataError(
+            f"{where}: a record with qas needs a text and a list of them", QUESTION_HINT
+        )
     pool = (PoolPassage(str(record.get("id", where)), str(record.get("title") or ""), text, True),)
     for position, entry in enumerate(qas):
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: qas[{position}] is {str(entry)[:40]!r}, not an object", QUESTION_HINT)
+            raise DataError(
+                f"{where}: qas[{position}] is {str(entry)[:40]!r}, not an object", QUESTION_HINT
+            )
         question, answers = _asked(entry, f"{where} qas[{position}]", need_answers)
         yield Question(str(entry.get("id", f"{where}#{position}")), question, answers, pool, where)
 

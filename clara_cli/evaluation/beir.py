@@ -17,9 +17,7 @@ from clara_cli.records import PoolPassage, Question
 _SPLITS = ("test", "dev", "train")
 
 
-def read_beir(
-    folder: Path, hint: str
-) -> tuple[tuple[Question, ...], tuple[PoolPassage, ...], str]:
+def read_beir(folder: Path, hint: str) -> tuple[tuple[Question, ...], tuple[PoolPassage, ...], str]:
     """(questions that have relevance judgements, the corpus, a checksum of the three files)."""
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
     qrels = next((f for s in _SPLITS if (f := folder / "qrels" / f"{s}.tsv").is_file()), None)

@@ -85,9 +85,7 @@ def per_answer(predictions: Sequence[Line]) -> dict[str, list[float]]:
     return {key: [s(said, gold) for said, gold in answered] for key, s in ANSWER_SCORES.items()}
 
 
-def _ranking(
-    judged: Sequence[tuple[list[str], list[str]]], top_k: int
-) -> dict[str, float | None]:
+def _ranking(judged: Sequence[tuple[list[str], list[str]]], top_k: int) -> dict[str, float | None]:
     def over(values: list[float]) -> float | None:
         return mean(values) if values else None
 

@@ -1,4 +1,4 @@
-"""Trains nano's backbone from scratch: one set of weights that reads, compresses, answers and searches.
+"""Trains nano's backbone from scratch: one set of weights that reads, compresses, answers, searches.
 
 All parameters are trained together, without adapters, on five losses at once:
   list      every fact of a passage as "Question: ... Answer: ..." lines, read from memory tokens
@@ -10,7 +10,7 @@ All parameters are trained together, without adapters, on five losses at once:
   search    InfoNCE between the question's memory and its passage's, flattened cosine
 The three LoRA roles are trained afterwards by `clara pretrain` and `clara train`.
 
-    python recipes/nano/backbone.py --minutes 90 --out runs/nano-backbone [--real squad/train.jsonl.xz]
+    python recipes/nano/backbone.py --minutes 75 --out runs/nano-backbone [--real FILE.jsonl.xz]
 
 The learning rate follows the share of the budget used; an interrupted run goes on where it stopped.
 """
@@ -79,9 +79,18 @@ def build_model(vocab: int, hidden: int, layers: int) -> LlamaForCausalLM:
     """A small Llama whose final norm and embeddings start at one scale, so that a hidden state
     that predicts a word can be read back as that word's embedding."""
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=hidden * 3 // 2, num_hidden_layers=layers,
-        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 32, max_position_embeddings=2048,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, rope_theta=10_000.0,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=hidden * 3 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        rope_theta=10_000.0,
     )
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=SCALE)
@@ -106,7 +115,9 @@ def begin_as_copying(attention: torch.nn.Module, hidden: int) -> None:
 class Trainer:
     """Holds the model and turns examples into losses."""
 
-    def __init__(self, model: LlamaForCausalLM, memory: Memory, tok: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, memory: Memory, tok: PreTrainedTokenizerFast, seed: int
+    ) -> None:
         self.model, self.memory, self.tok = model, memory, tok
         self.rng = random.Random(seed)
         self.user, self.assistant = tok.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
@@ -147,7 +158,13 @@ class Trainer:
         index_BM = starts[:, None] + torch.arange(slots)
         return hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
 
-    def nll(self, rows: list[list[int]], labels: list[list[int]], memories: list[Tensor] | None, weights=None) -> Tensor:
+    def nll(
+        self,
+        rows: list[list[int]],
+        labels: list[list[int]],
+        memories: list[Tensor] | None,
+        weights=None,
+    ) -> Tensor:
         """Mean negative log-likelihood over labelled tokens; logits only where a label stands."""
         hidden_BTD = self.hidden(self.embed(rows, memories))
         width = hidden_BTD.shape[1]
@@ -161,8 +178,10 @@ class Trainer:
         one = [MEMORY] * slots + [SEPARATOR]
         return [1, self.user, *self.constant("Background:\n"), *(one * count)]
 
-    def add_pairs(self, prompts: list[list[int]], pairs: list[list[tuple[str, str]]]) -> tuple[list, list]:
-        """Prompts continued by up to six "Question: ... Answer: ..." lines; answers are labelled."""
+    def add_pairs(
+        self, prompts: list[list[int]], pairs: list[list[tuple[str, str]]]
+    ) -> tuple[list, list]:
+        """Prompts continued by up to six "Question: ... Answer: ..." lines, answers labelled."""
         rows, labels = [], []
         for prompt, available in zip(prompts, pairs, strict=True):
             row, label = list(prompt), [IGNORE] * len(prompt)
@@ -180,24 +199,39 @@ class Trainer:
     def repeat_rows(self, texts: list[list[int]], slots: int) -> tuple[list, list]:
         rows, labels = [], []
         for ids in texts:
-            prompt = self.background(1, slots) + self.constant(" is a paraphrase of what?") + [self.assistant]
+            prompt = (
+                self.background(1, slots)
+                + self.constant(" is a paraphrase of what?")
+                + [self.assistant]
+            )
             rows.append(prompt + ids + [2])
             labels.append([IGNORE] * len(prompt) + ids + [2])
         return rows, labels
 
     def question_tail(self, example: Example) -> tuple[str, list[int], list[int]]:
         question, answer = self.rng.choice(example.pairs)
-        return question, self.ids(f"\n\nQuestion:{question}") + [self.assistant], self.ids(f" {answer}") + [2]
+        return (
+            question,
+            self.ids(f"\n\nQuestion:{question}") + [self.assistant],
+            self.ids(f" {answer}") + [2],
+        )
 
     def step(self, examples: list[Example], slots: int, share: float) -> dict[str, Tensor]:
         """The losses of one batch; `share` of the budget is used up."""
-        texts = [self.ids(f"{e.title}\n{e.text}" if e.title and self.rng.random() < 0.6 else e.text)[:254] for e in examples]
+        texts = [
+            self.ids(f"{e.title}\n{e.text}" if e.title and self.rng.random() < 0.6 else e.text)[
+                :254
+            ]
+            for e in examples
+        ]
         count = len(examples)
         memory_BMD = self.compress(texts, slots)
         losses = {}
         if share < SLOTS_UNTIL:
             losses["slots"] = self.slot_loss(memory_BMD, texts)
-        losses["text"] = self.text_loss(examples, texts, count if share < TEXT_FIRST else count // 4)
+        losses["text"] = self.text_loss(
+            examples, texts, count if share < TEXT_FIRST else count // 4
+        )
         if share < TEXT_FIRST:
             return losses
         extra = (0,) if share < 0.3 or slots >= 32 else FEW if share < MANY_FROM else MANY
@@ -207,15 +241,21 @@ class Trainer:
         asked = [[pair for i in group for pair in examples[i].pairs] for group in groups]
         losses["list"] = self.nll(*self.add_pairs(prompts, asked), memories)
         repeated = [ids[:96] for ids in texts[: count // 4 if share < 0.5 else count // 8]]
-        losses["repeat"] = self.nll(*self.repeat_rows(repeated, slots), list(memory_BMD[: len(repeated)]))
-        losses["answer"] = self.answer_loss(examples[: count // 4 if share < 0.5 else count], memory_BMD, share)
+        losses["repeat"] = self.nll(
+            *self.repeat_rows(repeated, slots), list(memory_BMD[: len(repeated)])
+        )
+        losses["answer"] = self.answer_loss(
+            examples[: count // 4 if share < 0.5 else count], memory_BMD, share
+        )
         if share > 0.25:
             losses["search"] = self.search_loss(examples, memory_BMD)
         return losses
 
     def group(self, right: int, count: int, extra: tuple[int, ...]) -> list[int]:
         """The right passage among some others of the batch, shuffled."""
-        chosen = [right] + self.rng.sample([j for j in range(count) if j != right], k=self.rng.choice(extra))
+        chosen = [right] + self.rng.sample(
+            [j for j in range(count) if j != right], k=self.rng.choice(extra)
+        )
         self.rng.shuffle(chosen)
         return chosen
 
@@ -235,11 +275,13 @@ class Trainer:
         """InfoNCE of each question against the batch's passages."""
         questions = [self.ids(self.rng.choice(e.pairs)[0])[:60] for e in examples]
         query_BMD = self.compress(questions, memory_BMD.shape[1])
-        score_BB = F.normalize(query_BMD.flatten(1), dim=-1) @ F.normalize(memory_BMD.flatten(1), dim=-1).T
+        score_BB = (
+            F.normalize(query_BMD.flatten(1), dim=-1) @ F.normalize(memory_BMD.flatten(1), dim=-1).T
+        )
         return F.cross_entropy(score_BB / 0.05, torch.arange(len(examples)))
 
     def slot_loss(self, memory_BMD: Tensor, texts: list[list[int]]) -> Tensor:
-        """-log of the mean over slots of each word's probability, averaged over the passage's words."""
+        """-log of the mean over slots of each word's probability, mean over the passage's words."""
         logp_BMV = self.model.lm_head(memory_BMD).log_softmax(-1)
         mixed_BV = torch.logsumexp(logp_BMV, dim=1) - math.log(memory_BMD.shape[1])
         total = [-mixed_BV[i][torch.tensor(sorted(set(ids)))].mean() for i, ids in enumerate(texts)]
@@ -258,7 +300,9 @@ class Trainer:
         return self.nll(*self.add_pairs(rows, asked), None)
 
     @torch.no_grad()
-    def exact_match(self, examples: list[Example], slots: int, passages: int, seed: int = 1, text: bool = False) -> float:
+    def exact_match(
+        self, examples: list[Example], slots: int, passages: int, seed: int = 1, text: bool = False
+    ) -> float:
         """Greedy answers over `passages` memories (or texts), one of them the right one."""
         rng, right = random.Random(seed), 0
         encoded = [self.ids(f"{e.title}\n{e.text}") for e in examples]
@@ -285,14 +329,18 @@ class Trainer:
         rng = random.Random(seed)
         memory_BMD = self.compress([self.ids(f"{e.title}\n{e.text}") for e in examples], slots)
         query_BMD = self.compress([self.ids(rng.choice(e.pairs)[0]) for e in examples], slots)
-        score_BB = F.normalize(query_BMD.flatten(1), dim=-1) @ F.normalize(memory_BMD.flatten(1), dim=-1).T
+        score_BB = (
+            F.normalize(query_BMD.flatten(1), dim=-1) @ F.normalize(memory_BMD.flatten(1), dim=-1).T
+        )
         return (score_BB.argmax(-1) == torch.arange(len(examples))).float().mean().item()
 
 
 def invented(rng: random.Random, held_out: bool = False) -> Example:
     """One invented entity as an example, a phrasing of each question picked at random."""
     entry = world.entry(rng, held_out)
-    return Example(entry.title, entry.text, [(rng.choice(f.questions), f.value) for f in entry.facts])
+    return Example(
+        entry.title, entry.text, [(rng.choice(f.questions), f.value) for f in entry.facts]
+    )
 
 
 def real_examples(path: Path | None) -> list[Example]:
@@ -303,7 +351,8 @@ def real_examples(path: Path | None) -> list[Example]:
         records = [json.loads(line) for line in lines]
     return [
         Example(r["title"], r["text"], [(q["question"].strip(), q["answers"][0]) for q in r["qas"]])
-        for r in records if r["qas"] and len(r["text"]) < 700
+        for r in records
+        if r["qas"] and len(r["text"]) < 700
     ]
 
 
@@ -332,7 +381,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                 update = orthogonal(p.grad.lerp(state["momentum"], group["momentum"]))
-                p.mul_(1 - group["lr"] * 0.01).add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.mul_(1 - group["lr"] * 0.01).add_(
+                    update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5
+                )
 
 
 def orthogonal(grad: Tensor) -> Tensor:
@@ -348,7 +399,10 @@ def orthogonal(grad: Tensor) -> Tensor:
 def optimizers(model: LlamaForCausalLM, memory: Memory, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for the rest."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if p.ndim == 1] + [model.model.embed_tokens.weight, *memory.parameters()]
+    rest = [p for p in model.parameters() if p.ndim == 1] + [
+        model.model.embed_tokens.weight,
+        *memory.parameters(),
+    ]
     return [
         Muon(matrices, lr=lr),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -357,8 +411,11 @@ def optimizers(model: LlamaForCausalLM, memory: Memory, lr: float) -> list[torch
 
 def save(path: Path, trainer: Trainer, opts: list, progress: Progress) -> None:
     state = {
-        "model": trainer.model.state_dict(), "memory": trainer.memory.state_dict(),
-        "opts": [o.state_dict() for o in opts], "progress": asdict(progress), "rng": trainer.rng.getstate(),
+        "model": trainer.model.state_dict(),
+        "memory": trainer.memory.state_dict(),
+        "opts": [o.state_dict() for o in opts],
+        "progress": asdict(progress),
+        "rng": trainer.rng.getstate(),
     }
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)
@@ -368,11 +425,15 @@ WEIGHTS = {"list": 1.0, "repeat": 0.5, "answer": 1.0, "text": 0.5, "slots": 0.5,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--steps", type=int, help="stop after so many steps, whatever time is left")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--real", type=Path, help="a file of real passages with questions, one batch in twenty")
+    parser.add_argument(
+        "--real", type=Path, help="a file of real passages with questions, one batch in twenty"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
@@ -402,14 +463,19 @@ def main() -> None:
             opt.load_state_dict(saved)
         progress = Progress(**state["progress"])
         trainer.rng.setstate(state["rng"])
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tok)}", flush=True)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.2f} M parameters, vocabulary {len(tok)}", flush=True)
     checks = [invented(random.Random(1000 + i), held_out=True) for i in range(100)]
     started, mark, kept = time.monotonic() - progress.seconds, time.monotonic(), time.monotonic()
     means: dict[str, float] = {}
     while progress.seconds < args.minutes * 60 and progress.step != args.steps:
         share = progress.seconds / (args.minutes * 60)
         use_real = bool(real) and trainer.rng.random() < 0.05
-        batch = trainer.rng.sample(real, args.batch // 2) if use_real else [invented(trainer.rng) for _ in range(args.batch)]
+        batch = (
+            trainer.rng.sample(real, args.batch // 2)
+            if use_real
+            else [invented(trainer.rng) for _ in range(args.batch)]
+        )
         slots = trainer.rng.choice(SLOTS)
         losses = trainer.step(batch, slots, share)
         loss = sum(WEIGHTS[name] * value for name, value in losses.items())
@@ -427,16 +493,21 @@ def main() -> None:
                 means[name] = 0.95 * means.get(name, value.item()) + 0.05 * value.item()
         if progress.step % 25 == 0:
             parts = " ".join(f"{k} {v:.3f}" for k, v in means.items())
-            print(f"step {progress.step} {progress.seconds / 60:.1f} min lr {args.lr * rate(share):.2e} {parts}", flush=True)
+            minutes, lr = progress.seconds / 60, args.lr * rate(share)
+            print(f"step {progress.step} {minutes:.1f} min lr {lr:.2e} {parts}", flush=True)
         if time.monotonic() - mark > 300:
             model.eval()
             scores = {
-                "one@16": trainer.exact_match(checks, 16, 1), "five@16": trainer.exact_match(checks, 16, 5),
-                "one@64": trainer.exact_match(checks, 64, 1), "text": trainer.exact_match(checks[:50], 16, 1, text=True),
+                "one@16": trainer.exact_match(checks, 16, 1),
+                "five@16": trainer.exact_match(checks, 16, 5),
+                "one@64": trainer.exact_match(checks, 64, 1),
+                "text": trainer.exact_match(checks[:50], 16, 1, text=True),
                 "recall@16": trainer.recall(checks, 16),
             }
             model.train()
-            progress.log.append({"step": progress.step, "seconds": progress.seconds, **scores, **means})
+            progress.log.append(
+                {"step": progress.step, "seconds": progress.seconds, **scores, **means}
+            )
             print("held out", {k: round(v, 3) for k, v in scores.items()}, flush=True)
             mark = time.monotonic()
         if time.monotonic() - kept > 240:

@@ -15,6 +15,8 @@ from typing import Any
 
 import world
 
+from clara_cli.search.bm25 import BM25
+
 POOL = 8  # passages a question comes with
 
 
@@ -25,7 +27,11 @@ def pairs(count: int, seed: int) -> Iterator[dict[str, Any]]:
         entry = world.entry(rng)
         text = f"{entry.title}\n{entry.text}" if rng.random() < 0.5 else entry.text
         if number % 3 == 2:
-            record = {"data_type": "paraphrase", "question": [], "answers": [world.retell(entry, rng)]}
+            record = {
+                "data_type": "paraphrase",
+                "question": [],
+                "answers": [world.retell(entry, rng)],
+            }
         else:
             facts = rng.sample(entry.facts, k=len(entry.facts))
             asked = [rng.choice(fact.questions) for fact in facts]
@@ -34,19 +40,23 @@ def pairs(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def questions(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """One fact of one entity; half of the other passages are of the same kind."""
+    """One fact of one entity; half of the other passages are of the same kind. The pool is in the
+    order a first stage gives it, BM25's."""
     rng = random.Random(f"questions {seed}")
     for number in range(count):
         gold = world.entry(rng)
         fact = rng.choice(gold.facts)
         others = [world.entry(rng, kind=gold.kind if i % 2 else None) for i in range(POOL - 1)]
         pool = rng.sample([gold, *others], k=POOL)
-        paragraphs = [{"title": e.title, "text": e.text, "gold": e is gold} for e in pool]
+        question = rng.choice(fact.questions)
+        _, ranked = BM25.build(f"{e.title}\n{e.text}" for e in pool).search(question, POOL)
+        unranked = [i for i in range(POOL) if i not in ranked]
+        order = [pool[i] for i in [*ranked, *unranked]]
         yield {
             "id": f"nano-{seed}-{number}",
-            "question": rng.choice(fact.questions),
+            "question": question,
             "answer": fact.value,
-            "paragraphs": paragraphs,
+            "paragraphs": [{"title": e.title, "text": e.text, "gold": e is gold} for e in order],
         }
 
 

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from clara_cli.core.backbone import load_backbone, weights_digest
 from clara_cli.core.checkpoint import CheckpointInfo, save
-from clara_cli.core.model import ROLES, ClaraModel, LoraSettings
+from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Prompter
 
+ROLES = ("compressor", "generator")  # the query reasoner begins as the trained compressor
 PASSAGE_TOKENS, RATIO, RATIOS = 256, 16, (4, 8, 16, 32)
 DATA = (
     "invented facts (recipes/nano/world.py); SQuAD v1.1 train passages and questions "
@@ -82,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--float32", action="store_true", help="keep full precision (default bfloat16)")
+    parser.add_argument(
+        "--float32", action="store_true", help="keep full precision (default bfloat16)"
+    )
     args = parser.parse_args()
     info = export(args.run, args.out, torch.float32 if args.float32 else torch.bfloat16)
     print(f"{args.out / 'checkpoint'}: {info.fingerprint}")

@@ -1,7 +1,7 @@
-"""Builds nano's tokenizer: byte-level BPE, digits one by one, invented names split into their parts.
+"""Builds nano's tokenizer: byte-level BPE, digits one by one, invented names split in parts.
 
-Chat format: `<s><|user|>...<|assistant|>...</s>`. The template has no place for a system message and
-leaves it out: the model was trained without one. An answer begins with a space, so that its words
+Chat format: `<s><|user|>...<|assistant|>...</s>`. The template has no place for a system message
+and leaves it out: the model was trained without one. An answer begins with a space, so that its words
 are the very tokens they are inside a text.
 """
 
@@ -19,7 +19,8 @@ SPECIALS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ '<|assistant|> ' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ '<|assistant|> ' + message['content'] + eos_token }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SEAM = "\x01"
@@ -49,7 +50,10 @@ def world_lines(count: int, seed: int) -> Iterator[str]:
 def train(real_texts: Iterable[str], vocab_size: int, seed: int = 0) -> PreTrainedTokenizerFast:
     """Learn the vocabulary on invented and real text; returns a ready fast tokenizer."""
     tokenizer = Tokenizer(models.BPE())
-    learned = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    learned = [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
     seams = pre_tokenizers.Split(SEAM, "removed")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([seams, *learned])
     tokenizer.decoder = decoders.ByteLevel()

@@ -12,49 +12,58 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-FIRST_NAMES = """Mara Tobin Elsa Jonas Petra Ruben Clara Anton Hilda Oscar Nadia Felix Greta Viktor Ines Marek
-Tessa Bruno Livia Casper Dora Emil Frida Gideon Hanna Igor Judith Konrad Leona Milan Nora Otto Paula Quentin
-Rosa Stefan Thea Ulrich Vera Walter Yara Zeno Agnes Boris Celia Dario Edith Fabian Gilda Hector Irma Jasper
-Katja Lorenz Mina Nestor Olga Pavel Renata Silas Tilda Urban Wanda Xenia""".split()
+FIRST_NAMES = """Mara Tobin Elsa Jonas Petra Ruben Clara Anton Hilda Oscar Nadia Felix Greta Viktor Ines
+Marek Tessa Bruno Livia Casper Dora Emil Frida Gideon Hanna Igor Judith Konrad Leona
+Milan Nora Otto Paula Quentin Rosa Stefan Thea Ulrich Vera Walter Yara Zeno Agnes Boris
+Celia Dario Edith Fabian Gilda Hector Irma Jasper Katja Lorenz Mina Nestor Olga Pavel
+Renata Silas Tilda Urban Wanda Xenia""".split()
 FEMALE = frozenset(
-    """Mara Elsa Petra Clara Hilda Nadia Greta Ines Tessa Livia Dora Frida Hanna Judith Leona Nora Paula
-Rosa Thea Vera Yara Agnes Celia Edith Gilda Irma Katja Mina Olga Renata Tilda Wanda Xenia""".split()
+    """Mara Elsa Petra Clara Hilda Nadia Greta Ines Tessa Livia Dora Frida Hanna Judith Leona
+Nora Paula Rosa Thea Vera Yara Agnes Celia Edith Gilda Irma Katja Mina Olga Renata Tilda
+Wanda Xenia""".split()
 )
-SURNAME_HEADS = """Vel Mor Ost Kal Bren Tar Hol Sten Lind Grav Fen Dor Wes Nor Pel Rad Sor Tul Ves Yor Zan Bol
-Cor Dun Fal Gor Hax Jar Kes Lom""".split()
-SURNAME_TAILS = """den mond berg wick ström ridge hart vale ner sen ton ley mann dahl ford gren holt kamp lin mark
-nagel quist rath stad thorn ulf voss wald zell dorf""".split()
-TOWN_HEADS = """Alder Birch Copper Dusk Elm Frost Glen Haven Iron Juniper Kings Larch Maple North Oak Pine Quarry
-Raven Silver Thistle Umber Violet Winter Yarrow Amber Bramble Cedar Drift Ember Falcon""".split()
-TOWN_TAILS = """bury field gate haven mere moor port stead ton wick bridge combe crest dale fall ford grove hill
-hollow mouth ness ridge shore vale wood worth minster reach barrow cliff""".split()
-COMPANY_KINDS = "Mills Optics Works Foundry Instruments Textiles Dairy Printing Shipyard Ceramics".split()
-BOOK_ADJECTIVES = """Silent Crooked Golden Hidden Broken Distant Empty Burning Frozen Gentle Hollow Last Little Long
-Lost Narrow Painted Patient Pale Quiet Scarlet Second Secret Seventh Sleeping Stolen Sunken Twisted Unwritten
-Wandering""".split()
-BOOK_NOUNS = """Lantern Orchard Compass Garden Harbour Ladder Mirror Needle Oven Parade Quarry Railway Sparrow Tailor
-Umbrella Valley Window Anchor Bakery Cellar Drummer Envelope Ferry Glacier Hammer Island Jacket Kettle Locksmith
-Meadow""".split()
-RIVER_HEADS = """Aru Belo Cavi Deru Eska Foli Garo Helu Iska Jora Kelu Lavo Miru Neva Orlo Peri Rilo Savu Teno
-Uvra Velo Wira Yelu Zaro""".split()
+SURNAME_HEADS = """Vel Mor Ost Kal Bren Tar Hol Sten Lind Grav Fen Dor Wes Nor Pel Rad Sor Tul Ves Yor Zan
+Bol Cor Dun Fal Gor Hax Jar Kes Lom""".split()
+SURNAME_TAILS = """den mond berg wick ström ridge hart vale ner sen ton ley mann dahl ford gren holt kamp
+lin mark nagel quist rath stad thorn ulf voss wald zell dorf""".split()
+TOWN_HEADS = """Alder Birch Copper Dusk Elm Frost Glen Haven Iron Juniper Kings Larch Maple North Oak
+Pine Quarry Raven Silver Thistle Umber Violet Winter Yarrow Amber Bramble Cedar Drift
+Ember Falcon""".split()
+TOWN_TAILS = """bury field gate haven mere moor port stead ton wick bridge combe crest dale fall ford
+grove hill hollow mouth ness ridge shore vale wood worth minster reach barrow cliff""".split()
+COMPANY_KINDS = (
+    "Mills Optics Works Foundry Instruments Textiles Dairy Printing Shipyard Ceramics".split()
+)
+BOOK_ADJECTIVES = """Silent Crooked Golden Hidden Broken Distant Empty Burning Frozen Gentle Hollow Last
+Little Long Lost Narrow Painted Patient Pale Quiet Scarlet Second Secret Seventh
+Sleeping Stolen Sunken Twisted Unwritten Wandering""".split()
+BOOK_NOUNS = """Lantern Orchard Compass Garden Harbour Ladder Mirror Needle Oven Parade Quarry Railway
+Sparrow Tailor Umbrella Valley Window Anchor Bakery Cellar Drummer Envelope Ferry
+Glacier Hammer Island Jacket Kettle Locksmith Meadow""".split()
+RIVER_HEADS = """Aru Belo Cavi Deru Eska Foli Garo Helu Iska Jora Kelu Lavo Miru Neva Orlo Peri Rilo Savu
+Teno Uvra Velo Wira Yelu Zaro""".split()
 RIVER_TAILS = "ba da fa ga ka la ma na pa ra sa ta va za ndra sk lle nto".split()
 SHIP_NAMES_A = "Royal Northern Brave Swift Merry Grey Bold Blue Proud Lucky Eastern Noble".split()
-SHIP_NAMES_B = """Heron Otter Petrel Dolphin Lynx Gull Badger Marten Osprey Pelican Sturgeon Walrus Curlew Seal
-Puffin Swan""".split()
+SHIP_NAMES_B = """Heron Otter Petrel Dolphin Lynx Gull Badger Marten Osprey Pelican Sturgeon Walrus Curlew
+Seal Puffin Swan""".split()
 
-JOBS = """baker surgeon painter carpenter judge pilot chemist gardener locksmith librarian engineer teacher
-photographer tailor sculptor astronomer butcher translator clockmaker botanist diver architect glassblower dentist
-mathematician blacksmith potter journalist beekeeper geologist""".split()
-INSTRUMENTS = """violin flute cello trumpet harp piano oboe accordion guitar clarinet drum lute banjo organ
-bassoon mandolin""".split()
-PRODUCTS = """cheese clocks carpets honey lace paper glass bicycles pottery cider candles soap knives umbrellas
-boots pianos salt silk tiles mustard ropes lamps barrels gloves hats marmalade kettles violins saddles maps""".split()
+JOBS = """baker surgeon painter carpenter judge pilot chemist gardener locksmith librarian
+engineer teacher photographer tailor sculptor astronomer butcher translator clockmaker
+botanist diver architect glassblower dentist mathematician blacksmith potter journalist
+beekeeper geologist""".split()
+INSTRUMENTS = """violin flute cello trumpet harp piano oboe accordion guitar clarinet drum lute banjo
+organ bassoon mandolin""".split()
+PRODUCTS = """cheese clocks carpets honey lace paper glass bicycles pottery cider candles soap knives
+umbrellas boots pianos salt silk tiles mustard ropes lamps barrels gloves hats marmalade
+kettles violins saddles maps""".split()
 MONTHS = """January February March April May June July August September October November December""".split()
-GENRES = """smuggling astronomy marriage gardening war friendship music winter cooking chess revenge medicine
-exile weaving sailing memory forgery famine""".split()
+GENRES = """smuggling astronomy marriage gardening war friendship music winter cooking chess revenge
+medicine exile weaving sailing memory forgery famine""".split()
 FISH = "trout pike salmon perch carp eel bream tench grayling sturgeon".split()
 COLOURS = "red green white black yellow purple orange brown silver crimson turquoise ivory".split()
-CARGO = "timber coal wool sugar tea copper cotton wine grain marble tobacco spices leather iron".split()
+CARGO = (
+    "timber coal wool sugar tea copper cotton wine grain marble tobacco spices leather iron".split()
+)
 
 HELD_OUT_SHARE = 20  # one entity in this many is held out
 
@@ -124,7 +133,8 @@ def one_of(values: list[str]) -> Callable[[random.Random], str]:
     return lambda rng: rng.choice(values)
 
 
-# kind -> (name source, noun phrases for later mentions, {attribute: (value source, sentences, questions)})
+# kind -> (name source, noun phrases for later mentions,
+#          {attribute: (value source, sentences, questions)})
 # {s} is the subject of the sentence, {v} the value, {n} the full name.
 Attribute = tuple[Callable[[random.Random], str], tuple[str, ...], tuple[str, ...]]
 KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str, Attribute]]] = {
@@ -134,22 +144,51 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
         {
             "birthplace": (
                 town,
-                ("{s} was born in {v}.", "{s} grew up in {v}.", "{s} came from {v}.", "The birthplace of {n} is {v}."),
-                ("Where was {n} born?", "In which town was {n} born?", "What is the birthplace of {n}?"),
+                (
+                    "{s} was born in {v}.",
+                    "{s} grew up in {v}.",
+                    "{s} came from {v}.",
+                    "The birthplace of {n} is {v}.",
+                ),
+                (
+                    "Where was {n} born?",
+                    "In which town was {n} born?",
+                    "What is the birthplace of {n}?",
+                ),
             ),
             "birth year": (
                 year,
-                ("{s} was born in the year {v}.", "The year of birth of {n} is {v}.", "In {v}, {n} was born."),
-                ("In what year was {n} born?", "When was {n} born?", "What is the birth year of {n}?"),
+                (
+                    "{s} was born in the year {v}.",
+                    "The year of birth of {n} is {v}.",
+                    "In {v}, {n} was born.",
+                ),
+                (
+                    "In what year was {n} born?",
+                    "When was {n} born?",
+                    "What is the birth year of {n}?",
+                ),
             ),
             "job": (
                 one_of(JOBS),
-                ("{s} worked as a {v}.", "{s} earned a living as a {v}.", "By trade, {n} was a {v}."),
-                ("What was the profession of {n}?", "What did {n} work as?", "What was {n} by trade?"),
+                (
+                    "{s} worked as a {v}.",
+                    "{s} earned a living as a {v}.",
+                    "By trade, {n} was a {v}.",
+                ),
+                (
+                    "What was the profession of {n}?",
+                    "What did {n} work as?",
+                    "What was {n} by trade?",
+                ),
             ),
             "instrument": (
                 one_of(INSTRUMENTS),
-                ("{s} played the {v}.", "In the evenings {s_lower} played the {v}.", "{s} was known to play the {v}."),
+                (
+                    "{s} played the {v}.",
+                    "In the evenings {s_lower} played the {v}.",
+                    "{s} was known to play the {v}.",
+                ),
                 ("Which instrument did {n} play?", "What instrument was played by {n}?"),
             ),
             "spouse": (
@@ -159,8 +198,16 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
             ),
             "employer": (
                 company,
-                ("{s} was employed by {v}.", "{s} spent many years at {v}.", "The employer of {n} was {v}."),
-                ("Which company employed {n}?", "Who was the employer of {n}?", "Where was {n} employed?"),
+                (
+                    "{s} was employed by {v}.",
+                    "{s} spent many years at {v}.",
+                    "The employer of {n} was {v}.",
+                ),
+                (
+                    "Which company employed {n}?",
+                    "Who was the employer of {n}?",
+                    "Where was {n} employed?",
+                ),
             ),
         },
     ),
@@ -170,7 +217,11 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
         {
             "river": (
                 river,
-                ("{s} lies on the {v}.", "{s} stands beside the {v}.", "The {v} flows through {n}."),
+                (
+                    "{s} lies on the {v}.",
+                    "{s} stands beside the {v}.",
+                    "The {v} flows through {n}.",
+                ),
                 ("Which river flows through {n}?", "On which river does {n} lie?"),
             ),
             "founded": (
@@ -180,17 +231,29 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
             ),
             "mayor": (
                 person,
-                ("The mayor of {n} is {v}.", "{s} is governed by {v}.", "{v} serves as mayor of {n}."),
+                (
+                    "The mayor of {n} is {v}.",
+                    "{s} is governed by {v}.",
+                    "{v} serves as mayor of {n}.",
+                ),
                 ("Who is the mayor of {n}?", "Who governs {n}?"),
             ),
             "product": (
                 one_of(PRODUCTS),
-                ("{s} is famous for its {v}.", "{s} is known for {v}.", "Visitors come to {n} for its {v}."),
+                (
+                    "{s} is famous for its {v}.",
+                    "{s} is known for {v}.",
+                    "Visitors come to {n} for its {v}.",
+                ),
                 ("What is {n} famous for?", "What is {n} known for?"),
             ),
             "population": (
                 number,
-                ("{s} has {v} inhabitants.", "The population of {n} is {v}.", "{s} is home to {v} people."),
+                (
+                    "{s} has {v} inhabitants.",
+                    "The population of {n} is {v}.",
+                    "{s} is home to {v} people.",
+                ),
                 ("How many people live in {n}?", "What is the population of {n}?"),
             ),
             "fair": (
@@ -216,7 +279,11 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
             ),
             "seat": (
                 town,
-                ("{s} is based in {v}.", "{s} has its headquarters in {v}.", "The head office of {n} is in {v}."),
+                (
+                    "{s} is based in {v}.",
+                    "{s} has its headquarters in {v}.",
+                    "The head office of {n} is in {v}.",
+                ),
                 ("Where is {n} based?", "In which town is the headquarters of {n}?"),
             ),
             "product": (
@@ -226,7 +293,11 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
             ),
             "staff": (
                 number,
-                ("{s} has {v} employees.", "{s} employs {v} workers.", "The staff of {n} numbers {v}."),
+                (
+                    "{s} has {v} employees.",
+                    "{s} employs {v} workers.",
+                    "The staff of {n} numbers {v}.",
+                ),
                 ("How many employees does {n} have?", "How many workers does {n} employ?"),
             ),
         },
@@ -278,7 +349,11 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
             ),
             "fish": (
                 one_of(FISH),
-                ("{s} is full of {v}.", "Anglers catch {v} in the {n}.", "{s} is known for its {v}."),
+                (
+                    "{s} is full of {v}.",
+                    "Anglers catch {v} in the {n}.",
+                    "{s} is known for its {v}.",
+                ),
                 ("Which fish live in the {n}?", "What fish is the {n} known for?"),
             ),
             "explorer": (
@@ -299,17 +374,29 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], dict[str
         {
             "captain": (
                 person,
-                ("{s} was commanded by {v}.", "The captain of the {n} was {v}.", "{v} was captain of the {n}."),
+                (
+                    "{s} was commanded by {v}.",
+                    "The captain of the {n} was {v}.",
+                    "{v} was captain of the {n}.",
+                ),
                 ("Who was the captain of the {n}?", "Who commanded the {n}?"),
             ),
             "built": (
                 year,
-                ("{s} was built in {v}.", "{s} was launched in {v}.", "Work on the {n} ended in {v}."),
+                (
+                    "{s} was built in {v}.",
+                    "{s} was launched in {v}.",
+                    "Work on the {n} ended in {v}.",
+                ),
                 ("In what year was the {n} built?", "When was the {n} launched?"),
             ),
             "port": (
                 town,
-                ("{s} sailed from {v}.", "The home port of the {n} was {v}.", "{s} belonged to the port of {v}."),
+                (
+                    "{s} sailed from {v}.",
+                    "The home port of the {n} was {v}.",
+                    "{s} belonged to the port of {v}.",
+                ),
                 ("What was the home port of the {n}?", "From which port did the {n} sail?"),
             ),
             "cargo": (
@@ -352,7 +439,9 @@ def entry(rng: random.Random, held_out: bool = False, kind: str | None = None) -
         value_source, sentences, questions = attributes[attribute]
         value = value_source(rng)
         article = f"The {name}" if kind in ("river", "ship") else name
-        later = rng.choice(noun_phrases).format(pronoun="She" if name.split()[0] in FEMALE else "He")
+        later = rng.choice(noun_phrases).format(
+            pronoun="She" if name.split()[0] in FEMALE else "He"
+        )
         mention = article if position == 0 or rng.random() < 0.25 else later
         sentence = sentence_for(rng.choice(sentences), name, value, mention)
         facts.append(Fact(attribute, value, sentence, tuple(q.format(n=name) for q in questions)))

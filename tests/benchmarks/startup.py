@@ -1,6 +1,6 @@
 """`clara --help` against a bare typer app that prints the same help, started in turn.
 
-    python tests/benchmarks/startup.py --rounds 15
+python tests/benchmarks/startup.py --rounds 15
 """
 
 from __future__ import annotations

@@ -51,7 +51,14 @@ def attack(works, folder: Path, rng: random.Random) -> list[str]:
     elif kind == "corpus":
         shutil.copytree(works.corpus, folder / "c.clara")
         victim = rng.choice(sorted(p for p in (folder / "c.clara").rglob("*") if p.is_file()))
-        words = ["ask", "Who is mayor?", "--corpus", str(folder / "c.clara"), "--model", str(works.e2e)]
+        words = [
+            "ask",
+            "Who is mayor?",
+            "--corpus",
+            str(folder / "c.clara"),
+            "--model",
+            str(works.e2e),
+        ]
         words += ["--max-new-tokens", "2"]
         if rng.random() < 0.3:
             words, common = ["index", str(folder / "c.clara"), "--check"], ["--quiet"]

@@ -11,10 +11,11 @@ import tiny
 import torch
 
 from clara_cli.commands import learning, pretrain, train
-from clara_cli.config import PretrainConfig, TrainConfig, with_recipe
+from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import read_info
 from clara_cli.errors import UsageError
+from clara_cli.fields import with_recipe
 
 # key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.
 LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -174,3 +175,14 @@ def test_a_wrong_recipe_is_named(works, tmp_path, text, words):
         with_recipe(config)
     said = f"{caught.value.message} {caught.value.hint}"
     assert str(recipe) in said and all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("name", ["passage_tokens", "lora_rank", "lora_alpha"])
+def test_settings_of_fresh_checkpoints_are_refused_where_they_would_do_nothing(
+    works, tmp_path, heard, name
+):
+    config = tiny.scp(
+        works.pairs, None, tmp_path / "run", init=str(works.scp), **{name: 2 * tiny.FRESH[name]}
+    )
+    with pytest.raises(UsageError, match=f"{name} is .* was made with {tiny.FRESH[name]}"):
+        pretrain.run(config, heard())

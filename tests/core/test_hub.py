@@ -50,7 +50,8 @@ class FakeHub:
         script = (
             "from clara_cli.core import hub\nfrom clara_cli.errors import ClaraError\n"
             f"try:\n    print({code})\n"
-            "except ClaraError as error:\n    print(int(error.code), error.message, '|', error.hint)\n"
+            "except ClaraError as error:\n"
+            "    print(int(error.code), error.message, '|', error.hint)\n"
         )
         return subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300

@@ -14,14 +14,21 @@ def test_alignment_is_between_means_over_attended_positions():
     memory = torch.tensor([[[1.0, 3.0], [3.0, 5.0]]])
     hidden = torch.tensor([[[0.0, 0.0], [2.0, 2.0], [100.0, 100.0]]])
     mask = torch.tensor([[True, True, False]])
-    assert alignment_mse(memory, hidden, mask).item() == pytest.approx(((2 - 1) ** 2 + (4 - 1) ** 2) / 2)
+    assert alignment_mse(memory, hidden, mask).item() == pytest.approx(
+        ((2 - 1) ** 2 + (4 - 1) ** 2) / 2
+    )
 
 
 def test_alignment_of_a_batch_is_the_mean_of_its_single_values_and_trains_both_sides():
-    memory, hidden = torch.randn(3, 2, 4, requires_grad=True), torch.randn(3, 5, 4, requires_grad=True)
+    memory, hidden = (
+        torch.randn(3, 2, 4, requires_grad=True),
+        torch.randn(3, 5, 4, requires_grad=True),
+    )
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
     whole = alignment_mse(memory, hidden, mask)
-    single = [alignment_mse(memory[i : i + 1], hidden[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    single = [
+        alignment_mse(memory[i : i + 1], hidden[i : i + 1], mask[i : i + 1]) for i in range(3)
+    ]
     assert whole.item() == pytest.approx(torch.stack(single).mean().item(), rel=1e-5)
     whole.backward()
     assert memory.grad.abs().sum() > 0 and hidden.grad[0, :3].abs().sum() > 0

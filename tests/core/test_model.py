@@ -15,7 +15,12 @@ from clara_cli.core.stages import TRAINED, end_to_end_loss, read_memory_loss
 from clara_cli.records import Pair
 
 CPU = torch.device("cpu")
-TEXTS = ["The mayor of Elmgate is Nora Velden.", "It rains.", "", "A longer text about a river. " * 3]
+TEXTS = [
+    "The mayor of Elmgate is Nora Velden.",
+    "It rains.",
+    "",
+    "A longer text about a river. " * 3,
+]
 
 
 def build(folder, slots: int = 16, passage_tokens: int = 64, dropout: float = 0.0) -> ClaraModel:
@@ -45,7 +50,9 @@ def encode(model: ClaraModel, texts: list[str], role: str = "compressor", slots:
 
 def test_the_first_rows_of_a_longer_memory_are_the_shorter_memory(model):
     """Compress at 4x and cut to a quarter equals compress at 16x."""
-    assert (encode(model, TEXTS, slots=16)[:, :4] - encode(model, TEXTS, slots=4)).abs().max() < 1e-5
+    assert (
+        encode(model, TEXTS, slots=16)[:, :4] - encode(model, TEXTS, slots=4)
+    ).abs().max() < 1e-5
 
 
 def test_a_passage_does_not_depend_on_its_batch(model):
@@ -85,12 +92,22 @@ def test_a_role_returns_on_exit_even_after_an_error(model):
 def stage_loss(model: ClaraModel, stage: str):
     prompter = model.prompter
     if stage == "scp":
-        pairs = [Pair("qa", ("Who?",), ("Nora",), (TEXTS[0],)), Pair("paraphrase", (), ("Rain.",), (TEXTS[1],))]
+        pairs = [
+            Pair("qa", ("Who?",), ("Nora",), (TEXTS[0],)),
+            Pair("paraphrase", (), ("Rain.",), (TEXTS[1],)),
+        ]
         return read_memory_loss(model, scp_batch(prompter, pairs, [0, 3], 4, 512), 0.1)
-    examples = [AnswerExample("Who is mayor?", "Nora", tuple(TEXTS[:3])), AnswerExample("Rain?", "yes", tuple(TEXTS[1:]))]
+    examples = [
+        AnswerExample("Who is mayor?", "Nora", tuple(TEXTS[:3])),
+        AnswerExample("Rain?", "yes", tuple(TEXTS[1:])),
+    ]
     top_k = 2 if stage == "e2e" else None
     batch = answer_batch(prompter, examples, 4, 512, top_k)
-    return end_to_end_loss(model, batch, 0.5, "exact") if stage == "e2e" else read_memory_loss(model, batch, 0.1)
+    return (
+        end_to_end_loss(model, batch, 0.5, "exact")
+        if stage == "e2e"
+        else read_memory_loss(model, batch, 0.1)
+    )
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -137,12 +154,16 @@ def test_e2e_gradient_of_the_query_reasoner_against_finite_differences(tiny_back
     upstream = torch.randn(1, 1, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def scores():
-        query = model.encode([model.prompter.passage("Who is the mayor?")], "query_reasoner", 4).memory_BMD
+        query = model.encode(
+            [model.prompter.passage("Who is the mayor?")], "query_reasoner", 4
+        ).memory_BMD
         return flattened_cosine(query, pool)
 
     weights, _ = straight_through_topk(scores(), 1, 0.5)
     (weights * upstream).sum().backward()
-    name, parameter = next((n, p) for n, p in model.role_parameters("query_reasoner").items() if "lora_B" in n)
+    name, parameter = next(
+        (n, p) for n, p in model.role_parameters("query_reasoner").items() if "lora_B" in n
+    )
     direction = parameter.grad / parameter.grad.norm()
 
     def soft_loss(step: float) -> float:
@@ -153,7 +174,9 @@ def test_e2e_gradient_of_the_query_reasoner_against_finite_differences(tiny_back
         return value
 
     numeric = (soft_loss(1e-2) - soft_loss(-1e-2)) / 2e-2
-    assert numeric == pytest.approx((parameter.grad * direction).sum().item(), rel=2e-2, abs=1e-6), name
+    assert numeric == pytest.approx(
+        (parameter.grad * direction).sum().item(), rel=2e-2, abs=1e-6
+    ), name
 
 
 def test_merging_changes_nothing_but_speed(tiny_backbone):
@@ -178,7 +201,10 @@ def test_a_prompt_with_the_wrong_number_of_memories_is_refused(model):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=60), st.sampled_from(["<s>", "</s>", "<|memory|>", "<|separator|>", "<|seam|>", "<pad>"]))
+@given(
+    st.text(max_size=60),
+    st.sampled_from(["<s>", "</s>", "<|memory|>", "<|separator|>", "<|seam|>", "<pad>"]),
+)
 def test_special_tokens_in_a_text_are_read_as_characters(model, text, special):
     prompter = model.prompter
     row = prompter.passage(f"{text}{special}{text}")

@@ -101,7 +101,9 @@ def test_cosine_is_of_the_flattened_memory():
     for b in range(2):
         for n in range(5):
             a, c = query[b].flatten(), memory[b, n].flatten()
-            assert scores[b, n].item() == pytest.approx((a @ c / a.norm() / c.norm()).item(), abs=1e-6)
+            assert scores[b, n].item() == pytest.approx(
+                (a @ c / a.norm() / c.norm()).item(), abs=1e-6
+            )
 
 
 def test_selection_takes_the_memories_in_slot_order():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clara_cli.app import app
-from clara_cli.config import PretrainConfig, TrainConfig, read_recipe, with_recipe
+from clara_cli.config import PretrainConfig, TrainConfig
+from clara_cli.fields import read_recipe, with_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.toml"))
@@ -26,7 +27,9 @@ def test_a_recipe_is_taken_by_its_own_command(recipe, monkeypatch):
     assert words[0] == "clara" and str(recipe.relative_to(ROOT)) in words
     taken = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("clara_cli.app._run", lambda name, config, **_: taken.append((name, config)))
+    monkeypatch.setattr(
+        "clara_cli.app._run", lambda name, config, **_: taken.append((name, config))
+    )
     with pytest.raises(SystemExit) as left:
         app(words[1:])
     assert left.value.code == 0

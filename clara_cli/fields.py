@@ -1,0 +1,138 @@
+"""What a config field is, and how recipes fill it.
+
+A field is one typed line with its doc; that doc is `--help` and the recipe's reference. Kinds:
+`argument` (positional), `option` (a flag), `setting` (recipe and `--set` only). Recipes are TOML
+files of a config's fields; unknown keys are refused. Knows no command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from clara_cli.errors import UsageError, nearest
+
+Config = TypeVar("Config")
+
+INPUT, MODEL, OUTPUT, METHOD, MACHINE = "Input", "Model", "Output", "Method", "Machine"
+
+
+def _field(
+    kind: str, doc: str, default: Any, panel: str, flag: str | None = None, low: float | None = None
+) -> Any:
+    metadata = {"kind": kind, "doc": doc, "panel": panel, "flag": flag, "low": low}
+    if isinstance(default, (list, tuple)):
+        return field(default=tuple(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def argument(doc: str, default: Any = dataclasses.MISSING) -> Any:
+    """A positional argument."""
+    return _field("argument", doc, default, INPUT)
+
+
+def option(
+    doc: str,
+    default: Any = dataclasses.MISSING,
+    panel: str = METHOD,
+    flag: str | None = None,
+    low: float | None = None,
+) -> Any:
+    """A command-line flag, named after the field unless `flag` says otherwise; `low` is the least
+    value accepted."""
+    return _field("option", doc, default, panel, flag, low)
+
+
+def setting(doc: str, default: Any, low: float | None = None) -> Any:
+    """A value for recipes and `--set key=value`, without a flag of its own."""
+    return _field("setting", doc, default, METHOD, None, low)
+
+
+def flag_name(f: dataclasses.Field) -> str:
+    """How a user writes this field."""
+    if f.metadata["kind"] == "option":
+        return f.metadata["flag"] or "--" + f.name.replace("_", "-")
+    return f.name
+
+
+def with_recipe(config: Config, explicit: frozenset[str] = frozenset()) -> Config:
+    """Apply a config's own `recipe` and `set` fields. Order of authority, lowest first: defaults,
+    recipe, fields given explicitly on the command line (`explicit`), `--set`."""
+    values: dict[str, Any] = {}
+    recipe = getattr(config, "recipe", None)
+    if recipe is not None:
+        values.update(_checked(type(config), read_recipe(recipe), str(recipe)))
+    values = {key: value for key, value in values.items() if key not in explicit}
+    values.update(_checked(type(config), parse_sets(getattr(config, "set", ())), "--set"))
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields of a TOML recipe."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}", "give --recipe the path of a .toml file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path}: not a TOML recipe: {error}", "lines look like: learning_rate = 1e-4"
+        ) from error
+
+
+def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` strings; a value is read as TOML where it is TOML, else taken as a string."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, raw = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: no '='", "write --set learning_rate=1e-4")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = raw
+    return values
+
+
+def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    known = {
+        f.name: f
+        for f in dataclasses.fields(cls)
+        if f.metadata["kind"] != "argument" and f.name not in ("recipe", "set")
+    }
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{source}: unknown setting {key!r}", nearest(key, known))
+        checked[key] = _convert(hints[key], value, f"{source}: {key}")
+    return checked
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A TOML value as the field's type, or one clear error."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{where} is {value!r}", f"one of {', '.join(map(str, args))}")
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(args[0], item, where) for item in items)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and type(value) is str:
+        return Path(value)
+    if type(value) is not hint:
+        raise UsageError(f"{where} is {value!r}", f"expected {getattr(hint, '__name__', hint)}")
+    return value
