@@ -253,7 +253,7 @@ class SynthConfig(Common):
     )
     llm_model: str | None = option("The model's name at the server.", None, MODEL)
     kinds: str = option(
-        "What to write: simple, complex, paraphrase (for pretrain); or e2e, or instruct (for train).",
+        "simple, complex, paraphrase (for pretrain); or e2e, or instruct (for train).",
         "simple,complex,paraphrase",
         METHOD,
     )
@@ -371,7 +371,7 @@ class TrainConfig(LearnConfig):
         "Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1
     )
     temperature: float = setting("Temperature of the straight-through top-k.", 0.02)
-    mask: str = setting(
+    mask: Literal["exact", "released"] = setting(
         "Mask of taken candidates: exact, or released (the published penalty).", "exact"
     )
     mse_weight: float = setting(

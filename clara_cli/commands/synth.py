@@ -235,7 +235,6 @@ async def work(
 def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) -> LLM:
     """The language model."""
     if target.urls:
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
         chat = ChatSettings(
             model=target.model,
             concurrency=config.concurrency,
@@ -245,7 +244,7 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
             stream=config.stream,
             seed=config.seed,
         )
-        return ChatClient(target.urls, chat, key, say)
+        return ChatClient(target.urls, chat, read_key(), say)
     from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
     from clara_cli.synthesis.local import LocalLLM
 
@@ -257,6 +256,17 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
         hint = "give --llm a model's directory, its Hub id, or an address with http://"
         raise ArtefactError(f"--llm {target.model}: {reason}", hint) from error
     return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed)
+
+
+def read_key() -> str | None:
+    """The server's key from the environment, None where there is none."""
+    for name in KEYS:
+        key = os.environ.get(name, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"${name} holds characters that no key has", "set it again")
+        if key:
+            return key
+    return None
 
 
 def worker(settings: Settings, llm: LLM, library: pools.Library | None) -> Work:

@@ -14,7 +14,7 @@ from torch import Tensor
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import alignment_mse
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.topk import flattened_cosine, select, straight_through_topk
+from clara_cli.core.topk import Mask, flattened_cosine, select, straight_through_topk
 
 TRAINED = {
     "scp": ("compressor", "generator"),
@@ -43,7 +43,7 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
 
 
 def choose(
-    model: ClaraModel, batch: Batch, temperature: float, mask: str
+    model: ClaraModel, batch: Batch, temperature: float, mask: Mask
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(memory_ND to splice, indices_K per example, scores_N per example): the query reasoner reads
     the question, cosine of flattened memories ranks the pool, straight-through top-k picks. The
@@ -54,14 +54,14 @@ def choose(
     for b, (pool, picks) in enumerate(zip(batch.pools, batch.picks, strict=True)):
         pool_1NMD = memory_BMD[pool].unsqueeze(0)
         scores_1N = flattened_cosine(query_BMD[b : b + 1], pool_1NMD)
-        weights_1KN, indices_1K = straight_through_topk(scores_1N, picks, temperature, mask)  # type: ignore[arg-type]
+        weights_1KN, indices_1K = straight_through_topk(scores_1N, picks, temperature, mask)
         spliced.append(select(weights_1KN, pool_1NMD).flatten(0, 2))
         indices.append(indices_1K[0])
         scores.append(scores_1N[0])
     return torch.cat(spliced), indices, scores
 
 
-def end_to_end_loss(model: ClaraModel, batch: Batch, temperature: float, mask: str) -> Losses:
+def end_to_end_loss(model: ClaraModel, batch: Batch, temperature: float, mask: Mask) -> Losses:
     """End to end: the answer's loss trains both the generator and, through the choice, the query
     reasoner."""
     memory_ND, _, _ = choose(model, batch, temperature, mask)

@@ -5,18 +5,16 @@ Pure functions of tensors. B batch, N candidates, K selected.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-RELEASED_PENALTY = math.log(1e-8)
-"""What the released code adds to a taken candidate's logit instead of masking it: about -18.42."""
+Mask = Literal["exact", "released"]
 
 
 def straight_through_topk(
-    scores_BN: Tensor, k: int, temperature: float, mask: Literal["exact", "released"] = "exact"
+    scores_BN: Tensor, k: int, temperature: float, mask: Mask = "exact"
 ) -> tuple[Tensor, Tensor]:
     """Choose k candidates so that the choice can be trained.
 

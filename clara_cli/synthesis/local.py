@@ -25,6 +25,10 @@ class _Job:
     reply: asyncio.Future[Reply]
 
 
+def _like(job: _Job) -> tuple[float, int]:
+    return job.prompt.temperature, job.prompt.max_tokens
+
+
 class LocalLLM:
     """`LLM` over a model in memory."""
 
@@ -76,11 +80,11 @@ class LocalLLM:
         return list(self._tokenizer(text)["input_ids"])
 
     async def _run(self) -> None:
-        """Batches of prompts at one temperature, until nobody waits."""
+        """Batches of prompts of one temperature and length of reply, until nobody waits."""
         await asyncio.sleep(0)  # let everybody who is about to ask, ask
         while self._waiting:
-            warm = self._waiting[0].prompt.temperature
-            batch = [job for job in self._waiting if job.prompt.temperature == warm][: self._batch]
+            like = _like(self._waiting[0])
+            batch = [job for job in self._waiting if _like(job) == like][: self._batch]
             chosen = set(map(id, batch))
             self._waiting = [job for job in self._waiting if id(job) not in chosen]
             try:

@@ -1,4 +1,4 @@
-"""Trains nano's backbone from scratch: one set of weights that reads, compresses, answers, searches.
+"""Trains nano's backbone from scratch: one set of weights that reads, compresses and answers.
 
 All parameters are trained together, without adapters, on five losses at once:
   list      every fact of a passage as "Question: ... Answer: ..." lines, read from memory tokens

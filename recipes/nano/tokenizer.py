@@ -1,8 +1,8 @@
 """Builds nano's tokenizer: byte-level BPE, digits one by one, invented names split in parts.
 
 Chat format: `<s><|user|>...<|assistant|>...</s>`. The template has no place for a system message
-and leaves it out: the model was trained without one. An answer begins with a space, so that its words
-are the very tokens they are inside a text.
+and leaves it out: the model was trained without one. An answer begins with a space, so that its
+words are the very tokens they are inside a text.
 """
 
 from __future__ import annotations

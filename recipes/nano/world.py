@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-FIRST_NAMES = """Mara Tobin Elsa Jonas Petra Ruben Clara Anton Hilda Oscar Nadia Felix Greta Viktor Ines
+FIRST_NAMES = """
+Mara Tobin Elsa Jonas Petra Ruben Clara Anton Hilda Oscar Nadia Felix Greta Viktor Ines
 Marek Tessa Bruno Livia Casper Dora Emil Frida Gideon Hanna Igor Judith Konrad Leona
 Milan Nora Otto Paula Quentin Rosa Stefan Thea Ulrich Vera Walter Yara Zeno Agnes Boris
 Celia Dario Edith Fabian Gilda Hector Irma Jasper Katja Lorenz Mina Nestor Olga Pavel
@@ -22,42 +23,55 @@ FEMALE = frozenset(
 Nora Paula Rosa Thea Vera Yara Agnes Celia Edith Gilda Irma Katja Mina Olga Renata Tilda
 Wanda Xenia""".split()
 )
-SURNAME_HEADS = """Vel Mor Ost Kal Bren Tar Hol Sten Lind Grav Fen Dor Wes Nor Pel Rad Sor Tul Ves Yor Zan
+SURNAME_HEADS = """
+Vel Mor Ost Kal Bren Tar Hol Sten Lind Grav Fen Dor Wes Nor Pel Rad Sor Tul Ves Yor Zan
 Bol Cor Dun Fal Gor Hax Jar Kes Lom""".split()
-SURNAME_TAILS = """den mond berg wick ström ridge hart vale ner sen ton ley mann dahl ford gren holt kamp
+SURNAME_TAILS = """
+den mond berg wick ström ridge hart vale ner sen ton ley mann dahl ford gren holt kamp
 lin mark nagel quist rath stad thorn ulf voss wald zell dorf""".split()
-TOWN_HEADS = """Alder Birch Copper Dusk Elm Frost Glen Haven Iron Juniper Kings Larch Maple North Oak
+TOWN_HEADS = """
+Alder Birch Copper Dusk Elm Frost Glen Haven Iron Juniper Kings Larch Maple North Oak
 Pine Quarry Raven Silver Thistle Umber Violet Winter Yarrow Amber Bramble Cedar Drift
 Ember Falcon""".split()
-TOWN_TAILS = """bury field gate haven mere moor port stead ton wick bridge combe crest dale fall ford
+TOWN_TAILS = """
+bury field gate haven mere moor port stead ton wick bridge combe crest dale fall ford
 grove hill hollow mouth ness ridge shore vale wood worth minster reach barrow cliff""".split()
 COMPANY_KINDS = (
     "Mills Optics Works Foundry Instruments Textiles Dairy Printing Shipyard Ceramics".split()
 )
-BOOK_ADJECTIVES = """Silent Crooked Golden Hidden Broken Distant Empty Burning Frozen Gentle Hollow Last
+BOOK_ADJECTIVES = """
+Silent Crooked Golden Hidden Broken Distant Empty Burning Frozen Gentle Hollow Last
 Little Long Lost Narrow Painted Patient Pale Quiet Scarlet Second Secret Seventh
 Sleeping Stolen Sunken Twisted Unwritten Wandering""".split()
-BOOK_NOUNS = """Lantern Orchard Compass Garden Harbour Ladder Mirror Needle Oven Parade Quarry Railway
+BOOK_NOUNS = """
+Lantern Orchard Compass Garden Harbour Ladder Mirror Needle Oven Parade Quarry Railway
 Sparrow Tailor Umbrella Valley Window Anchor Bakery Cellar Drummer Envelope Ferry
 Glacier Hammer Island Jacket Kettle Locksmith Meadow""".split()
-RIVER_HEADS = """Aru Belo Cavi Deru Eska Foli Garo Helu Iska Jora Kelu Lavo Miru Neva Orlo Peri Rilo Savu
+RIVER_HEADS = """
+Aru Belo Cavi Deru Eska Foli Garo Helu Iska Jora Kelu Lavo Miru Neva Orlo Peri Rilo Savu
 Teno Uvra Velo Wira Yelu Zaro""".split()
 RIVER_TAILS = "ba da fa ga ka la ma na pa ra sa ta va za ndra sk lle nto".split()
 SHIP_NAMES_A = "Royal Northern Brave Swift Merry Grey Bold Blue Proud Lucky Eastern Noble".split()
-SHIP_NAMES_B = """Heron Otter Petrel Dolphin Lynx Gull Badger Marten Osprey Pelican Sturgeon Walrus Curlew
+SHIP_NAMES_B = """
+Heron Otter Petrel Dolphin Lynx Gull Badger Marten Osprey Pelican Sturgeon Walrus Curlew
 Seal Puffin Swan""".split()
 
-JOBS = """baker surgeon painter carpenter judge pilot chemist gardener locksmith librarian
+JOBS = """
+baker surgeon painter carpenter judge pilot chemist gardener locksmith librarian
 engineer teacher photographer tailor sculptor astronomer butcher translator clockmaker
 botanist diver architect glassblower dentist mathematician blacksmith potter journalist
 beekeeper geologist""".split()
-INSTRUMENTS = """violin flute cello trumpet harp piano oboe accordion guitar clarinet drum lute banjo
+INSTRUMENTS = """
+violin flute cello trumpet harp piano oboe accordion guitar clarinet drum lute banjo
 organ bassoon mandolin""".split()
-PRODUCTS = """cheese clocks carpets honey lace paper glass bicycles pottery cider candles soap knives
+PRODUCTS = """
+cheese clocks carpets honey lace paper glass bicycles pottery cider candles soap knives
 umbrellas boots pianos salt silk tiles mustard ropes lamps barrels gloves hats marmalade
 kettles violins saddles maps""".split()
-MONTHS = """January February March April May June July August September October November December""".split()
-GENRES = """smuggling astronomy marriage gardening war friendship music winter cooking chess revenge
+MONTHS = """
+January February March April May June July August September October November December""".split()
+GENRES = """
+smuggling astronomy marriage gardening war friendship music winter cooking chess revenge
 medicine exile weaving sailing memory forgery famine""".split()
 FISH = "trout pike salmon perch carp eel bream tench grayling sturgeon".split()
 COLOURS = "red green white black yellow purple orange brown silver crimson turquoise ivory".split()

@@ -202,10 +202,10 @@ def test_a_fixture_checkpoint_loads_by_hub_id(fake_hub, shared):
     source = shared / "reference" / "fixtures" / "mistral_256_32" / "ckpt_stage2"
     fake_hub.files = {f"compression-32/{p.name}": p.read_bytes() for p in source.iterdir()}
     backbone = shared / "reference" / "backbones" / "mistral-tiny"
+    load = "__import__('clara_cli.core.checkpoint', fromlist=['load']).load"
     code = (
-        "(lambda load: [load(n, backbone=%r, device='cpu', ratio=32).info.fingerprint "
-        "for n in ('apple/test', %r)])(__import__('clara_cli.core.checkpoint', "
-        "fromlist=['load']).load)" % (str(backbone), str(source))
+        f"[{load}(n, backbone={str(backbone)!r}, device='cpu', ratio=32).info.fingerprint "
+        f"for n in ('apple/test', {str(source)!r})]"
     )
     run = fake_hub.run(code)
     fingerprints = eval(run.stdout.strip().splitlines()[-1])  # noqa: S307

@@ -4,6 +4,8 @@ kill, and what is written read back by the commands it is for."""
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -33,7 +35,7 @@ from clara_cli.app import app
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 from clara_cli.corpus.examples import read_pairs, read_questions
-from clara_cli.errors import ArtefactError, DataError, Interrupted, UsageError
+from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.harvest import LINES
 from clara_cli.records import Report, SynthResult
 from clara_cli.synthesis.llm import LLMError
@@ -408,7 +410,7 @@ def passages_of(asked: list[Asked]) -> set[int]:
     return {a.town.number for a in asked if a.town is not None}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_resume_repeats_nothing(number: int, tmp_path: Path, out: Path, report: Any) -> None:
     docs = write_towns(tmp_path / "t.jsonl", range(16))
     progress = tmp_path / "pairs.progress.jsonl"
@@ -419,7 +421,7 @@ def test_resume_repeats_nothing(number: int, tmp_path: Path, out: Path, report: 
         _, stderr = process.communicate(timeout=20)
         finished = {int(key.split("-")[1].split("#")[0]) for key in keys(progress)}
         assert 4 <= len(finished) < 16
-        if number == signal.SIGINT:
+        if number != signal.SIGKILL:
             assert process.returncode == 130
             assert f"{len(finished)} finished passages are kept" in stderr
         begun = passages_of(server.asked)
@@ -537,6 +539,51 @@ def test_documents_that_went_are_said(towns: Path, out: Path, report: Any) -> No
     assert report.warnings == [f"3 passages of {out} are no longer in the documents"]
 
 
+def test_two_runs_do_not_write_one_file(towns: Path, out: Path, report: Any) -> None:
+    with serving(competent) as server:
+        made(server, towns, out, report)
+        before = out.read_bytes()
+        progress = out.with_name("pairs.progress.jsonl")
+        with progress.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            with pytest.raises(ArtefactError, match="is being written by another clara synth"):
+                made(server, towns, out, report)
+    assert out.read_bytes() == before
+    assert progress.exists()
+
+
+def test_a_full_disk_is_said_and_repeats_nothing(
+    towns: Path, out: Path, report: Any, monkeypatch: Any
+) -> None:
+    flush, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    with serving(competent) as server:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(ClaraError, match="pairs.jsonl: cannot be written: No space left"):
+            made(server, towns, out, report, concurrency=1)
+        monkeypatch.setattr(os, "fsync", flush)
+        finished = {int(key.split("-")[1].split("#")[0]) for key in keys(kept(out))}
+        assert finished
+        server.asked.clear()
+        result = made(server, towns, out, report)
+        assert passages_of(server.asked) == set(range(6)) - finished
+    assert result.accepted == 36
+    assert Counter(line["passage_id"] for line in lines(out)) == {
+        f"town-{n}#0": 3 for n in range(6)
+    }
+
+
+def kept(out: Path) -> Path:
+    return out.with_name("pairs.progress.jsonl")
+
+
 # --- usage ---
 
 
@@ -589,6 +636,30 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-secret"}
     for path in out.parent.iterdir():
         assert b"sk-" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret", "sk-sécret"])
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    key: str, towns: Path, out: Path, report: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("CLARA_LLM_API_KEY", key)
+    with pytest.raises(UsageError) as caught:
+        made("http://127.0.0.1:9", towns, out, report)
+    assert caught.value.message == "$CLARA_LLM_API_KEY holds characters that no key has"
+
+
+def test_documents_from_stdin(towns: Path, out: Path, report: Any) -> None:
+    words = ["synth", "-", "--llm-model", "m", "--out", str(out), "--limit", "2", "--json"]
+    with serving(competent) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *words, "--llm", server.url],
+            cwd=ROOT,
+            input=towns.read_bytes(),
+            capture_output=True,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accepted"] == 12
 
 
 def test_the_command_line(towns: Path, out: Path) -> None:
