@@ -68,10 +68,9 @@ class Clara:
 
     @property
     def default_first_stage(self) -> FirstStage:
-        """Who proposes passages unless asked otherwise: both, where there are words to match."""
-        if not self.has_text:
-            return "latent"
-        return "hybrid" if self.query_role == "query_reasoner" else "bm25"
+        """Who finds passages unless asked otherwise: words, where text was kept (they find more on
+        real text with the bundled model, see its card), else the query reasoner."""
+        return "bm25" if self.has_text else "latent"
 
     def slots(self, ratio: int | None) -> int:
         """Memory tokens read per passage; a ratio higher than the corpus's reads the first ones.

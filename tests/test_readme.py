@@ -18,7 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{re.escape(language)}\n(.*?)^```", README, re.M | re.S)
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", README, re.M | re.S)
+    return [body for found, body in fenced if found == language]
 
 
 def commands(block: str) -> list[list[str]]:

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli import __version__
@@ -142,7 +143,8 @@ def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: 
         "learning_rate": config.learning_rate,
         "ratios": list(config.ratios),
         "seed": config.seed,
-        "init": loaded.name,
+        "init": Path(loaded.name).name,
+        "init_fingerprint": loaded.info.fingerprint,
         "clara": __version__,
     }
     info = replace(loaded.info, stage=stage, provenance=(*loaded.info.provenance, entry))

@@ -52,7 +52,7 @@ class _Line:
 
     def __init__(self, work: Work, commit: Commit, tell: Callable[[Outcome], None]) -> None:
         self._work, self._commit, self._tell = work, commit, tell
-        self._finished: list[Outcome] = []
+        self._finished: list[tuple[Outcome, asyncio.Future[None]]] = []
         self._something = asyncio.Event()
         self.postponed: list[Job] = []
         self._closing = False
@@ -85,8 +85,10 @@ class _Line:
                     self.postponed.append(job)
                     continue
                 outcome = given_up(job, str(event))
-            self._finished.append(outcome)
+            committed = asyncio.get_running_loop().create_future()
+            self._finished.append((outcome, committed))
             self._something.set()
+            await committed  # so that a kill loses at most one passage a worker
 
     async def _committer(self) -> None:
         self._closing = False
@@ -94,13 +96,15 @@ class _Line:
             await self._something.wait()
             self._something.clear()
             batch, self._finished = self._finished, []
-            await asyncio.to_thread(self._commit, batch)
-            for outcome in batch:
+            await asyncio.to_thread(self._commit, [outcome for outcome, _ in batch])
+            for outcome, committed in batch:
+                if not committed.done():
+                    committed.set_result(None)
                 self._tell(outcome)
 
     def flush(self) -> None:
         """Commit what is finished, here and now."""
-        batch, self._finished = self._finished, []
+        batch, self._finished = [outcome for outcome, _ in self._finished], []
         self._commit(batch)
         for outcome in batch:
             self._tell(outcome)
