@@ -161,7 +161,7 @@ class AskConfig(Common):
     )
     first_stage: Literal["auto", "latent", "bm25", "hybrid"] = option(
         "Who proposes passages: latent (query reasoner), bm25 (words), hybrid (both); "
-        "auto: bm25 where text was kept, else latent.",
+        "auto: bm25 where text was kept and a word matches, else latent.",
         "auto",
         METHOD,
     )

@@ -176,6 +176,8 @@ class Clara:
         queried = time.monotonic()
         stage = first_stage or self.default_first_stage
         found = self.search(question, query_MD, top_k, stage, candidates)
+        if not found and first_stage is None:  # no passage shares a word with the question
+            found = self.search(question, query_MD, top_k, "latent", candidates)
         hits = self._hits(found)
         searched = time.monotonic()
         memory_KMD = self.corpus.memory([hit.row for hit in hits])[:, :slots]
