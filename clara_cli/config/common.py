@@ -1,0 +1,31 @@
+"""What every command takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from clara_cli.errors import UsageError
+from clara_cli.fields import MACHINE, flag_name, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options every command takes."""
+
+    seed: int = option("Seed of everything random.", 0, MACHINE)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "Where to compute; auto takes the fastest there is.", "auto", MACHINE
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Number format of the computation; auto: bfloat16 on a GPU that has it, else float32.",
+        "auto",
+        MACHINE,
+    )
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            low, value = f.metadata.get("low"), getattr(self, f.name)
+            if low is not None and value is not None and value < low:
+                raise UsageError(f"{flag_name(f)} is {value}, the least is {low:g}")

@@ -1,0 +1,58 @@
+"""Options of `clara compress`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clara_cli.config.common import Common
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig(Common):
+    """Compress documents into memory tokens, once.
+
+    Examples:
+      clara compress recipes/sample/corpus.jsonl --ratio 16 --out sample.clara
+      clara compress notes/ reports.jsonl.gz --out everything.clara
+      cat corpus.jsonl | clara compress - --out piped.clara
+    """
+
+    inputs: tuple[str, ...] = argument(
+        "Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet, or - for JSONL on stdin."
+    )
+    ratio: int | None = option(
+        "Text tokens per memory token; default: what the checkpoint was trained at.",
+        None,
+        METHOD,
+        low=1,
+    )
+    model: str | None = option(
+        "Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL
+    )
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    out: Path | None = option(
+        "The corpus to write; default: the first input's name with .clara.", None, OUTPUT
+    )
+    split: Literal["sentences", "tokens", "none"] = option(
+        "How long documents are cut; none keeps one passage per document and truncates it.",
+        "sentences",
+        METHOD,
+    )
+    title: bool = option(
+        "Prefix each passage with its document's title when compressing.", True, METHOD
+    )
+    text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
+    store_dtype: Literal["auto", "float32", "bf16", "fp16"] = option(
+        "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
+    )
+    shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
+    batch_tokens: int = option("Text tokens per batch; bounds memory.", 8192, MACHINE, low=1)
+    skip_bad: bool = option(
+        "Count and report bad lines and duplicate ids instead of stopping.", False, INPUT
+    )
+    dry_run: bool = option("Count passages and bytes, compress nothing.", False, OUTPUT)

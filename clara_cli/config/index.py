@@ -1,0 +1,44 @@
+"""Options of `clara index`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clara_cli.config.common import Common
+from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(Common):
+    """Make a compressed corpus searchable, and measure the index's recall.
+
+    Examples:
+      clara index sample.clara
+      clara index sample.clara --engine hnsw --queries questions.jsonl
+      clara index sample.clara --check
+    """
+
+    corpus: Path = argument("A corpus made by clara compress.")
+    engine: Literal["auto", "exact", "hnsw"] = option(
+        "Search structure questions will use; auto decides by the measured recall.", "auto", METHOD
+    )
+    queries: Path | None = option(
+        "Questions (JSONL) to measure recall with, instead of the passages' first sentences.",
+        None,
+        INPUT,
+    )
+    top_k: int = option("k of the measured recall@k.", 5, METHOD, low=1)
+    candidates: int | None = option(
+        "Passages the index proposes for exact rescoring; default: 20 per k.", None, METHOD, low=1
+    )
+    model: str | None = option(
+        "Checkpoint for the queries; default: what the corpus names.", None, MODEL
+    )
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    check: bool = option(
+        "Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT
+    )

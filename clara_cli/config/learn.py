@@ -1,0 +1,93 @@
+"""Options and settings of `clara pretrain` and `clara train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clara_cli.config.common import Common
+from clara_cli.fields import METHOD, MODEL, OUTPUT, argument, option, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig(Common):
+    """What pretraining and training share. Defaults are the published settings."""
+
+    out: Path = option(
+        "Run folder: checkpoint/, last/ (resumable state), metrics.jsonl.", panel=OUTPUT
+    )
+    backbone: str | None = option("Backbone: a directory or a Hub id.", None, MODEL)
+    recipe: Path | None = option("TOML file of settings.", None, METHOD)
+    set: tuple[str, ...] = option(
+        "One setting over the recipe's, key=value; repeatable.", (), METHOD
+    )
+    steps: int | None = option(
+        "Optimiser steps; default: one pass over the data.", None, METHOD, low=0
+    )
+    batch_size: int = setting("Examples per optimiser step.", 128, low=1)
+    micro_batch: int | None = setting(
+        "Examples per forward pass; None: the whole batch.", None, low=1
+    )
+    learning_rate: float = setting("Peak learning rate.", 1e-4, low=0)
+    schedule: str = setting("cosine (to a tenth) or constant, after the warm-up.", "cosine")
+    warmup: float = setting("Share of the steps spent warming up.", 0.03, low=0)
+    weight_decay: float = setting("AdamW weight decay.", 0.0, low=0)
+    clip: float = setting("Largest gradient norm.", 1.0, low=0)
+    max_length: int = setting(
+        "Longest decoder input, tokens; answers beyond it are cut and counted.", 2048, low=8
+    )
+    ratios: tuple[int, ...] = setting(
+        "Ratios trained; several: one drawn per step, memory nested.", ()
+    )
+    dropout: float = setting("LoRA dropout while training.", 0.1, low=0)
+    train_memory: bool = setting("Train the memory tokens too.", False)
+    save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LearnConfig):
+    """SCP: teach a compressor and a generator on question-answer pairs and paraphrases.
+
+    Examples:
+      clara pretrain pairs.jsonl --backbone mistralai/Mistral-7B-Instruct-v0.2 --out runs/scp
+      clara pretrain pairs.jsonl --recipe recipes/nano/scp.toml --init nano --out runs/scp
+    """
+
+    pairs: tuple[str, ...] = argument("JSONL files of pairs: data_type, question, answers, docs.")
+    init: str | None = option(
+        "Checkpoint to start from; default: fresh roles on --backbone.", None, MODEL
+    )
+    mse_weight: float = setting("Weight of the alignment loss (paper Table 10: 0.1).", 0.1, low=0)
+    passage_tokens: int | None = setting("Longest passage, tokens; fresh: 256.", None, low=1)
+    lora_rank: int | None = setting("LoRA rank; fresh: 16.", None, low=1)
+    lora_alpha: int | None = setting("LoRA alpha; fresh: 32.", None, low=1)
+    train_memory: bool = setting("Train the memory tokens too.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LearnConfig):
+    """Train answering (instruct) or retrieval through answering (e2e).
+
+    Examples:
+      clara train questions.jsonl --stage instruct --init runs/scp --out runs/instruct
+      clara train questions.jsonl --stage e2e --init runs/instruct --out runs/e2e
+      clara train --init some/checkpoint --steps 0 --out native
+    """
+
+    questions: tuple[str, ...] = argument("JSONL files of questions with their pools.", ())
+    stage: Literal["instruct", "e2e"] | None = option(
+        "What to train; may be left out with --steps 0.", None, METHOD
+    )
+    init: str = option("Checkpoint to start from.", panel=MODEL)
+    top_k: int = setting("Passages given to the generator.", 5, low=1)
+    pool_size: int = setting(
+        "Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1
+    )
+    temperature: float = setting("Temperature of the straight-through top-k.", 0.02)
+    mask: Literal["exact", "released"] = setting(
+        "Mask of taken candidates: exact, or released (the published penalty).", "exact"
+    )
+    mse_weight: float = setting(
+        "Weight of the alignment loss in instruct (0.1 in the released runs).", 0.1, low=0
+    )
