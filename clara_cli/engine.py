@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +19,19 @@ from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Answer, Hit, Passage
-from clara_cli.search.bm25 import BM25, words
-from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
-from clara_cli.search.hnsw import HnswIndex
-from clara_cli.search.keys import make_key
+from clara_cli.retrieval import FirstStage, Ranked, Retriever
+from clara_cli.search.bm25 import words
 
-FirstStage = Literal["latent", "bm25", "hybrid"]
-CANDIDATES_PER_K = 20
 SUPPORTED_FROM = 0.75
 
 
 class Clara:
     """One checkpoint over one corpus."""
 
-    def __init__(self, loaded: Loaded, corpus: Corpus, index: HnswIndex | None = None) -> None:
-        self.loaded, self.corpus, self.index = loaded, corpus, index
+    def __init__(self, loaded: Loaded, retriever: Retriever) -> None:
+        self.loaded, self.retriever, self.corpus = loaded, retriever, retriever.corpus
         self.model, self.prompter = loaded.model, loaded.model.prompter
-        self._bm25: BM25 | None = None
-        refuse_mismatch(loaded, corpus)
+        refuse_mismatch(loaded, self.corpus)
         self.query_role = "query_reasoner" if "query_reasoner" in self.model.roles else "compressor"
 
     @classmethod
@@ -55,22 +48,10 @@ class Clara:
         Raises:
             ArtefactError: for a missing or damaged corpus, or a checkpoint of another memory space.
         """
-        opened = Corpus.open(Path(corpus))
-        index = HnswIndex.load(opened.folder / "index", opened.manifest.sha256)
-        ratio = opened.manifest.identity.ratio
-        loaded = load(named_model(opened, model), backbone, device, dtype, ratio=ratio)
-        return cls(loaded, opened, index)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the corpus kept its passages' text."""
-        return self.corpus.manifest.identity.text
-
-    @property
-    def default_first_stage(self) -> FirstStage:
-        """Who finds passages unless asked otherwise: words, where text was kept (they find more on
-        real text with the bundled model, see its card), else the query reasoner."""
-        return "bm25" if self.has_text else "latent"
+        retriever = Retriever.open(Path(corpus))
+        ratio = retriever.corpus.manifest.identity.ratio
+        named = named_model(retriever.corpus, model)
+        return cls(load(named, backbone, device, dtype, ratio=ratio), retriever)
 
     def slots(self, ratio: int | None) -> int:
         """Memory tokens read per passage; a ratio higher than the corpus's reads the first ones.
@@ -106,59 +87,6 @@ class Clara:
         with torch.inference_mode():
             return self.model.encode([row], self.query_role, slots).memory_BMD[0]
 
-    def search(
-        self,
-        question: str,
-        query_MD: Tensor,
-        top_k: int,
-        first_stage: FirstStage,
-        candidates: int | None = None,
-    ) -> list[tuple[float, int]]:
-        """The `top_k` best (score, row), best first. BM25 ranks by its own score; latent and
-        hybrid by exact cosine of the flattened memories, whoever proposed."""
-        count = max(top_k, candidates or CANDIDATES_PER_K * top_k)
-        if first_stage == "bm25":
-            scores, rows = self.bm25.search(question, top_k)
-            return list(zip(scores, rows, strict=True))
-        if first_stage == "latent" and self.index is None:
-            found_K, rows_K = scan(query_MD, self._chunks(query_MD.shape[0]), top_k)
-            return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
-        proposed = self._latent(query_MD, count)
-        if first_stage == "hybrid":
-            rankings = [proposed, self.bm25.search(question, count)[1]]
-            proposed = reciprocal_rank_fusion(rankings)[:count]
-        scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : query_MD.shape[0]])
-        order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
-        return [(scores_N[i].item(), proposed[i]) for i in order]
-
-    def _latent(self, query_MD: Tensor, count: int) -> list[int]:
-        """Rows the latent stage proposes: by the graph over narrow keys, else by exact scan."""
-        if self.index is None:
-            return scan(query_MD, self._chunks(query_MD.shape[0]), count)[1].tolist()
-        key_1F = make_key(self.index.rule, query_MD.unsqueeze(0), self.index.state)
-        return self.index.search(key_1F, count)[1][0].tolist()
-
-    def _chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
-        for first, memory_NMD in self.corpus.memory_chunks():
-            yield first, memory_NMD[:, :slots]
-
-    @property
-    def bm25(self) -> BM25:
-        """BM25 over the kept text: as indexed, else counted now.
-
-        Raises:
-            ArtefactError: when the corpus kept no text.
-        """
-        if self._bm25 is None:
-            if not self.has_text:
-                raise ArtefactError(
-                    f"{self.corpus.folder}: no text was kept, so there are no words to search",
-                    "use --first-stage latent, or compress again without --no-text",
-                )
-            saved = BM25.load(self.corpus.folder / "index" / "bm25", self.corpus.manifest.sha256)
-            self._bm25 = saved or BM25.build(passage_texts(self.corpus))
-        return self._bm25
-
     def ask(
         self,
         question: str,
@@ -174,16 +102,14 @@ class Clara:
         slots = self.slots(ratio)
         query_MD = self.query(question, slots)
         queried = time.monotonic()
-        stage = first_stage or self.default_first_stage
-        found = self.search(question, query_MD, top_k, stage, candidates)
-        if not found and first_stage is None:  # no passage shares a word with the question
-            found = self.search(question, query_MD, top_k, "latent", candidates)
+        found = self.retriever.search(question, query_MD, top_k, first_stage, candidates)
         hits = self._hits(found)
         searched = time.monotonic()
         memory_KMD = self.corpus.memory([hit.row for hit in hits])[:, :slots]
         text, prompt = self.generate(question, memory_KMD, max_new_tokens)
         finished = time.monotonic()
-        support = lexical_support(text, [hit.passage for hit in hits]) if self.has_text else None
+        sources = [hit.passage for hit in hits]
+        support = lexical_support(text, sources) if self.retriever.has_text else None
         return Answer(
             question=question,
             answer=text,
@@ -200,7 +126,7 @@ class Clara:
             },
         )
 
-    def _hits(self, found: list[tuple[float, int]]) -> list[Hit]:
+    def _hits(self, found: Ranked) -> list[Hit]:
         passages = self.corpus.passages_at([row for _, row in found])
         pairs = zip(found, passages, strict=True)
         return [Hit(rank, row, score, p) for rank, ((score, row), p) in enumerate(pairs, 1)]
@@ -241,12 +167,6 @@ def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:
             f"({made_by.get('model')}), {loaded.name} is {loaded.info.fingerprint}",
             f"use --model {made_by.get('model')}, or compress again with --model {loaded.name}",
         )
-
-
-def passage_texts(corpus: Corpus) -> Iterator[str]:
-    """Title and text of every passage, as BM25 reads them."""
-    for passage in corpus.passages():
-        yield model_text(passage.title, passage.text or "")
 
 
 def lexical_support(answer: str, passages: list[Passage]) -> float:

@@ -30,6 +30,7 @@ LAYERS = [
     {"commands"},
     {"engine"},
     {"synthesis", "evaluation"},
+    {"retrieval"},
     {"core", "corpus", "search"},
     {"config"},
     {"fields"},

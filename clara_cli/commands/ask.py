@@ -8,9 +8,10 @@ from pathlib import Path
 
 from clara_cli.config import AskConfig
 from clara_cli.corpus.examples import read_questions
-from clara_cli.engine import Clara, FirstStage
+from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.records import Answer, Report
+from clara_cli.retrieval import FirstStage
 
 
 def run(config: AskConfig, report: Report) -> Iterator[Answer]:

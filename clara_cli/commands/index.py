@@ -15,9 +15,10 @@ from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import sentence_spans
 from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.store import Corpus, verify
-from clara_cli.engine import CANDIDATES_PER_K, Clara, named_model, passage_texts
+from clara_cli.engine import Clara, named_model
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import IndexResult, Progress, Report
+from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
 from clara_cli.search import sidecar
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import scan
@@ -39,7 +40,7 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     model = named_model(corpus, config.model)
     ratio = corpus.manifest.identity.ratio
     loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio)
-    clara = Clara(loaded, corpus)
+    clara = Clara(loaded, Retriever(corpus))
     folder = corpus.folder / "index"
     index = build(corpus, config.seed, report)
     questions = queries(config.queries, corpus)
