@@ -10,6 +10,7 @@ quietly with 141, what a shell reports for a tool stopped by SIGPIPE.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -26,6 +27,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clara_cli import config as configs
+from clara_cli import launch
 from clara_cli.config import AskConfig, Common
 from clara_cli.errors import DataError, ExitCode, NotSupportedError, UsageError, nearest
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name, with_recipe
@@ -84,7 +86,7 @@ class ClaraGroup(TyperGroup):
         prog_name = prog_name or "clara"
         self._main_shell_completion(extra, prog_name, complete_var)
         try:
-            with self.make_context(prog_name, words, **extra) as ctx:
+            with self.make_context(prog_name, words, obj=tuple(words), **extra) as ctx:
                 self.invoke(ctx)
             sys.stdout.flush()
             code = int(ExitCode.OK)
@@ -113,7 +115,7 @@ def _failed(error: BaseException, *, traced: bool) -> int:
     if traced:
         traceback.print_exception(error)
     known = _usage_error(error) if isinstance(error, typer.TyperException) else ui.explain(error)
-    ui.show_error(known)
+    launch.tell(known, ui.show_error)
     return int(known.code)
 
 
@@ -144,10 +146,8 @@ def _wants_traceback(words: list[str]) -> bool:
 
 def _silence_stdout() -> None:
     """Let nothing more be written: the reader has gone, and the interpreter still flushes."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # stdout is not a file of the system
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # stdout is not a file of the system
-        return
 
 
 def parameters(config: type[Common]) -> list[inspect.Parameter]:
@@ -176,9 +176,8 @@ def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _flags(f: dataclasses.Field[Any], *, switch: bool) -> list[str]:
@@ -196,18 +195,17 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
         shared = {flag: values.pop(flag) for flag in SHARED}
         sources = {field: ctx.get_parameter_source(field) for field in values}
         given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
-        lists = {key: tuple(v) for key, v in values.items() if isinstance(v, list)}
-        settings = config(**{**values, **lists})
+        settings = config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         if hasattr(settings, "recipe"):
             settings = with_recipe(settings, given)
-        if isinstance(settings, AskConfig):
+        if launch.needed(getattr(settings, "nproc", None)):
+            launch.run(ctx.find_root().obj, settings.nproc)  # type: ignore[attr-defined]
+        elif isinstance(settings, AskConfig):
             _ask(settings, as_json=shared["json"], quiet=shared["quiet"])
         else:
             _run(name, settings, as_json=shared["json"], quiet=shared["quiet"])
 
-    context = inspect.Parameter(
-        "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
+    context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     signature = inspect.Signature([context, *parameters(config)])
     call.__name__ = name
     call.__signature__ = signature  # type: ignore[attr-defined]
@@ -221,7 +219,9 @@ def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
 
     with ui.TerminalReport(quiet=quiet) as report:
         module = importlib.import_module(f"clara_cli.commands.{name}")
-        result = module.run(config, report)
+        result = module.run(config, launch.heard(report))
+    if launch.world().rank != 0:
+        return
     if as_json:
         ui.write_json(scorecard.result_json(result))
     else:

@@ -31,7 +31,7 @@ from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
 
 Record = TypeVar("Record")
-UNRECORDED = ("out", "recipe", "set", "save_minutes", "device")
+UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc")
 
 
 def run_settings(config: LearnConfig, stage: str, data: Sequence[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import Common
-from clara_cli.fields import METHOD, MODEL, OUTPUT, argument, option, setting
+from clara_cli.fields import MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,9 @@ class LearnConfig(Common):
     )
     steps: int | None = option(
         "Optimiser steps; default: one pass over the data.", None, METHOD, low=0
+    )
+    nproc: int | None = option(
+        "Processes on this machine, one a GPU; default: one.", None, MACHINE, low=1
     )
     batch_size: int = setting("Examples per optimiser step.", 128, low=1)
     micro_batch: int | None = setting(
