@@ -133,7 +133,9 @@ def _points_at_document(said: str, text: str) -> Verdict | None:
 def _wrong_language(question: str, answer: str, text: str) -> Verdict | None:
     if other_language(question, text):
         return Verdict("language", "the question is in another language than the passage")
-    if len(words(answer)) >= _LEAST_WORDS_TO_JUDGE and other_language(answer, text):
+    quoted = answer.casefold() in text.casefold()
+    long = len(words(answer)) >= _LEAST_WORDS_TO_JUDGE
+    if long and not quoted and other_language(answer, text):
         return Verdict("language", "the answer is in another language than the passage")
     return None
 
@@ -147,10 +149,11 @@ def _claims(pair: Candidate) -> Set[str]:
 
 def _invents(said: str, claims: Set[str], text: str) -> Verdict | None:
     """Numbers and names that are not in the passage."""
-    strange = sorted(claims - numbers(text))
+    known = vocabulary(text)
+    counted = numbers(text) | ({"1"} if "one" in known else set())  # `one` alone is rarely a claim
+    strange = sorted(claims - counted)
     if strange:
         return Verdict("numbers", f"not in the passage: {', '.join(strange[:5])}")
-    known = vocabulary(text)
     strange = sorted(name for name in names(said) if not holds_name(name, known))
     if strange:
         return Verdict("names", f"not in the passage: {', '.join(strange[:5])}")

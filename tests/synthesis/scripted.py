@@ -201,6 +201,13 @@ def pooled(asked: Asked) -> str:
     return json.dumps({"pairs": [pair]})
 
 
+class Listener(ThreadingHTTPServer):
+    """Takes a burst of connections, as real servers do."""
+
+    request_queue_size = 256
+    daemon_threads = True
+
+
 class Server:
     """The server: who plays, what was asked, in order."""
 
@@ -210,8 +217,7 @@ class Server:
         self.headers: list[dict[str, str]] = []
         self.busy = self.most = 0
         self._lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.http.daemon_threads = True
+        self.http = Listener(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
     def tasks(self) -> list[str]:

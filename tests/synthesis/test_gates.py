@@ -245,6 +245,28 @@ def test_a_copy_is_always_a_copy(said: list[str]) -> None:
     assert verdict is not None and verdict.gate == "copy"
 
 
+def test_one_in_the_passage_is_a_1_in_the_answer() -> None:
+    text = "Hill made 64 appearances for Hendon and scored one goal in two seasons."
+    assert (
+        check_pair(Candidate("How many goals did Hill score for Hendon?", "1"), text, LIMITS)
+        is None
+    )
+    wrong = check_pair(Candidate("How many goals did Hill score for Hendon?", "3"), text, LIMITS)
+    assert wrong is not None and wrong.gate == "numbers"
+
+
+def test_a_quotation_may_be_in_any_language() -> None:
+    text = (
+        "Sugar Sugar Rune (シュガシュガルーン) is a Japanese manga series that was written by "
+        "Moyoco Anno. It was published in eight volumes and adapted for an anime series, and "
+        "it won the Kodansha award for the best manga that was made for children in its year."
+    )
+    asked = "What is the Japanese title of the manga series Sugar Sugar Rune?"
+    assert check_pair(Candidate(asked, "シュガシュガルーン"), text, LIMITS) is None
+    wrong = check_pair(Candidate(asked, "チョコレートの魔法です"), text, LIMITS)
+    assert wrong is not None and wrong.gate == "language"
+
+
 def test_published_pairs_through_the_gates(shared: Path) -> None:
     """Pinned on the first 40 documents of the published pipeline's output."""
     path = shared / "data" / "clara_example" / "pretrain_data.jsonl.xz"
