@@ -1,4 +1,4 @@
-"""`clara train`: answering (instruct) and retrieval learned through answering (e2e)."""
+"""`clara train`: answering (instruct), retrieval learned through answering (e2e) or from labels."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ from clara_cli.commands.learning import (
     train_stage,
 )
 from clara_cli.config import TrainConfig
-from clara_cli.core.batch import AnswerExample, Batch, answer_batch
+from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.loop import FitSummary, RunFolder
-from clara_cli.core.stages import Losses, end_to_end_loss, read_memory_loss
+from clara_cli.core.stages import (
+    TRAINED,
+    Losses,
+    contrastive_loss,
+    end_to_end_loss,
+    read_memory_loss,
+)
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.examples import QUESTION_HINT, read_questions
 from clara_cli.errors import ArtefactError, DataError, UsageError
@@ -38,12 +44,10 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         return convert(config, report)
     if config.stage is None or not config.questions:
         raise UsageError(
-            "training needs QUESTIONS and --stage", "add --stage instruct or --stage e2e"
+            "training needs QUESTIONS and --stage", "add --stage instruct, retrieval or e2e"
         )
-    questions = list(read_questions(config.questions))
-    for question in questions:
-        if not question.pool:
-            raise DataError(f"{question.source}: the question has no pool", QUESTION_HINT)
+    questions = list(read_questions(config.questions, need_answers=config.stage != "retrieval"))
+    check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
     loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
     prepare_roles(loaded, config.stage)
@@ -53,18 +57,42 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         picked, rng = draw(config, step, questions)
         m = rng.choice(slots)
         examples = [example(question, config, rng) for question in picked]
+        return [build(part, m) for part in micro(config, examples)]
+
+    def build(part: Sequence[AnswerExample], m: int) -> Batch:
+        if config.stage == "retrieval":
+            return retrieval_batch(loaded.model.prompter, part, m)
         top_k = config.top_k if config.stage == "e2e" else None
-        return [
-            answer_batch(loaded.model.prompter, part, m, config.max_length, top_k)
-            for part in micro(config, examples)
-        ]
+        return answer_batch(loaded.model.prompter, part, m, config.max_length, top_k)
 
     def losses(batch: Batch, aligned: float) -> Losses:
+        if config.stage == "retrieval":
+            return contrastive_loss(loaded.model, batch, config.temperature)
         if config.stage == "e2e":
             return end_to_end_loss(loaded.model, batch, config.temperature, config.mask)
         return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
     return train_stage(config, config.stage, loaded, questions, batches, losses, report)
+
+
+def check_pools(questions: Sequence[Question], stage: str) -> None:
+    """Every question needs a pool, and in retrieval one with gold passages and others.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    for question in questions:
+        golds = sum(passage.gold for passage in question.pool)
+        if not question.pool:
+            raise DataError(f"{question.source}: the question has no pool", QUESTION_HINT)
+        if stage != "retrieval":
+            continue
+        if golds == 0:
+            message = f"{question.source}: no passage of the pool is gold"
+            raise DataError(message, f"retrieval learns from labels; {QUESTION_HINT}")
+        if golds == len(question.pool):
+            message = f"{question.source}: every passage of the pool is gold"
+            raise DataError(message, "retrieval needs others to tell them from")
 
 
 def convert(config: TrainConfig, report: Report) -> TrainResult:
@@ -89,21 +117,23 @@ def prepare_roles(loaded: Loaded, stage: str) -> None:
     if "compressor" not in model.roles:
         message = f"{loaded.path}: it has no compressor to train with"
         raise ArtefactError(message, "begin with clara pretrain")
-    if "generator" not in model.roles:
+    if "generator" in TRAINED[stage] and "generator" not in model.roles:
         model.add_role("generator", None)
-    if stage == "e2e" and "query_reasoner" not in model.roles:
+    if "query_reasoner" in TRAINED[stage] and "query_reasoner" not in model.roles:
         model.add_role("query_reasoner", "compressor")
 
 
 def example(question: Question, config: TrainConfig, rng: random.Random) -> AnswerExample:
     """One question with the passages of this step: instruct takes the first `top_k` in the order
-    given (a ranking's, best first), e2e up to `pool_size` candidates in any order, gold kept."""
+    given (a ranking's, best first), e2e and retrieval up to `pool_size` in any order, gold kept."""
     if config.stage == "instruct":
         pool = list(question.pool[: config.top_k])
     else:
         pool = cut_pool(question.pool, config.pool_size, rng)
     texts = tuple(model_text(passage.title, passage.text) for passage in pool)
-    return AnswerExample(question.question, question.answers[0], texts, question.source)
+    golds = tuple(position for position, passage in enumerate(pool) if passage.gold)
+    answer = question.answers[0] if question.answers else ""
+    return AnswerExample(question.question, answer, texts, question.source, golds)
 
 
 def cut_pool(pool: Sequence[PoolPassage], size: int, rng: random.Random) -> list[PoolPassage]:

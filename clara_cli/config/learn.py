@@ -70,7 +70,7 @@ class PretrainConfig(LearnConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LearnConfig):
-    """Train answering (instruct) or retrieval through answering (e2e).
+    """Train answering (instruct), retrieval through answering (e2e) or from labels (retrieval).
 
     Examples:
       clara train questions.jsonl --stage instruct --init runs/scp --out runs/instruct
@@ -79,15 +79,19 @@ class TrainConfig(LearnConfig):
     """
 
     questions: tuple[str, ...] = argument("JSONL files of questions with their pools.", ())
-    stage: Literal["instruct", "e2e"] | None = option(
+    stage: Literal["instruct", "retrieval", "e2e"] | None = option(
         "What to train; may be left out with --steps 0.", None, METHOD
     )
     init: str = option("Checkpoint to start from.", panel=MODEL)
     top_k: int = setting("Passages given to the generator.", 5, low=1)
     pool_size: int = setting(
-        "Candidates per question in e2e; larger pools are sampled, gold kept.", 20, low=1
+        "Candidates per question in e2e and retrieval; larger pools are sampled, gold kept.",
+        20,
+        low=1,
     )
-    temperature: float = setting("Temperature of the straight-through top-k.", 0.02)
+    temperature: float = setting(
+        "Of the straight-through top-k (e2e), of InfoNCE (retrieval).", 0.02
+    )
     mask: Literal["exact", "released"] = setting(
         "Mask of taken candidates: exact, or released (the published penalty).", "exact"
     )

@@ -14,13 +14,14 @@ from clara_cli.records import Pair
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """A question, the answer to learn and the passages (model texts) it comes with; `source` is
-    the record's `file:line`."""
+    """A question, the answer to learn and the passages (model texts) it comes with, `golds` the
+    positions of those known to hold the answer; `source` is the record's `file:line`."""
 
     question: str
     answer: str
     texts: tuple[str, ...]
     source: str = ""
+    golds: tuple[int, ...] = ()
 
 
 @dataclass
@@ -29,8 +30,9 @@ class Batch:
 
     `passages` are encoded once each; example b reads `pools[b]` of them. `rows` and
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
-    of its pool example b is given. `cut` counts answers that did not fit; an example of which no
-    answer token fits is left out. `sources` names every record, for messages.
+    of its pool example b is given; `golds` the positions in it to be ranked first. `cut` counts
+    answers that did not fit; an example of which no answer token fits is left out. `sources` names
+    every record, for messages.
     """
 
     slots: int
@@ -40,13 +42,17 @@ class Batch:
     rows: list[list[int]] = field(default_factory=list)
     labels: list[list[int]] = field(default_factory=list)
     queries: list[list[int]] = field(default_factory=list)
+    golds: list[tuple[int, ...]] = field(default_factory=list)
     cut: int = 0
     sources: list[str] = field(default_factory=list)
     _known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @property
     def labelled(self) -> int:
-        """Labelled tokens (each label but a first position's has a logit before it)."""
+        """What the loss is a mean over: labelled tokens (each label but a first position's has a
+        logit before it); where nothing is answered, the questions with a passage to find."""
+        if not self.rows:
+            return len(self.golds)
         return sum(label != IGNORE for labels in self.labels for label in labels[1:])
 
     @property
@@ -120,4 +126,15 @@ def answer_batch(
         batch.picks.append(picks)
         if top_k is not None:
             batch.queries.append(prompter.passage(example.question))
+    return batch
+
+
+def retrieval_batch(prompter: Prompter, examples: Sequence[AnswerExample], slots: int) -> Batch:
+    """Questions and the passages to tell apart for them; nothing is answered."""
+    batch = Batch(slots)
+    for example in examples:
+        batch.sources.append(example.source)
+        batch.add_passages([prompter.passage(text) for text in example.texts], share=True)
+        batch.queries.append(prompter.passage(example.question))
+        batch.golds.append(example.golds)
     return batch

@@ -10,22 +10,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clara_cli.core.batch import Batch
-from clara_cli.core.losses import alignment_mse
+from clara_cli.core.losses import alignment_mse, infonce
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.topk import Mask, flattened_cosine, select, straight_through_topk
 
 TRAINED = {
     "scp": ("compressor", "generator"),
     "instruct": ("compressor", "generator"),
+    "retrieval": ("query_reasoner",),
     "e2e": ("query_reasoner", "generator"),
 }
 
 
 @dataclass
 class Losses:
-    """Means over a batch, in nats (`ce`) and squared units (`mse`); `loss` carries gradient."""
+    """Means over a batch, in nats (`ce`: of answer tokens, or in retrieval of gold passages among
+    their pools) and squared units (`mse`); `loss` carries gradient."""
 
     loss: Tensor
     ce: float
@@ -42,22 +45,30 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
     return Losses(ce + mse_weight * mse, ce.item(), mse.item())
 
 
+def rank_pools(model: ClaraModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """(memory_BMD of the passages, scores_N per example): the query reasoner reads the question,
+    cosine of flattened memories ranks its pool. The compressor is frozen: its memories carry no
+    gradient (paper section 3.2)."""
+    memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
+    query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
+    scores = [
+        flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]
+        for b, pool in enumerate(batch.pools)
+    ]
+    return memory_BMD, scores
+
+
 def choose(
     model: ClaraModel, batch: Batch, temperature: float, mask: Mask
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """(memory_ND to splice, indices_K per example, scores_N per example): the query reasoner reads
-    the question, cosine of flattened memories ranks the pool, straight-through top-k picks. The
-    compressor is frozen: its memories carry no gradient (paper section 3.2)."""
-    memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
-    query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
-    spliced, indices, scores = [], [], []
-    for b, (pool, picks) in enumerate(zip(batch.pools, batch.picks, strict=True)):
-        pool_1NMD = memory_BMD[pool].unsqueeze(0)
-        scores_1N = flattened_cosine(query_BMD[b : b + 1], pool_1NMD)
-        weights_1KN, indices_1K = straight_through_topk(scores_1N, picks, temperature, mask)
-        spliced.append(select(weights_1KN, pool_1NMD).flatten(0, 2))
+    """(memory_ND to splice, indices_K per example, scores_N per example): straight-through top-k
+    picks from each question's ranked pool."""
+    memory_BMD, scores = rank_pools(model, batch)
+    spliced, indices = [], []
+    for scores_N, pool, picks in zip(scores, batch.pools, batch.picks, strict=True):
+        weights_1KN, indices_1K = straight_through_topk(scores_N[None], picks, temperature, mask)
+        spliced.append(select(weights_1KN, memory_BMD[pool].unsqueeze(0)).flatten(0, 2))
         indices.append(indices_1K[0])
-        scores.append(scores_1N[0])
     return torch.cat(spliced), indices, scores
 
 
@@ -67,3 +78,15 @@ def end_to_end_loss(model: ClaraModel, batch: Batch, temperature: float, mask: M
     memory_ND, _, _ = choose(model, batch, temperature, mask)
     ce = model.nll(batch.rows, batch.labels, memory_ND)
     return Losses(ce, ce.item(), None)
+
+
+def contrastive_loss(model: ClaraModel, batch: Batch, temperature: float) -> Losses:
+    """Retrieval from labels (the paper's Sup- baseline): InfoNCE of each question's gold passages
+    among its pool, on the query reasoner alone."""
+    scores = rank_pools(model, batch)[1]
+    scores_BN = pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+    positives_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
+    for b, golds in enumerate(batch.golds):
+        positives_BN[b, list(golds)] = True
+    loss = infonce(scores_BN, positives_BN, temperature)
+    return Losses(loss, loss.item(), None)

@@ -123,10 +123,21 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
             title, gold = str(entry.get("title") or ""), bool(entry.get("gold", False))
             pool.append(PoolPassage(str(entry.get("id", position)), title, entry["text"], gold))
     elif "docs" in record:
-        golds = set(record.get("pos_index") or [])
-        for position, text in enumerate(_strings(record, "docs", where, QUESTION_HINT)):
+        texts = _strings(record, "docs", where, QUESTION_HINT)
+        golds = _positions(record.get("pos_index") or [], len(texts), where)
+        for position, text in enumerate(texts):
             pool.append(PoolPassage(str(position), "", text, position in golds))
     return Question(str(record.get("id", where)), question, answers, tuple(pool), where)
+
+
+def _positions(value: Any, count: int, where: str) -> set[int]:
+    """`pos_index`: which of `count` docs are gold."""
+    if not isinstance(value, list) or any(type(i) is not int or not 0 <= i < count for i in value):
+        shown = repr(value)[:40]
+        raise DataError(
+            f"{where}: pos_index is {shown}, wanted positions from 0 to {count - 1}", QUESTION_HINT
+        )
+    return set(value)
 
 
 def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clara_cli.core.losses import IGNORE, alignment_mse, answer_nll, infonce
 
@@ -60,3 +62,25 @@ def test_infonce_without_any_positive_is_zero_with_a_gradient():
     loss = infonce(scores, torch.zeros(2, 3), 0.02)
     loss.backward()
     assert loss.item() == 0 and scores.grad.abs().sum() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 8), st.sampled_from([0.02, 0.5]))
+def test_infonce_gradient_is_the_difference_of_two_softmaxes(seed, count, temperature):
+    """d loss / d score = (softmax over all - softmax over the golds) / T, a row at a time in
+    float64; candidates that do not exist get none."""
+    seeded = torch.Generator().manual_seed(seed)
+    scores = torch.rand(3, count, generator=seeded) * 2 - 1
+    positives = torch.rand(3, count, generator=seeded) < 0.4
+    positives[0, 0], positives[1] = True, False
+    scores[2, -1], positives[2, -1] = -torch.inf, False
+    leaf = scores.clone().requires_grad_()
+    infonce(leaf, positives, temperature).backward()
+    rows = [row for row in range(3) if positives[row].any()]
+    expected = torch.zeros(3, count, dtype=torch.float64)
+    for row in rows:
+        weights = torch.exp((scores[row].double() - scores[row].max()) / temperature)
+        among = weights * positives[row]
+        share = weights / weights.sum() - among / among.sum()
+        expected[row] = share / temperature / len(rows)
+    assert (leaf.grad - expected).norm() <= 1e-3 * expected.norm() + 1e-4

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_cli.core.backbone import load_backbone
-from clara_cli.core.batch import AnswerExample, answer_batch, scp_batch
+from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, scp_batch
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.stages import TRAINED, end_to_end_loss, read_memory_loss
+from clara_cli.core.stages import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.records import Pair
 
 CPU = torch.device("cpu")
@@ -98,9 +98,11 @@ def stage_loss(model: ClaraModel, stage: str):
         ]
         return read_memory_loss(model, scp_batch(prompter, pairs, [0, 3], 4, 512), 0.1)
     examples = [
-        AnswerExample("Who is mayor?", "Nora", tuple(TEXTS[:3])),
-        AnswerExample("Rain?", "yes", tuple(TEXTS[1:])),
+        AnswerExample("Who is mayor?", "Nora", tuple(TEXTS[:3]), golds=(0,)),
+        AnswerExample("Rain?", "yes", tuple(TEXTS), golds=(1, 3)),
     ]
+    if stage == "retrieval":
+        return contrastive_loss(model, retrieval_batch(prompter, examples, 4), 0.5)
     top_k = 2 if stage == "e2e" else None
     batch = answer_batch(prompter, examples, 4, 512, top_k)
     return (

@@ -11,12 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clara_cli.core.batch import AnswerExample, Batch, answer_batch, scp_batch
-from clara_cli.core.losses import alignment_mse, infonce
+from clara_cli.core.batch import (
+    AnswerExample,
+    Batch,
+    answer_batch,
+    retrieval_batch,
+    scp_batch,
+)
+from clara_cli.core.losses import alignment_mse
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS
 from clara_cli.core.released import load_released
-from clara_cli.core.stages import choose, end_to_end_loss, read_memory_loss
+from clara_cli.core.stages import choose, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.records import Pair
 
 CASES = {"mistral_256_32": "mistral-tiny", "nosys_64_4": "mistral-nosys-tiny"}
@@ -177,10 +183,12 @@ def test_infonce_gradient(case):
     model = case.load("stage2")
     model.train_only(("query_reasoner",))
     items = case.facts["stage2_batch"]["items"]
-    batch = answer_batch(model.prompter, answer_examples(items), model.slots, 1024, 1)
-    _, _, scores = choose(model, batch, 0.02, "exact")
-    positives = torch.tensor([[i in item[4] for i in range(len(item[0]))] for item in items])
-    loss = infonce(torch.stack(scores), positives, 0.02)
+    examples = [
+        AnswerExample(question, "", tuple(docs), golds=tuple(golds))
+        for docs, question, _, _, golds, *_ in items
+    ]
+    batch = retrieval_batch(model.prompter, examples, model.slots)
+    loss = contrastive_loss(model, batch, 0.02).loss
     expected = case.tensors["stage2_pretrain_retrieval.loss"].item()
     assert abs(loss.item() - expected) < 1e-4
     loss.backward()

@@ -1,0 +1,98 @@
+"""What each stage of `train` makes of its data: golds, pools, and what they are called."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from clara_cli.commands import train
+from clara_cli.core.batch import retrieval_batch
+from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.stages import rank_pools
+from clara_cli.corpus.examples import read_questions
+from clara_cli.errors import DataError, UsageError
+
+
+def variants() -> list[dict]:
+    """Pools of two to five passages, one or two of them called gold that share no name with the
+    question, so that there is something to learn."""
+    records = tiny.questions(pool=5)
+    for number, record in enumerate(records):
+        pool = record["paragraphs"] = record["paragraphs"][: 2 + number % 4]
+        pool[0]["gold"], pool[-1]["gold"] = False, True
+        pool[1]["gold"] |= number % 2 == 0 and len(pool) > 2
+    return records
+
+
+def ranked_first(questions: Path, checkpoint: Path) -> float:
+    """Mean reciprocal rank of the best gold passage by cosine, the checkpoint's query reasoner
+    asking."""
+    model = load(str(checkpoint), device="cpu", dtype="float32").model
+    config = tiny.train(questions, checkpoint, Path("unused"), "retrieval")
+    asked = list(read_questions([str(questions)]))
+    examples = [train.example(question, config, random.Random(0)) for question in asked]
+    with torch.no_grad():
+        _, scores = rank_pools(model, retrieval_batch(model.prompter, examples, 4))
+    ranks = [
+        min(int((found > found[gold]).sum()) + 1 for gold in example.golds)
+        for found, example in zip(scores, examples, strict=True)
+    ]
+    return sum(1 / rank for rank in ranks) / len(ranks)
+
+
+def test_retrieval_learns_to_rank_gold_passages_first(works, report, tmp_path):
+    """Pools of unlike sizes, one or two golds; the compressor and the memory space stay."""
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", variants())
+    settings = {"steps": 30, "batch_size": 8, "dropout": 0.0, "ratios": (16,)}
+    config = tiny.train(data, works.scp, tmp_path / "run", "retrieval", **settings)
+    result = train.run(config, report)
+    lines = tiny.metrics(tmp_path / "run")
+    assert result.stage == "retrieval" and result.mse is None
+    assert lines[-1]["ce"] < 0.5 * lines[0]["ce"]
+    start = tmp_path / "start"
+    still = settings | {"steps": 1, "learning_rate": 0.0}
+    train.run(tiny.train(data, works.scp, start, "retrieval", **still), report)
+    before = ranked_first(data, start / "checkpoint")
+    assert before < 0.7 < 0.9 < ranked_first(data, tmp_path / "run" / "checkpoint")
+    made, scp = (read_info(p / "checkpoint") for p in (tmp_path / "run", works.scp))
+    assert made.fingerprint == scp.fingerprint
+    assert set(made.roles) == {"compressor", "generator", "query_reasoner"}
+
+
+def test_retrieval_needs_no_answers(works, report, tmp_path):
+    records = [{k: v for k, v in r.items() if k != "answer"} for r in tiny.questions()]
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", records)
+    train.run(tiny.train(data, works.scp, tmp_path / "run", "retrieval", steps=1), report)
+    assert tiny.metrics(tmp_path / "run")[0]["ce"] > 0
+    with pytest.raises(DataError, match=r"q.jsonl:1: no answer"):
+        train.run(tiny.train(data, works.scp, tmp_path / "other", "e2e", steps=1), report)
+
+
+@pytest.mark.parametrize(("gold", "words"), [(False, "is gold"), (True, "every passage")])
+def test_retrieval_refuses_a_question_it_cannot_learn_from(works, report, tmp_path, gold, words):
+    records = tiny.questions()
+    for paragraph in records[2]["paragraphs"]:
+        paragraph["gold"] = gold
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", records)
+    with pytest.raises(DataError, match=rf"q.jsonl:3: .*{words}"):
+        train.run(tiny.train(data, works.scp, tmp_path / "run", "retrieval"), report)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrong", [3, [4], [-1], ["0"], [True]])
+def test_positions_of_golds_are_checked(works, report, tmp_path, wrong):
+    record = {"question": "Who?", "answer": "Nora", "docs": ["a", "b"], "pos_index": wrong}
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", [record])
+    with pytest.raises(DataError, match=r"q.jsonl:1: pos_index is .* from 0 to 1"):
+        train.run(tiny.train(data, works.scp, tmp_path / "run", "retrieval"), report)
+
+
+def test_no_stage_is_a_usage_error_that_names_them(works, report, tmp_path):
+    config = tiny.train(works.questions, works.scp, tmp_path / "run", None)
+    with pytest.raises(UsageError) as caught:
+        train.run(config, report)
+    assert all(stage in caught.value.hint for stage in ("instruct", "retrieval", "e2e"))
