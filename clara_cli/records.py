@@ -22,7 +22,8 @@ class Passage:
     """A piece of a document; `text == document.text[start:end]` in Unicode code points.
 
     `tokens` counts the backbone tokens the compressor reads (title included, specials excluded).
-    `text` is None in a corpus stored without text.
+    `text` is None in a corpus stored without text. `source` is the `file:line` where it begins, as
+    the user named the file; empty where it came from no file.
     """
 
     passage_id: str
@@ -33,6 +34,7 @@ class Passage:
     end: int
     tokens: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

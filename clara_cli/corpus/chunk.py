@@ -28,6 +28,7 @@ _BREAK = re.compile(
     rf"|(?<![{_WIDE_END}])(?P<wide>[{_WIDE_END}]++)[{_CLOSE}]*+\s*+"
     r"|(?P<line>\n)\s*+"
 )
+_LINE = re.compile(r":\d+\Z")
 _LAST_WORD = re.compile(r"[^\W_]+(?:\.[^\W_]+)*\Z")
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof st sr jr rev hon gen col capt lt sgt gov sen rep vs etc al cf ca approx"
@@ -132,28 +133,43 @@ def split_document(
     if how == "none" or tokens <= max_tokens:
         tokens = budget.exact(0, len(text)) if len(text) <= _BLOCK or how != "none" else tokens
         if how == "none" or tokens <= max_tokens:
-            return [_passage(document, title, 0, (0, len(text)), tokens)]
+            return _passages(document, title, [((0, len(text)), tokens)])
     if text and not text.isspace():
         first = len(text) - len(text.lstrip())
         units = sentence_spans(text) if how == "sentences" else [(first, len(text.rstrip()))]
         pieces = list(_pack(units, budget))
     else:
         pieces = [_cut((0, len(text)), budget)]
-    return [_passage(document, title, n, span, count) for n, (span, count) in enumerate(pieces)]
+    return _passages(document, title, pieces)
 
 
-def _passage(document: Document, title: str, number: int, span: Span, tokens: int) -> Passage:
-    start, end = span
-    return Passage(
-        passage_id=f"{document.id}#{number}",
-        document_id=document.id,
-        title=title,
-        text=document.text[start:end],
-        start=start,
-        end=end,
-        tokens=tokens,
-        metadata=document.metadata,
-    )
+def _passages(
+    document: Document, title: str, pieces: Sequence[tuple[Span, int]]
+) -> list[Passage]:
+    """Passages of (span, tokens), in order, each with the place where it begins."""
+    made, line, counted = [], 1, 0
+    for number, ((start, end), tokens) in enumerate(pieces):
+        line, counted = line + document.text.count("\n", counted, start), start
+        passage = Passage(
+            passage_id=f"{document.id}#{number}",
+            document_id=document.id,
+            title=title,
+            text=document.text[start:end],
+            start=start,
+            end=end,
+            tokens=tokens,
+            metadata=document.metadata,
+            source=_place(document.source, line),
+        )
+        made.append(passage)
+    return made
+
+
+def _place(source: str, line: int) -> str:
+    """`file:line`: a record's own line, or the line inside a file that is one document."""
+    if source.startswith("<stdin>"):
+        return ""
+    return source if not source or _LINE.search(source) else f"{source}:{line}"
 
 
 def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:

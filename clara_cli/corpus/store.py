@@ -30,7 +30,8 @@ _CHECK = "clara index {0} --check names every damaged file; compress again where
 _MAX_HEADER = 2**16
 _OPEN_SHARDS = 64
 _DECODED_SHARDS = 4
-_KEYS = {field.name for field in fields(Passage)} - {"text"}
+_OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
+_KEYS = {field.name for field in fields(Passage)} - _OPTIONAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class Corpus:
             with gzip.open(path, "rb") as stream:
                 for line in stream:
                     record = json.loads(line)
-                    if not isinstance(record, dict) or record.keys() - {"text"} != _KEYS:
+                    if not isinstance(record, dict) or record.keys() - _OPTIONAL != _KEYS:
                         raise ValueError("not the keys of a passage")
                     passages.append(Passage(**{"text": None, **record}))
         except (OSError, EOFError, ValueError, zlib.error) as error:

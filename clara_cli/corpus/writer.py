@@ -83,11 +83,13 @@ class CorpusWriter:
         shard = self._known.get(number)
         if shard is None or shard.rows != len(passages):
             return False
-        encoded = encode_passages(passages, self.identity.text)
-        if files.sha256_bytes(encoded) != shard.sha256_passages:
-            return False
         if damage_of(self.folder, shard):
             return False
+        encoded = encode_passages(passages, self.identity.text)
+        if files.sha256_bytes(encoded) != shard.sha256_passages:
+            stored = gzip.decompress((self.folder / shard.passages).read_bytes())
+            if _unplaced(stored) != _unplaced(gzip.decompress(encoded)):
+                return False
         self._seen.add(number)
         return True
 
@@ -195,9 +197,17 @@ def encode_passages(passages: Sequence[Passage], keep_text: bool) -> bytes:
             record: dict[str, Any] = asdict(passage)
             if not keep_text:
                 del record["text"]
+            if not passage.source:
+                del record["source"]
             line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
             stream.write(f"{line}\n".encode())
     return buffer.getvalue()
+
+
+def _unplaced(lines: bytes) -> list[dict[str, Any]]:
+    """Stored passages without the place they came from: the same documents may have moved."""
+    records = [json.loads(line) for line in lines.splitlines()]
+    return [{key: r[key] for key in r if key != "source"} for r in records]
 
 
 def damage_of(folder: Path, shard: Shard) -> list[str]:

@@ -428,3 +428,15 @@ def test_a_checkpoint_without_a_compressor_is_refused(works, report, tmp_path):
 
 def test_what_was_compressed_is_whole(works):
     assert verify(works.corpus) == []
+
+
+def test_a_finished_corpus_stays_when_its_documents_have_moved(works, report, tmp_path):
+    out = tmp_path / "world.clara"
+    shutil.copytree(works.corpus, out)
+    moved = tmp_path / "elsewhere.jsonl"
+    shutil.copy(works.documents, moved)
+    before = tiny.files(out)
+    compress.run(tiny.compress(moved, works.e2e, out), report)
+    assert tiny.files(out) == before
+    places = [p.source for p in Corpus.open(out).passages()]
+    assert places[0] == f"{works.documents}:1" and places[-1] == f"{works.documents}:11"

@@ -181,3 +181,27 @@ def test_a_huge_line_is_tokenised_once_in_blocks(monkeypatch) -> None:
     assert [p.tokens for p in passages] == [100] * 400
     assert max(lengths) <= 4096
     assert sum(lengths) < 2.2 * len(text)  # once for the offsets, once for each passage's count
+
+
+# --- places ---
+
+
+def test_a_passage_knows_the_line_where_it_begins() -> None:
+    text = "One two.\n\nThree four.\nFive six."
+    made = split_document(
+        Document("d", text, source="notes/a.md"), 3, by_words, "sentences", with_title=False
+    )
+    assert [(p.text, p.source) for p in made] == [
+        ("One two.", "notes/a.md:1"),
+        ("Three four.", "notes/a.md:3"),
+        ("Five six.", "notes/a.md:4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [("c.jsonl:7", "c.jsonl:7"), ("<stdin>:7", ""), ("", ""), ("a:b.txt", "a:b.txt:1")],
+)
+def test_a_records_place_is_its_own_line(source: str, place: str) -> None:
+    document = Document("d", "One two.\nThree.", source=source)
+    assert {p.source for p in split_document(document, 9, by_words, "none", False)} == {place}
