@@ -251,8 +251,10 @@ class ClaraModel(nn.Module):
         memory_ND: Tensor | None,
         max_new_tokens: int,
         role: str | None = "generator",
+        streamer: Any = None,
     ) -> list[list[int]]:
-        """Greedy continuation of each prompt, its end token left out."""
+        """Greedy continuation of each prompt, its end token left out; a `streamer` (one prompt)
+        is told every id as it comes."""
         from transformers import GenerationConfig
 
         width = max(map(len, rows))
@@ -271,7 +273,10 @@ class ClaraModel(nn.Module):
         )
         with self.role(role):
             out_BT = self.causal_lm.generate(
-                inputs_embeds=embeds_BTD, attention_mask=mask_BT, generation_config=config
+                inputs_embeds=embeds_BTD,
+                attention_mask=mask_BT,
+                generation_config=config,
+                streamer=streamer,
             )
         return [until(ids, ends) for ids in out_BT.tolist()]
 

@@ -125,9 +125,13 @@ class Prompter:
         user = PARAPHRASE_INSTRUCTIONS[instruction].format(docs=self.memory_block(1, slots))
         return PARAPHRASE_SYSTEM, user
 
-    def answer_chat(self, question: str, passages: int, slots: int) -> tuple[str, str]:
-        """(system, user): a question over the memory of several passages."""
-        docs = self.memory_block(passages, slots)
+    def answer_chat(
+        self, question: str, passages: int, slots: int, texts: Sequence[str] = ()
+    ) -> tuple[str, str]:
+        """(system, user): a question over the memory of several passages, after the `texts` of
+        others, better ranked, that are given as they are."""
+        docs = "".join(f"{self.plain(text)}\n\n" for text in texts)
+        docs += self.memory_block(passages, slots)
         return ANSWER_SYSTEM, f"Background:\n{docs}\n\nQuestion:{self.plain(question)}"
 
     def text_chat(self, question: str, texts: Sequence[str]) -> tuple[str, str]:

@@ -143,9 +143,7 @@ def split_document(
     return _passages(document, title, pieces)
 
 
-def _passages(
-    document: Document, title: str, pieces: Sequence[tuple[Span, int]]
-) -> list[Passage]:
+def _passages(document: Document, title: str, pieces: Sequence[tuple[Span, int]]) -> list[Passage]:
     """Passages of (span, tokens), in order, each with the place where it begins."""
     made, line, counted = [], 1, 0
     for number, ((start, end), tokens) in enumerate(pieces):
