@@ -30,7 +30,8 @@ from clara_cli import config as configs
 from clara_cli import launch
 from clara_cli.config import AskConfig, Common
 from clara_cli.errors import DataError, ExitCode, NotSupportedError, UsageError, nearest
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name, with_recipe
+from clara_cli.fields import MACHINE, with_recipe
+from clara_cli.parameters import SHARED, parameters
 from clara_cli.repl import Terminated
 
 if typing.TYPE_CHECKING:
@@ -45,14 +46,6 @@ COMMANDS: dict[str, type[Common]] = {
     "index": configs.IndexConfig,
     "ask": configs.AskConfig,
     "bench": configs.BenchConfig,
-}
-
-PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
-
-SHARED = {  # flags of every command that are the terminal's business, not the command's
-    "json": (OUTPUT, "Print the result as one JSON object, the last line of stdout."),
-    "quiet": (OUTPUT, "Print results, warnings and errors, nothing else."),
-    "traceback": (MACHINE, "Show where an error came from; so does CLARA_TRACEBACK=1."),
 }
 
 BROKEN_PIPE = 141
@@ -150,44 +143,6 @@ def _silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parameters(config: type[Common]) -> list[inspect.Parameter]:
-    """A config's arguments and options as the parameters of a Typer command, in help's order."""
-    hints = typing.get_type_hints(config)
-    fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
-    made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
-    for name, (panel, doc) in SHARED.items():
-        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel, metavar="")
-        made.append((panel, _keyword(name, Annotated[bool, flag], False)))
-    return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
-
-
-def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    doc, panel = f.metadata["doc"], f.metadata["panel"]
-    if typing.get_origin(hint) is tuple:
-        hint = types.GenericAlias(list, typing.get_args(hint)[:1])
-    if f.metadata["kind"] == "argument":
-        info = typer.Argument(help=doc, metavar=f.name.upper())
-        return _keyword(f.name, Annotated[hint, info], f.default)
-    names = _flags(f, switch=hint is bool)
-    kind = "" if hint is bool else None  # a switch takes no value
-    info = typer.Option(*names, help=doc, rich_help_panel=panel, metavar=kind)
-    return _keyword(f.name, Annotated[hint, info], f.default)
-
-
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
-
-
-def _flags(f: dataclasses.Field[Any], *, switch: bool) -> list[str]:
-    """The names of an option: `--a-b`, both of `--file/-f`, `--x/--no-x` where x is on already."""
-    name = flag_name(f)
-    if switch and f.default is True and "/" not in name:
-        return [f"{name}/--no-{name.removeprefix('--')}"]
-    return [name] if switch else name.split("/")
-
-
 def command(name: str, config: type[Common]) -> Callable[..., None]:
     """The function behind one command; its signature is the config's fields."""
 
@@ -195,11 +150,12 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
         shared = {flag: values.pop(flag) for flag in SHARED}
         sources = {field: ctx.get_parameter_source(field) for field in values}
         given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
-        settings = config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        settings: Any = config(**values)
         if hasattr(settings, "recipe"):
             settings = with_recipe(settings, given)
         if launch.needed(getattr(settings, "nproc", None)):
-            launch.run(ctx.find_root().obj, settings.nproc)  # type: ignore[attr-defined]
+            launch.run(ctx.find_root().obj, settings.nproc)
         elif isinstance(settings, AskConfig):
             _ask(settings, as_json=shared["json"], quiet=shared["quiet"])
         else:

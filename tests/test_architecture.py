@@ -25,7 +25,7 @@ LAYERS = [
     {"__main__"},
     {"app"},
     {"repl"},
-    {"ui"},
+    {"ui", "parameters"},
     {"scorecard", "harvest"},
     {"commands"},
     {"engine"},
@@ -40,7 +40,7 @@ LAYERS = [
 ]
 HELPERS = {"clara_cli.commands.learning"}
 ONLY_IN = {
-    "typer": ("clara_cli/app.py",),
+    "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
     "rich": ("clara_cli/ui.py", "clara_cli/scorecard.py", "clara_cli/harvest.py"),  # parts of ui
     "peft": ("clara_cli/core/",),
     "hnswlib": ("clara_cli/search/hnsw.py",),

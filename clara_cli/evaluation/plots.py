@@ -24,7 +24,7 @@ _COLOURS = {  # readable for the colour-blind (Okabe and Ito), one a system
     "text+bm25": "#CC79A7",
 }
 _PHASES = {"query": "#56B4E9", "search": "#E69F00", "generate": "#0072B2"}
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "clara",
     "font.size": 10,
     "axes.spines.top": False,

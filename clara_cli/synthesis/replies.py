@@ -81,18 +81,20 @@ def read_pairs(text: str, cut: bool = False) -> list[Candidate] | Malformed:
     """The question-answer pairs of a reply, the first `MOST_PAIRS`. An empty list is a reply
     that says there are none."""
     text = _bare(text)
-    pairs: list[Candidate] = []
-    said_none = False
-    for record in _objects(text):
-        listed = record.get("pairs")
-        said_none = said_none or listed == []
-        for item in listed if isinstance(listed, list) else [record]:
-            pair = _pair(item)
-            if pair is not None:
-                pairs.append(pair)
+    items, said_none = _items(text)
+    pairs = [pair for pair in map(_pair, items) if pair is not None]
     if pairs or said_none or text.strip() == "[]":
         return pairs[:MOST_PAIRS]
     return _malformed(text, cut)
+
+
+def _items(text: str) -> tuple[list[Any], bool]:
+    """What may be pairs in a reply, and whether it says that there are none."""
+    lists = [record.get("pairs", record) for record in _objects(text)]
+    items = [
+        item for listed in lists for item in (listed if isinstance(listed, list) else [listed])
+    ]
+    return items, [] in lists
 
 
 def _pair(item: Any) -> Candidate | None:
@@ -110,17 +112,14 @@ Linked = tuple[Candidate, tuple[int, ...]]  # a pair and the passages, from 0, i
 def read_linked(text: str, passages: int, cut: bool = False) -> list[Linked] | Malformed:
     """Pairs with the passages each says it needs; those that name none are left out."""
     text = _bare(text)
+    items, said_none = _items(text)
     found: list[Linked] = []
-    said_none = False
-    for record in _objects(text):
-        listed = record.get("pairs")
-        said_none = said_none or listed == []
-        for item in listed if isinstance(listed, list) else [record]:
-            pair = _pair(item)
-            named = item.get("passages") if isinstance(item, dict) else None
-            if pair is not None and isinstance(named, list):
-                rows = {n - 1 for n in named if type(n) is int and 1 <= n <= passages}
-                found.append((pair, tuple(sorted(rows))))
+    for item in items:
+        pair = _pair(item)
+        named = item.get("passages") if pair is not None else None
+        if pair is not None and isinstance(named, list):
+            rows = {n - 1 for n in named if type(n) is int and 1 <= n <= passages}
+            found.append((pair, tuple(sorted(rows))))
     return found[:MOST_PAIRS] if found or said_none else _malformed(text, cut)
 
 

@@ -1,0 +1,60 @@
+"""Config dataclasses as the arguments and options of Typer commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from typing import Annotated, Any
+
+import typer
+
+from clara_cli.config import Common
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name
+
+PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
+
+SHARED = {  # flags of every command that are the terminal's business, not the command's
+    "json": (OUTPUT, "Print the result as one JSON object, the last line of stdout."),
+    "quiet": (OUTPUT, "Print results, warnings and errors, nothing else."),
+    "traceback": (MACHINE, "Show where an error came from; so does CLARA_TRACEBACK=1."),
+}
+
+
+def parameters(config: type[Common]) -> list[inspect.Parameter]:
+    """A config's arguments and options as the parameters of a Typer command, in help's order."""
+    hints = typing.get_type_hints(config)
+    fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
+    made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
+    for name, (panel, doc) in SHARED.items():
+        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel, metavar="")
+        made.append((panel, _keyword(name, Annotated[bool, flag], False)))
+    return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
+
+
+def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    doc, panel = f.metadata["doc"], f.metadata["panel"]
+    if typing.get_origin(hint) is tuple:
+        hint = types.GenericAlias(list, typing.get_args(hint)[:1])
+    if f.metadata["kind"] == "argument":
+        info = typer.Argument(help=doc, metavar=f.name.upper())
+        return _keyword(f.name, Annotated[hint, info], f.default)
+    names = _flags(f, switch=hint is bool)
+    kind = "" if hint is bool else None  # a switch takes no value
+    info = typer.Option(*names, help=doc, rich_help_panel=panel, metavar=kind)
+    return _keyword(f.name, Annotated[hint, info], f.default)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _flags(f: dataclasses.Field[Any], *, switch: bool) -> list[str]:
+    """The names of an option: `--a-b`, both of `--file/-f`, `--x/--no-x` where x is on already."""
+    name = flag_name(f)
+    if switch and f.default is True and "/" not in name:
+        return [f"{name}/--no-{name.removeprefix('--')}"]
+    return [name] if switch else name.split("/")
