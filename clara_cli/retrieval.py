@@ -101,6 +101,16 @@ class Retriever:
         key_1F = make_key(self.index.rule, query_MD.unsqueeze(0), self.index.state)
         return self.index.search(key_1F, count)[1][0].tolist()
 
+    def nearest(self, queries_BMD: Tensor, k: int) -> list[list[int]]:
+        """The `k` rows nearest each of many questions by cosine of the flattened memories, best
+        first: one pass over the corpus for all of them, or the graph's candidates rescored."""
+        if self.index is None:
+            return scan(queries_BMD, self._chunks(queries_BMD.shape[1]), k)[1].tolist()
+        return [
+            [row for _, row in self._ranked("", query_MD, k, "latent", None)]
+            for query_MD in queries_BMD
+        ]
+
     def _chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
         for first, memory_NMD in self.corpus.memory_chunks():
             yield first, memory_NMD[:, :slots]

@@ -33,7 +33,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--recipe", "--rounds", "--set"},
     },
     "pretrain": {"PAIRS", *LEARN},
-    "train": {"QUESTIONS", "--stage", *LEARN},
+    "train": {"QUESTIONS", "--corpus", "--pool", "--stage", *LEARN},
     "compress": {
         *{"INPUTS", "--backbone", "--batch-tokens", "--dry-run", "--model", "--no-text"},
         *{"--no-title", "--out", "--ratio", "--shard-size", "--skip-bad", "--split"},

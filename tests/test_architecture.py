@@ -18,9 +18,9 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.
 FILE_LINES, FUNCTION_LINES, AIM_LINES, COLUMNS = 350, 60, 45, 100
 
 # Layers from the top; a module imports from its own package or from a layer below. `repl`, `ui` and
-# what `ui` keeps beside it are the app's terminal; `commands/learning.py` is the trainers' shared
-# helper. Evaluation and synthesis use what lies below them; core, corpus and search know nothing
-# of each other.
+# what `ui` keeps beside it are the app's terminal; `commands/learning.py` and `retrieved.py` help
+# the trainers. Evaluation and synthesis use what lies below them; core, corpus and search know
+# nothing of each other.
 LAYERS = [
     {"__main__"},
     {"app"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"records"},
     {"errors"},
 ]
-HELPERS = {"clara_cli.commands.learning"}
+HELPERS = {"clara_cli.commands.learning", "clara_cli.commands.retrieved"}
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
     "rich": ("clara_cli/ui.py", "clara_cli/scorecard.py", "clara_cli/harvest.py"),  # parts of ui

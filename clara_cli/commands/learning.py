@@ -31,17 +31,24 @@ from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
 
 Record = TypeVar("Record")
-UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc")
+UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc", "corpus")
 
 
-def run_settings(config: LearnConfig, stage: str, data: Sequence[Any]) -> dict[str, Any]:
-    """What identifies a run: every setting that changes its result, and a digest of the data."""
+def run_settings(
+    config: LearnConfig, stage: str, data: Sequence[Any], facts: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What identifies a run: every setting that changes its result, a digest of the data, and
+    `facts` that a stage adds."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in UNRECORDED}
     digest = hashlib.sha256()
     for record in data:
         digest.update(repr(record).encode())
     named = {"command_stage": stage, "data_sha256": digest.hexdigest(), "records": len(data)}
-    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}, **named}
+    return {
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
+        **named,
+        **(facts or {}),
+    }
 
 
 def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
@@ -92,9 +99,11 @@ def train_stage(
     batches: Callable[[int], list[Batch]],
     losses: LossFunction,
     report: Report,
+    facts: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint."""
-    run = RunFolder(config.out, run_settings(config, stage, data))
+    """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint; `facts`
+    about it go into the folder's settings and the checkpoint's provenance."""
+    run = RunFolder(config.out, run_settings(config, stage, data, facts))
     run.open()
     steps = count_steps(config, len(data))
     with locked(config.out):
@@ -102,7 +111,7 @@ def train_stage(
             report.note(f"{config.out} is finished; nothing to do")
             return result(run, stage, summary(run, steps, 0.0, 0.0))
         done = train_model(config, stage, loaded.model, steps, batches, losses, run, report)
-        finish(config, stage, loaded, len(data), done)
+        finish(config, stage, loaded, len(data), done, facts)
     if done.cut:
         report.warn(f"answers cut to fit max_length = {config.max_length}: {done.cut}")
     return result(run, stage, done)
@@ -133,7 +142,14 @@ def train_model(
     return done
 
 
-def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: FitSummary) -> None:
+def finish(
+    config: LearnConfig,
+    stage: str,
+    loaded: Loaded,
+    records: int,
+    done: FitSummary,
+    facts: dict[str, Any] | None = None,
+) -> None:
     """Write the checkpoint with its provenance; a bundled backbone travels with it."""
     entry = {
         "stage": stage,
@@ -146,6 +162,7 @@ def finish(config: LearnConfig, stage: str, loaded: Loaded, records: int, done: 
         "init": Path(loaded.name).name,
         "init_fingerprint": loaded.info.fingerprint,
         "clara": __version__,
+        **(facts or {}),
     }
     info = replace(loaded.info, stage=stage, provenance=(*loaded.info.provenance, entry))
     if config.ratios:

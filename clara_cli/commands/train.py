@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from clara_cli.commands.learning import (
     check_settings,
+    count_steps,
     draw,
     finish,
     micro,
@@ -18,6 +21,7 @@ from clara_cli.commands.learning import (
     run_settings,
     train_stage,
 )
+from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch
 from clara_cli.core.checkpoint import Loaded, load
@@ -46,33 +50,83 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         raise UsageError(
             "training needs QUESTIONS and --stage", "add --stage instruct, retrieval or e2e"
         )
+    check_pool_settings(config)
     questions = list(read_questions(config.questions, need_answers=config.stage != "retrieval"))
-    check_pools(questions, config.stage)
+    if config.pool == "retrieved":
+        questions = [replace(question, pool=()) for question in questions]
+    else:
+        check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
     loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+    facts = {"init_stage": loaded.info.stage}
     prepare_roles(loaded, config.stage)
-    slots = ratio_slots(loaded.info, config.ratios)
+    stage = Stage(config, loaded, questions, report)
+    if config.stage == "e2e":
+        facts |= stage.facts()
+        report.note(
+            stage.pools.said() if stage.pools else "pools: labelled, gold passages included"
+        )
+    return train_stage(
+        config, config.stage, loaded, questions, stage.batches, stage.losses, report, facts
+    )
 
-    def batches(step: int) -> list[Batch]:
-        picked, rng = draw(config, step, questions)
-        m = rng.choice(slots)
-        examples = [example(question, config, rng) for question in picked]
-        return [build(part, m) for part in micro(config, examples)]
 
-    def build(part: Sequence[AnswerExample], m: int) -> Batch:
+class Stage:
+    """A stage's batches by step, and what a batch costs."""
+
+    def __init__(
+        self, config: TrainConfig, loaded: Loaded, questions: Sequence[Question], report: Report
+    ) -> None:
+        self.config, self.model, self.questions = config, loaded.model, questions
+        self.pools: RetrievedPools | None = None
+        if config.pool == "retrieved":
+            steps = count_steps(config, len(questions))
+            self.pools = RetrievedPools(config, loaded, questions, self.visits, steps, report)
+        ratios = config.ratios or (() if self.pools is None else (self.pools.ratio,))
+        self.slots = ratio_slots(loaded.info, ratios)
+        if self.pools is not None:
+            self.pools.check_slots(self.slots)
+
+    def facts(self) -> dict[str, Any]:
+        """Where the pools come from, for the log, the run folder and the checkpoint."""
+        return {"pool": "labelled"} if self.pools is None else self.pools.facts()
+
+    def visits(self, step: int) -> list[int]:
+        """Numbers of the questions a step reads."""
+        return draw(self.config, step, range(len(self.questions)))[0]
+
+    def batches(self, step: int) -> list[Batch]:
+        """A step's micro-batches."""
+        picked, rng = draw(self.config, step, range(len(self.questions)))
+        m = rng.choice(self.slots)
+        examples = [self.example(step, number, rng) for number in picked]
+        return [self.build(part, m) for part in micro(self.config, examples)]
+
+    def example(self, step: int, number: int, rng: random.Random) -> AnswerExample:
+        """One question as this step reads it."""
+        question = self.questions[number]
+        if self.pools is None:
+            return example(question, self.config, rng)
+        rows = tuple(self.pools.rows(step, number, rng))
+        answer = pick_answer(question, self.config, rng)
+        return AnswerExample(question.question, answer, (), question.source, rows=rows)
+
+    def build(self, part: Sequence[AnswerExample], m: int) -> Batch:
+        """A micro-batch at `m` memory tokens."""
+        if self.config.stage == "retrieval":
+            return retrieval_batch(self.model.prompter, part, m)
+        top_k = self.config.top_k if self.config.stage == "e2e" else None
+        return answer_batch(self.model.prompter, part, m, self.config.max_length, top_k)
+
+    def losses(self, batch: Batch, aligned: float) -> Losses:
+        """What the stage minimises."""
+        config = self.config
         if config.stage == "retrieval":
-            return retrieval_batch(loaded.model.prompter, part, m)
-        top_k = config.top_k if config.stage == "e2e" else None
-        return answer_batch(loaded.model.prompter, part, m, config.max_length, top_k)
-
-    def losses(batch: Batch, aligned: float) -> Losses:
-        if config.stage == "retrieval":
-            return contrastive_loss(loaded.model, batch, config.temperature)
+            return contrastive_loss(self.model, batch, config.temperature)
         if config.stage == "e2e":
-            return end_to_end_loss(loaded.model, batch, config.temperature, config.mask)
-        return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
-
-    return train_stage(config, config.stage, loaded, questions, batches, losses, report)
+            stored_BMD = None if self.pools is None else self.pools.memory(batch)
+            return end_to_end_loss(self.model, batch, config.temperature, config.mask, stored_BMD)
+        return read_memory_loss(self.model, batch, config.mse_weight * aligned)
 
 
 def check_pools(questions: Sequence[Question], stage: str) -> None:
@@ -132,8 +186,16 @@ def example(question: Question, config: TrainConfig, rng: random.Random) -> Answ
         pool = cut_pool(question.pool, config.pool_size, rng)
     texts = tuple(model_text(passage.title, passage.text) for passage in pool)
     golds = tuple(position for position, passage in enumerate(pool) if passage.gold)
-    answer = question.answers[0] if question.answers else ""
+    answer = pick_answer(question, config, rng)
     return AnswerExample(question.question, answer, texts, question.source, golds)
+
+
+def pick_answer(question: Question, config: TrainConfig, rng: random.Random) -> str:
+    """The answer learned at this visit; none where none is read."""
+    if not question.answers:
+        return ""
+    several = config.gold_answer == "any" and len(question.answers) > 1
+    return rng.choice(question.answers) if several else question.answers[0]
 
 
 def cut_pool(pool: Sequence[PoolPassage], size: int, rng: random.Random) -> list[PoolPassage]:

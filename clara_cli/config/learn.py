@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import Common
-from clara_cli.fields import MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,7 @@ class TrainConfig(LearnConfig):
     Examples:
       clara train questions.jsonl --stage instruct --init runs/scp --out runs/instruct
       clara train questions.jsonl --stage e2e --init runs/instruct --out runs/e2e
+      clara train q.jsonl --stage e2e --pool retrieved --corpus d.clara --init runs/scp --out runs/f
       clara train --init some/checkpoint --steps 0 --out native
     """
 
@@ -83,11 +84,27 @@ class TrainConfig(LearnConfig):
         "What to train; may be left out with --steps 0.", None, METHOD
     )
     init: str = option("Checkpoint to start from.", panel=MODEL)
+    pool: Literal["labelled", "retrieved"] = option(
+        "Candidates in e2e: labelled, as given, gold among them; or retrieved from --corpus, "
+        "no relevance label read.",
+        "labelled",
+        METHOD,
+    )
+    corpus: Path | None = option("Compressed corpus that pools are retrieved from.", None, INPUT)
+    pool_by: Literal["bm25", "query"] | None = setting(
+        "Who retrieves: bm25 (the default), or query: the query reasoner as it learns.", None
+    )
+    refresh_every: int | None = setting(
+        "Steps between the query reasoner's retrievals; default 100.", None, low=1
+    )
     top_k: int = setting("Passages given to the generator.", 5, low=1)
     pool_size: int = setting(
         "Candidates per question in e2e and retrieval; larger pools are sampled, gold kept.",
         20,
         low=1,
+    )
+    gold_answer: Literal["any", "first"] = setting(
+        "Learned of several accepted answers: any, drawn at each visit, or the first.", "any"
     )
     temperature: float = setting(
         "Of the straight-through top-k (e2e), of InfoNCE (retrieval).", 0.02

@@ -14,21 +14,24 @@ from clara_cli.records import Pair
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """A question, the answer to learn and the passages (model texts) it comes with, `golds` the
-    positions of those known to hold the answer; `source` is the record's `file:line`."""
+    """A question, the answer to learn and the passages it comes with: model texts, or `rows` of a
+    corpus whose memory is stored. `golds` are the positions of those known to hold the answer,
+    `source` is the record's `file:line`."""
 
     question: str
     answer: str
     texts: tuple[str, ...]
     source: str = ""
     golds: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 @dataclass
 class Batch:
     """Token rows of one forward pass.
 
-    `passages` are encoded once each; example b reads `pools[b]` of them. `rows` and
+    `passages` are encoded once each, `stored` are rows of a corpus in their place; example b reads
+    `pools[b]` of them. `rows` and
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
     of its pool example b is given; `golds` the positions in it to be ranked first. `cut` counts
     answers that did not fit; an example of which no answer token fits is left out. `sources` names
@@ -43,6 +46,7 @@ class Batch:
     labels: list[list[int]] = field(default_factory=list)
     queries: list[list[int]] = field(default_factory=list)
     golds: list[tuple[int, ...]] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
     cut: int = 0
     sources: list[str] = field(default_factory=list)
     _known: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -54,6 +58,11 @@ class Batch:
         if not self.rows:
             return len(self.golds)
         return sum(label != IGNORE for labels in self.labels for label in labels[1:])
+
+    @property
+    def read(self) -> int:
+        """Passages the examples read, each as often as it is: what alignment is a mean over."""
+        return sum(map(len, self.pools))
 
     @property
     def tokens(self) -> int:
@@ -72,6 +81,12 @@ class Batch:
                 self.passages.append(row)
             pool.append(self._known[key])
         self.pools.append(pool)
+
+    def add_stored(self, rows: Sequence[int]) -> None:
+        """Give the next example a pool of passages whose memory a corpus has."""
+        known = {row: place for place, row in enumerate(self.stored)}
+        self.pools.append([known.setdefault(row, len(known)) for row in rows])
+        self.stored = list(known)
 
     def add_target(
         self, prompter: Prompter, chat: tuple[str, str], answer: str, limit: int
@@ -117,15 +132,19 @@ def answer_batch(
     batch = Batch(slots)
     for example in examples:
         batch.sources.append(example.source)
-        picks = len(example.texts) if top_k is None else min(top_k, len(example.texts))
+        passages = len(example.texts) or len(example.rows)
+        picks = passages if top_k is None else min(top_k, passages)
         chat = prompter.answer_chat(example.question, picks, slots)
         if not batch.add_target(prompter, chat, example.answer, limit):
             continue
-        rows = [prompter.passage(text) for text in example.texts]
-        batch.add_passages(rows, share=top_k is not None)
+        if example.rows:
+            batch.add_stored(example.rows)
+        else:
+            rows = [prompter.passage(text) for text in example.texts]
+            batch.add_passages(rows, share=top_k is not None)
         batch.picks.append(picks)
         if top_k is not None:
-            batch.queries.append(prompter.passage(example.question))
+            batch.queries.append(prompter.query(example.question))
     return batch
 
 
@@ -135,6 +154,6 @@ def retrieval_batch(prompter: Prompter, examples: Sequence[AnswerExample], slots
     for example in examples:
         batch.sources.append(example.source)
         batch.add_passages([prompter.passage(text) for text in example.texts], share=True)
-        batch.queries.append(prompter.passage(example.question))
+        batch.queries.append(prompter.query(example.question))
         batch.golds.append(example.golds)
     return batch

@@ -202,7 +202,8 @@ def fit(
     report: Report,
 ) -> FitSummary:
     """Train until `settings.schedule.steps` steps are done, resuming where the folder stands.
-    `batches(step)` gives a step's micro-batches. However it ends, the last whole step is kept.
+    `batches(step)` gives a step's micro-batches; it is called once the step before is done, since
+    retrieved pools follow from the weights. However it ends, the last whole step is kept.
 
     Raises:
         ClaraError: when a loss is not finite or nothing is labelled.
@@ -253,7 +254,7 @@ def gradients(
     """
     torch.manual_seed(settings.seed * 1_000_003 + step)
     labelled = sum(batch.labelled for batch in micro)
-    passages = sum(len(batch.passages) for batch in micro if batch.labelled)
+    passages = sum(batch.read for batch in micro if batch.labelled)
     if labelled == 0:
         raise ClaraError(
             f"step {step + 1}: no labelled token in the batch ({named(micro)})",
@@ -263,7 +264,7 @@ def gradients(
     for batch in micro:
         if not batch.labelled:
             continue
-        share, aligned = batch.labelled / labelled, len(batch.passages) / passages
+        share, aligned = batch.labelled / labelled, batch.read / passages
         result = losses(batch, aligned / share)
         refuse_infinite(step, "loss", result.loss.item(), [batch])
         (result.loss * share).backward()

@@ -105,10 +105,13 @@ class Prompter:
         return [tuple(pair) for pair in encoded["offset_mapping"]]
 
     def passage(self, text: str) -> list[int]:
-        """What the compressor and the query reasoner read: encode, BOS, text, EOS, cut on the right
+        """What the compressor reads: encode, BOS, text, EOS, cut on the right
         at `max_passage` + 3 (a text at the limit loses its EOS, as in the released code)."""
-        marked = f"{self.markers.encode}{self.bos}{self.plain(text)}{self.eos}"
-        return self.ids(marked)[: self.max_passage + 3]
+        return self.query(text)[: self.max_passage + 3]
+
+    def query(self, text: str) -> list[int]:
+        """What the query reasoner reads: a question in a passage's form, at its own length."""
+        return self.ids(f"{self.markers.encode}{self.bos}{self.plain(text)}{self.eos}")
 
     def memory_block(self, passages: int, slots: int) -> str:
         """Placeholders for the memory of several passages, each followed by a separator."""

@@ -45,11 +45,15 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
     return Losses(ce + mse_weight * mse, ce.item(), mse.item())
 
 
-def rank_pools(model: ClaraModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+def rank_pools(
+    model: ClaraModel, batch: Batch, stored_BMD: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """(memory_BMD of the passages, scores_N per example): the query reasoner reads the question,
     cosine of flattened memories ranks its pool. The compressor is frozen: its memories carry no
-    gradient (paper section 3.2)."""
-    memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
+    gradient (paper section 3.2), and a corpus's may stand in for them (`stored_BMD`)."""
+    memory_BMD = stored_BMD
+    if memory_BMD is None:
+        memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
     query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
     scores = [
         flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]
@@ -59,11 +63,15 @@ def rank_pools(model: ClaraModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
 
 
 def choose(
-    model: ClaraModel, batch: Batch, temperature: float, mask: Mask
+    model: ClaraModel,
+    batch: Batch,
+    temperature: float,
+    mask: Mask,
+    stored_BMD: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(memory_ND to splice, indices_K per example, scores_N per example): straight-through top-k
     picks from each question's ranked pool."""
-    memory_BMD, scores = rank_pools(model, batch)
+    memory_BMD, scores = rank_pools(model, batch, stored_BMD)
     spliced, indices = [], []
     for scores_N, pool, picks in zip(scores, batch.pools, batch.picks, strict=True):
         weights_1KN, indices_1K = straight_through_topk(scores_N[None], picks, temperature, mask)
@@ -72,10 +80,16 @@ def choose(
     return torch.cat(spliced), indices, scores
 
 
-def end_to_end_loss(model: ClaraModel, batch: Batch, temperature: float, mask: Mask) -> Losses:
+def end_to_end_loss(
+    model: ClaraModel,
+    batch: Batch,
+    temperature: float,
+    mask: Mask,
+    stored_BMD: Tensor | None = None,
+) -> Losses:
     """End to end: the answer's loss trains both the generator and, through the choice, the query
     reasoner."""
-    memory_ND, _, _ = choose(model, batch, temperature, mask)
+    memory_ND, _, _ = choose(model, batch, temperature, mask, stored_BMD)
     ce = model.nll(batch.rows, batch.labels, memory_ND)
     return Losses(ce, ce.item(), None)
 

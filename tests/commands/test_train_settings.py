@@ -44,6 +44,9 @@ TRAIN = {
     "train_memory": (True, {}),
     "top_k": (1, {}),
     "pool_size": (2, {"top_k": 1}),
+    "pool_by": ("query", {"pool": "retrieved"}),
+    "refresh_every": (1, {"pool": "retrieved", "pool_by": "query", "learning_rate": 0.5}),
+    "gold_answer": ("first", {"several": True}),
     "temperature": (1.0, {}),
     "mask": ("released", {"temperature": 0.002}),
     "mse_weight": (0.0, {"stage": "instruct"}),
@@ -71,8 +74,14 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
             pretrain.run(tiny.scp(works.pairs, works.backbone, out, **settings), Silence())
         else:
             stage = settings.pop("stage", "e2e")
+            if settings.get("pool") == "retrieved":
+                settings["corpus"] = works.corpus
+            asked = works.questions
+            if settings.pop("several", False):
+                several = [{**q, "answers": ["Her", "Him"]} for q in tiny.questions()]
+                asked = tiny.write_jsonl(out.with_suffix(".jsonl"), several)
             init = works.scp if stage == "instruct" else works.instruct
-            train.run(tiny.train(works.questions, init, out, stage, **settings), Silence())
+            train.run(tiny.train(asked, init, out, stage, **settings), Silence())
     info = dataclasses.replace(read_info(out / "checkpoint"), provenance=())
     return [*shown, tiny.numbers(out), tiny.tensors(out / "checkpoint"), info]
 

@@ -1,0 +1,204 @@
+"""`train --pool retrieved`: pools of a compressed corpus, found without any relevance label.
+
+BM25's pools follow from the question alone. The query reasoner's follow from its weights at the
+last refresh: they are kept in the run folder for the steps they serve, so that a run resumed
+between two refreshes reads the same ones. The compressor is frozen, so the corpus's own memory is
+what the generator is given: nothing is compressed while training.
+
+Q questions, M memory tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_cli.config import TrainConfig
+from clara_cli.core.batch import Batch
+from clara_cli.core.checkpoint import Loaded
+from clara_cli.corpus.files import make_folder, write_atomic
+from clara_cli.engine import refuse_mismatch
+from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.records import Progress, Question, Report
+from clara_cli.retrieval import Retriever
+
+REFRESH_EVERY = 100
+QUERY_VALUES = 2**26  # numbers of questions' memory searched with at once
+
+
+def check_pool_settings(config: TrainConfig) -> None:
+    """Settings of one way to pools mean nothing in another.
+
+    Raises:
+        UsageError: naming them.
+    """
+    only: dict[str, Any] = {"--corpus": config.corpus, "pool_by": config.pool_by}
+    only["refresh_every"] = config.refresh_every
+    if config.pool == "labelled":
+        for name, value in only.items():
+            if value is not None:
+                raise UsageError(
+                    f"{name} is {value}, but the pools are labelled ones",
+                    "add --pool retrieved, or leave it away",
+                )
+        return
+    if config.stage != "e2e":
+        raise UsageError(
+            f"--pool retrieved with --stage {config.stage}", "only e2e learns from retrieved pools"
+        )
+    if config.corpus is None:
+        raise UsageError("--pool retrieved without --corpus", "give --corpus DIR.clara")
+    if config.train_memory:
+        raise UsageError(
+            "train_memory with --pool retrieved",
+            "the corpus's memory would no longer be the checkpoint's",
+        )
+    if config.refresh_every is not None and config.pool_by != "query":
+        raise UsageError(
+            f"refresh_every is {config.refresh_every}, but BM25's pools never change",
+            "add --set pool_by=query, or leave refresh_every away",
+        )
+
+
+class RetrievedPools:
+    """Rows of a corpus for every question of a run. `visits(step)` are the numbers of the
+    questions a step reads."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        loaded: Loaded,
+        questions: Sequence[Question],
+        visits: Callable[[int], Sequence[int]],
+        steps: int,
+        report: Report,
+    ) -> None:
+        assert config.corpus is not None
+        self.config, self.questions, self.visits = config, questions, visits
+        self.model, self.steps, self.report = loaded.model, steps, report
+        self.retriever = Retriever.open(config.corpus)
+        refuse_mismatch(loaded, self.retriever.corpus)
+        self.by_query = config.pool_by == "query"
+        self.every = config.refresh_every or REFRESH_EVERY
+        self.folder = config.out / "pools"
+        self._first: int | None = None
+        self._pools: dict[int, list[int]] = {}
+        if not self.by_query:
+            self.retriever.bm25  # noqa: B018  (a corpus without text is refused before the run)
+
+    @property
+    def slots(self) -> int:
+        """Memory tokens stored per passage."""
+        return self.retriever.corpus.manifest.identity.memory_tokens
+
+    @property
+    def ratio(self) -> int:
+        """The ratio the corpus was compressed at."""
+        return self.retriever.corpus.manifest.identity.ratio
+
+    def check_slots(self, slots: Sequence[int]) -> None:
+        """A ratio below the corpus's needs memory tokens it does not have.
+
+        Raises:
+            UsageError: naming both.
+        """
+        if max(slots) > self.slots:
+            raise UsageError(
+                f"ratios ask for {max(slots)} memory tokens, the corpus keeps {self.slots}",
+                f"train at ratio {self.ratio} or more, or compress again at a lower one",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Where the pools come from."""
+        corpus = self.retriever.corpus
+        said: dict[str, Any] = {"pool": "retrieved", "pool_by": self.config.pool_by or "bm25"}
+        if self.by_query:
+            said["refresh_every"] = self.every
+        return {**said, "corpus": corpus.folder.name, "corpus_sha256": corpus.manifest.sha256}
+
+    def said(self) -> str:
+        """The same, as a sentence."""
+        name = self.retriever.corpus.folder.name
+        by = f"the query reasoner every {self.every} steps" if self.by_query else "BM25"
+        return f"pools: retrieved from {name} by {by}; no relevance label is read"
+
+    def rows(self, step: int, number: int, rng: random.Random) -> list[int]:
+        """The pool of a question at a step, best first; rows drawn at random make it up to
+        `top_k` where too few share a word with the question."""
+        if self.by_query:
+            self._serve(step)
+            found = self._pools[number]
+        else:
+            asked = self.questions[number].question
+            found = self.retriever.bm25.search(asked, self.config.pool_size)[1]
+        wanted = min(self.config.top_k, len(self.retriever.corpus)) - len(found)
+        if wanted > 0:
+            rest = sorted(set(range(len(self.retriever.corpus))) - set(found))
+            found = [*found, *rng.sample(rest, wanted)]
+        return found
+
+    def memory(self, batch: Batch) -> Tensor:
+        """memory_BMD of a batch's rows, as the corpus keeps it."""
+        memory_BMD = self.retriever.corpus.memory(batch.stored)[:, : batch.slots]
+        return memory_BMD.to(self.model.device)
+
+    def _serve(self, step: int) -> None:
+        """Have the pools of the refresh that `step` belongs to."""
+        first = step - step % self.every
+        if first == self._first:
+            return
+        file = self.folder / f"{first:08d}.json"
+        if step == first:
+            self._pools = self._search(first)
+            make_folder(self.folder)
+            kept = {str(number): rows for number, rows in self._pools.items()}
+            write_atomic(file, json.dumps(kept).encode())
+        else:
+            self._pools = read_pools(file)
+        self._first = first
+
+    def _search(self, first: int) -> dict[int, list[int]]:
+        """Pools by the query reasoner as it is now, for every question until the next refresh."""
+        until = min(first + self.every, self.steps)
+        numbers = sorted({n for step in range(first, until) for n in self.visits(step)})
+        width = self.slots * self.model.memory_MD.shape[1]
+        together = max(1, QUERY_VALUES // width)
+        pools: dict[int, list[int]] = {}
+        for start in range(0, len(numbers), together):
+            part = numbers[start : start + together]
+            found = self.retriever.nearest(self._queries(part), self.config.pool_size)
+            pools |= dict(zip(part, found, strict=True))
+            self.report.progress(Progress("pools", len(pools), len(numbers), "questions"))
+        return pools
+
+    def _queries(self, numbers: Sequence[int], together: int = 64) -> Tensor:
+        """queries_QMD, as asking would encode them: no gradient, no dropout."""
+        prompter = self.model.prompter
+        rows = [prompter.query(self.questions[number].question) for number in numbers]
+        parts = [
+            self.model.encode_frozen(rows[i : i + together], "query_reasoner", self.slots)
+            for i in range(0, len(rows), together)
+        ]
+        return torch.cat(parts)
+
+
+def read_pools(file: Path) -> dict[int, list[int]]:
+    """Pools kept at a refresh.
+
+    Raises:
+        ArtefactError: where they are missing or damaged; no later weights could find them again.
+    """
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return {int(number): [int(row) for row in rows] for number, rows in kept.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ArtefactError(
+            f"{file}: the pools of this part of the run are missing or damaged: {error}",
+            "begin the run anew with another --out",
+        ) from error
