@@ -11,7 +11,6 @@ quietly with 141, what a shell reports for a tool stopped by SIGPIPE.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import inspect
 import os
@@ -20,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -29,14 +28,13 @@ from typer.core import TyperCommand, TyperGroup
 from clara_cli import config as configs
 from clara_cli import launch
 from clara_cli.config import AskConfig, Common
-from clara_cli.errors import DataError, ExitCode, NotSupportedError, UsageError, nearest
+from clara_cli.errors import ExitCode, UsageError, nearest
 from clara_cli.fields import MACHINE, with_recipe
 from clara_cli.parameters import SHARED, parameters
 from clara_cli.repl import Terminated
 
 if typing.TYPE_CHECKING:
-    from clara_cli.records import Answer
-    from clara_cli.ui import TerminalReport
+    pass
 
 COMMANDS: dict[str, type[Common]] = {
     "synth": configs.SynthConfig,
@@ -186,77 +184,10 @@ def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
 
 
 def _ask(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
-    """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
-    from clara_cli import ui
+    """Answer questions, and show each answer as it comes."""
+    from clara_cli import asking
 
-    if config.question is not None and config.file is not None:
-        raise UsageError("a question and --file were both given", "give one of them")
-    if config.question is None and config.file is None:
-        if sys.stdin is not None and sys.stdin.isatty():
-            _converse(config, as_json=as_json, quiet=quiet)
-            return
-        config = dataclasses.replace(config, question=_read_question())
-    if config.question is not None and not config.question.strip():
-        raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
-    with ui.TerminalReport(quiet=quiet) as report:
-        ask = importlib.import_module("clara_cli.commands.ask")
-        answers = _shown(
-            ask.run(config, report), report, as_json=as_json, titled=config.file is not None
-        )
-        _check_support(answers, required=config.require_support)
-
-
-def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
-    from clara_cli import repl, ui
-
-    report = ui.TerminalReport(quiet=quiet, hold=True)
-
-    def open_session() -> repl.Session:
-        ask = importlib.import_module("clara_cli.commands.ask")
-        session: repl.Session = ask.open_session(config, report)
-        return session
-
-    def show(answer: Answer) -> None:
-        shown = _shown([answer], report, as_json=as_json, titled=False)
-        _check_support(shown, required=config.require_support)
-
-    with report:
-        repl.run(open_session, show)
-
-
-def _shown(
-    answers: Iterable[Answer], report: TerminalReport, *, as_json: bool, titled: bool
-) -> Iterator[Answer]:
-    """Pass answers on, each shown as soon as it is there."""
-    from clara_cli import ui
-
-    for answer in answers:
-        report.pause()
-        if as_json:
-            ui.write_json(ui.answer_json(answer))
-        else:
-            ui.show_answer(answer, titled=titled)
-        yield answer
-
-
-def _check_support(answers: Iterable[Answer], *, required: bool) -> None:
-    """Take every answer; with `--require-support`, fail when the sources do not carry one."""
-    verdicts = [answer.supported for answer in answers]
-    missing = sum(not supported for supported in verdicts)
-    if required and missing:
-        which = f"{missing} of {len(verdicts)} answers are" if verdicts[1:] else "the answer is"
-        hint = "ask more precisely, or give the generator more passages with --top-k"
-        raise NotSupportedError(f"{which} not supported by the sources", hint)
-
-
-def _read_question() -> str:
-    try:
-        question = sys.stdin.read().strip() if sys.stdin is not None else ""
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not {error.encoding}", "pipe UTF-8 text") from error
-    if not question:
-        raise UsageError("no question: stdin is empty", 'clara ask "Who ...?" --corpus DIR')
-    return question
+    asking.run(config, as_json=as_json, quiet=quiet)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,5 @@
-"""A checkpoint, a corpus and its index, put together: question in, answer with sources out.
+"""A checkpoint, one corpus or several, and their indexes, put together: question in, answer with
+sources out.
 
 `ask` and `bench` use it, and so can you: `Clara.open("sample.clara").ask("Who ...?")`. Knows no
 terminal. K passages given, M memory tokens, D hidden.
@@ -7,66 +8,83 @@ terminal. K passages given, M memory tokens, D hidden.
 from __future__ import annotations
 
 import os
+import random
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clara_cli.core.backbone import window
+from clara_cli.answering.answerer import Answerer, Asking, Found
+from clara_cli.answering.reading import Read
 from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.corpus.chunk import model_text
+from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.records import Answer, Hit, Passage
-from clara_cli.retrieval import FirstStage, Ranked, Retriever
-from clara_cli.search.bm25 import words
+from clara_cli.records import Answer, Hit
+from clara_cli.retrieval import FirstStage, Retriever
 
-SUPPORTED_FROM = 0.75
+NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory
 
 
 class Clara:
-    """One checkpoint over one corpus."""
+    """One checkpoint over one corpus, or several of its memory space."""
 
-    def __init__(self, loaded: Loaded, retriever: Retriever) -> None:
+    def __init__(self, loaded: Loaded, retriever: Retriever, *more: Retriever) -> None:
         self.loaded, self.retriever, self.corpus = loaded, retriever, retriever.corpus
+        self.retrievers = (retriever, *more)
+        folders = [str(one.corpus.folder) for one in self.retrievers]
+        self.names = folders if more else [""]  # how sources name their corpus
         self.model, self.prompter = loaded.model, loaded.model.prompter
-        refuse_mismatch(loaded, self.corpus)
+        for one in self.retrievers:
+            refuse_mismatch(loaded, one.corpus)
         self.query_role = "query_reasoner" if "query_reasoner" in self.model.roles else "compressor"
+        self.answerer = Answerer(loaded, self.has_text, self._others)
 
     @classmethod
     def open(
         cls,
-        corpus: str | Path,
+        corpus: str | Path | Sequence[str | Path],
         model: str | None = None,
         backbone: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> Clara:
-        """Open a corpus with the checkpoint it names (or `model`), and its index if it has one.
+        """Open a corpus, or several, with the checkpoint the first one names (or `model`), and
+        their indexes where they have any.
 
         Raises:
             ArtefactError: for a missing or damaged corpus, or a checkpoint of another memory space.
         """
-        retriever = Retriever.open(Path(corpus))
-        ratio = retriever.corpus.manifest.identity.ratio
-        named = named_model(retriever.corpus, model)
-        return cls(load(named, backbone, device, dtype, ratio=ratio), retriever)
+        folders = [corpus] if isinstance(corpus, str | Path) else list(corpus)
+        retrievers = [Retriever.open(Path(folder)) for folder in folders]
+        first = retrievers[0].corpus
+        ratio = first.manifest.identity.ratio
+        named = named_model(first, model)
+        return cls(load(named, backbone, device, dtype, ratio=ratio), *retrievers)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether every corpus kept its passages' text."""
+        return all(one.has_text for one in self.retrievers)
 
     def slots(self, ratio: int | None) -> int:
-        """Memory tokens read per passage; a ratio higher than the corpus's reads the first ones.
+        """Memory tokens read per passage; a ratio higher than a corpus's reads the first ones, and
+        so do several corpora, each at the highest ratio among them.
 
         Raises:
-            UsageError: for a ratio the checkpoint does not serve or below the corpus's.
+            UsageError: for a ratio the checkpoint does not serve or below a corpus's.
         """
-        stored = self.corpus.manifest.identity
+        least = min((r.corpus.manifest.identity for r in self.retrievers), key=_memory_tokens)
         if ratio is None:
-            return stored.memory_tokens
+            return least.memory_tokens
         slots = self.loaded.info.slots(ratio)
-        if slots > stored.memory_tokens:
+        if slots > least.memory_tokens:
             raise UsageError(
-                f"--ratio {ratio}: the corpus was compressed at {stored.ratio}",
-                f"compress again with --ratio {ratio}, or ask at {stored.ratio} or more",
+                f"--ratio {ratio}: the corpus was compressed at {least.ratio}",
+                f"compress again with --ratio {ratio}, or ask at {least.ratio} or more",
             )
         return slots
 
@@ -76,16 +94,25 @@ class Clara:
         Raises:
             UsageError: when the question is longer than the query reasoner reads.
         """
+        return self.queries([question], slots)[0]
+
+    def queries(self, questions: Sequence[str], slots: int) -> Tensor:
+        """query_BMD of several questions, in one batch."""
+        rows = [self._question_row(question) for question in questions]
+        with torch.inference_mode():
+            return self.model.encode(rows, self.query_role, slots).memory_BMD
+
+    def _question_row(self, question: str) -> list[int]:
         row = self.prompter.passage(question)
         full = len(row) >= self.prompter.max_passage + 3
         if full and row[-1] != self.prompter.tokenizer.eos_token_id:  # its end was cut off
+            shown = question if len(question) <= 40 else f"{question[:40]}..."
             raise UsageError(
-                f"the question has more than {self.prompter.max_passage} tokens, "
+                f"the question {shown!r} has more than {self.prompter.max_passage} tokens, "
                 "the longest this checkpoint reads",
                 "ask it more briefly",
             )
-        with torch.inference_mode():
-            return self.model.encode([row], self.query_role, slots).memory_BMD[0]
+        return row
 
     def ask(
         self,
@@ -95,60 +122,100 @@ class Clara:
         candidates: int | None = None,
         max_new_tokens: int = 128,
         ratio: int | None = None,
+        read: Read = "memory",
+        text_tokens: int = Asking.text_tokens,
+        explain: bool = False,
+        on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answer from the corpus's memory alone; greedy, so the same question gives the same
-        answer."""
-        began = time.monotonic()
-        slots = self.slots(ratio)
-        query_MD = self.query(question, slots)
-        queried = time.monotonic()
-        found = self.retriever.search(question, query_MD, top_k, first_stage, candidates)
-        hits = self._hits(found)
-        searched = time.monotonic()
-        memory_KMD = self.corpus.memory([hit.row for hit in hits])[:, :slots]
-        text, prompt = self.generate(question, memory_KMD, max_new_tokens)
-        finished = time.monotonic()
-        sources = [hit.passage for hit in hits]
-        support = lexical_support(text, sources) if self.retriever.has_text else None
-        return Answer(
-            question=question,
-            answer=text,
-            support=support,
-            supported=None if support is None else support >= SUPPORTED_FROM,
-            sources=tuple(hits),
-            memory_tokens=slots * len(hits),
-            prompt_tokens=prompt,
-            text_tokens_replaced=sum(hit.passage.tokens for hit in hits),
-            seconds={
-                "query": round(queried - began, 4),
-                "search": round(searched - queried, 4),
-                "generate": round(finished - searched, 4),
-            },
+        """Answer a question; greedy, so the same question gives the same answer. `on_text` is told
+        each piece of it as it comes. See `Asking` for the rest."""
+        how = Asking(
+            top_k=top_k,
+            first_stage=first_stage,
+            candidates=candidates,
+            max_new_tokens=max_new_tokens,
+            ratio=ratio,
+            read=read,
+            text_tokens=text_tokens,
+            explain=explain,
         )
+        return self.ask_all([question], how, on_text)[0]
 
-    def _hits(self, found: Ranked) -> list[Hit]:
-        passages = self.corpus.passages_at([row for _, row in found])
-        pairs = zip(found, passages, strict=True)
-        return [Hit(rank, row, score, p) for rank, ((score, row), p) in enumerate(pairs, 1)]
+    def ask_all(
+        self,
+        questions: Sequence[str],
+        how: Asking,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """Answer several questions together, in their order."""
+        return self.answer(self.find(questions, how), how, on_text)
 
-    def generate(self, question: str, memory_KMD: Tensor, max_new_tokens: int) -> tuple[str, int]:
-        """(answer text, prompt positions) of a question over given memories.
+    def find(self, questions: Sequence[str], how: Asking) -> list[Found]:
+        """The passages of each question, found in every corpus and ranked together."""
+        for question in questions:
+            self._question_row(question)
+        slots, began = self.slots(how.ratio), time.monotonic()
+        stage = how.first_stage or ("bm25" if self.has_text else "latent")
+        queries: dict[int, Tensor] = {}
+        if stage != "bm25" or how.explain:
+            queries = dict(enumerate(self.queries(questions, slots)))
+        queried, found = time.monotonic(), []
+        for number, question in enumerate(questions):
+            hits = self._search(question, queries.get(number, NO_QUERY), stage, how)
+            if not hits and how.first_stage is None and stage == "bm25":  # no word in common
+                queries[number] = self.query(question, slots)
+                hits = self._search(question, queries[number], "latent", how)
+            found.append((question, hits, queries.get(number)))
+        searched = time.monotonic()
+        seconds = {"query": queried - began, "search": searched - queried}
+        seconds = {phase: spent / len(questions) for phase, spent in seconds.items()}
+        return [
+            Found(question, hits, self.memory(hits, slots), query_MD, seconds)
+            for question, hits, query_MD in found
+        ]
 
-        Raises:
-            UsageError: when prompt and answer do not fit the backbone's window.
-        """
-        passages, slots = memory_KMD.shape[:2]
-        prompt = self.prompter.prompt(self.prompter.answer_chat(question, passages, slots))
-        limit = window(self.model.causal_lm)
-        if limit is not None and len(prompt) + max_new_tokens > limit:
-            raise UsageError(
-                f"{len(prompt)} prompt positions and {max_new_tokens} new tokens exceed the "
-                f"backbone's window of {limit}",
-                "lower --top-k or --max-new-tokens",
-            )
-        memory_ND = memory_KMD.flatten(0, 1).to(self.model.device) if passages else None
-        ids = self.model.generate([prompt], memory_ND, max_new_tokens)[0]
-        return self.prompter.tokenizer.decode(ids, skip_special_tokens=True).strip(), len(prompt)
+    def _search(
+        self, question: str, query_MD: Tensor, stage: FirstStage, how: Asking
+    ) -> tuple[Hit, ...]:
+        """The best of all corpora, by score; ties to the corpus named first."""
+        found = []
+        for name, retriever in zip(self.names, self.retrievers, strict=True):
+            ranked = retriever.search(question, query_MD, how.top_k, stage, how.candidates)
+            passages = retriever.corpus.passages_at([row for _, row in ranked])
+            pairs = zip(ranked, passages, strict=True)
+            found += [Hit(0, row, score, p, name) for (score, row), p in pairs]
+        best = sorted(found, key=lambda hit: -hit.score)[: how.top_k]
+        return tuple(replace(hit, rank=rank) for rank, hit in enumerate(best, 1))
+
+    def memory(self, hits: Sequence[Hit], slots: int) -> Tensor:
+        """memory_KMD of passages, wherever they are stored."""
+        memory_KMD = torch.empty(len(hits), slots, self.corpus.manifest.identity.hidden)
+        for name, retriever in zip(self.names, self.retrievers, strict=True):
+            places = [i for i, hit in enumerate(hits) if hit.corpus == name]
+            rows = [hits[i].row for i in places]
+            memory_KMD[places] = retriever.corpus.memory(rows)[:, :slots]
+        return memory_KMD
+
+    def answer(
+        self,
+        found: Sequence[Found],
+        how: Asking,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """Answer questions from passages already found; see `Answerer.answer`."""
+        return self.answerer.answer(found, how, on_text)
+
+    def _others(self, found: Found) -> Tensor:
+        """As many other passages of the first corpus, the same ones each time it is asked."""
+        taken = {hit.row for hit in found.hits if hit.corpus == self.names[0]}
+        most = min(len(self.corpus), 2 * len(found.hits))
+        drawn = random.Random(found.question).sample(range(len(self.corpus)), most)
+        rows = [row for row in drawn if row not in taken][: len(found.hits)]
+        return self.corpus.memory(rows)[:, : found.memory_KMD.shape[1]]
+
+
+def _memory_tokens(identity: Identity) -> int:
+    return identity.memory_tokens
 
 
 def named_model(corpus: Corpus, model: str | None) -> str:
@@ -167,11 +234,3 @@ def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:
             f"({made_by.get('model')}), {loaded.name} is {loaded.info.fingerprint}",
             f"use --model {made_by.get('model')}, or compress again with --model {loaded.name}",
         )
-
-
-def lexical_support(answer: str, passages: list[Passage]) -> float:
-    """Share of the answer's words that occur in the passages' kept text or titles, 0 for an empty
-    answer. Words only: it cannot tell a right use of a word from a wrong one."""
-    said = words(answer)
-    known = {word for p in passages for word in words(model_text(p.title, p.text or ""))}
-    return round(sum(word in known for word in said) / len(said), 4) if said else 0.0

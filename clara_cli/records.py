@@ -71,19 +71,52 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage given to the generator: its 1-based rank, corpus row, the score that ranked it."""
+    """A passage given to the generator: its 1-based rank, its row in `corpus`, the score that
+    ranked it, and whether it was `read` as memory or as text."""
 
     rank: int
     row: int
     score: float
     passage: Passage
+    corpus: str = ""
+    read: str = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class PassageMatch:
+    """Why a passage: the cosine of its flattened memory with the question's, what each memory token
+    adds to it (they sum to the cosine), and the words each one is nearest to (logit lens)."""
+
+    rank: int
+    passage_id: str
+    score: float
+    cosine: float
+    slots: tuple[float, ...]
+    words: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an answer: the words of the question's memory tokens, its passages, the positions the
+    generator read against those of the same prompt in text (None where no text was kept), and
+    seconds per phase, `first_token` from the beginning to the first id."""
+
+    query_words: tuple[tuple[str, ...], ...]
+    passages: tuple[PassageMatch, ...]
+    tokens_read: int
+    tokens_as_text: int | None
+    seconds: dict[str, float]
+    signals: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer with where it came from. Counts are in backbone tokens, `seconds` per phase.
+    """An answer with where it came from. Counts are in backbone tokens; `seconds` per phase, a
+    question's share where several were answered together.
 
-    `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict.
+    `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict,
+    `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `lexical`, by
+    words alone. `read` is how the generator was given its passages.
     """
 
     question: str
@@ -95,6 +128,9 @@ class Answer:
     prompt_tokens: int
     text_tokens_replaced: int
     seconds: dict[str, float]
+    support_method: str | None = None
+    read: str = "memory"
+    explain: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,9 @@ class Repl:
         elif name == "/sources":
             if self._last is None or not self._last.sources:
                 raise UsageError("there are no sources yet", "ask a question first")
-            ui.show_sources(self._last)
+            from clara_cli import answers
+
+            answers.show_sources(self._last)
         elif name == "/top-k":
             self._set_top_k(rest.strip())
         else:

@@ -1,5 +1,5 @@
-"""Everything rich: progress, summaries, answers and errors as people read them, and the JSON lines
-programs read. Results go to stdout, all else to stderr.
+"""Everything rich: progress, summaries and errors as people read them, and the JSON lines programs
+read (answers.py has the answers). Results go to stdout, all else to stderr.
 
 Knows the records and nothing of how they come about. Honours NO_COLOR (through rich), a terminal as
 narrow as 40 columns, and streams that are no terminal at all.
@@ -7,7 +7,6 @@ narrow as 40 columns, and streams that are no terminal at all.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import math
@@ -27,16 +26,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
 from clara_cli.errors import ClaraError, Interrupted
-from clara_cli.records import Answer, CompressResult, IndexResult, TrainResult
+from clara_cli.records import CompressResult, IndexResult, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
 OS_HINTS = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check the permissions of the file and its folder",
@@ -195,18 +192,6 @@ def _jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """The JSON object of one answer (a contract with scripts)."""
-    record = dataclasses.asdict(answer)
-    record["sources"] = [
-        {"rank": hit.rank}
-        | {key: getattr(hit.passage, key) for key in SOURCE_KEYS}
-        | {"score": hit.score}
-        for hit in answer.sources
-    ]
-    return record
-
-
 def show_result(result: Any, *, only: str | None = None) -> None:
     """What a command made, its figures, and the command to run next. `only` names the flag
     (`dry_run`, `check`) that made it do less."""
@@ -264,56 +249,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def show_answer(answer: Answer, *, titled: bool = False) -> None:
-    """An answer and the passages it was read from; `titled` repeats the question above it."""
-    out = console(stderr=False)
-    if titled:
-        out.print(Text(clean(answer.question), style="cyan"), soft_wrap=False)
-    out.print(Text(clean(answer.answer) or "(no answer)", style="bold"), soft_wrap=False)
-    out.print(Text(_balance(answer), style="dim"), soft_wrap=False)
-    if answer.sources:
-        out.print(_sources(answer, out.width), soft_wrap=False)
-    out.print()
-
-
-def show_sources(answer: Answer) -> None:
-    """The passages of an answer in full."""
-    out = console(stderr=False)
-    for hit in answer.sources:
-        passage = hit.passage
-        place = f"{passage.document_id} [{passage.start}:{passage.end}]"
-        out.print(Text(clean(f"{hit.rank}. {passage.title} {place} {hit.score:.3f}"), style="bold"))
-        out.print(Text(clean(passage.text or "(text not kept)")), soft_wrap=False)
-
-
-def _balance(answer: Answer) -> str:
-    verdict = {True: "supported", False: "NOT supported", None: "support not judged"}
-    support = "" if answer.support is None else f" ({answer.support:.2f})"
-    read = f"{answer.memory_tokens:,} memory tokens for {answer.text_tokens_replaced:,} of text"
-    spent = duration(sum(answer.seconds.values()))
-    return f"{verdict[answer.supported]}{support}; {read}; {spent}"
-
-
-def _sources(answer: Answer, width: int) -> Table:
-    """Rank, title, score, document and the start of the text; two lines a source when narrow."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=width)
-    narrow = width < NARROW
-    table.add_column("#", justify="right", no_wrap=True, style="cyan")
-    if not narrow:
-        table.add_column("title", no_wrap=True, max_width=width // 4)
-        table.add_column("score", justify="right", no_wrap=True)
-        table.add_column("document", no_wrap=True, max_width=width // 5)
-    table.add_column("source" if narrow else "text", no_wrap=True, ratio=1, overflow="ellipsis")
-    for hit in answer.sources:
-        passage, score = hit.passage, f"{hit.score:.3f}"
-        text = clean(" ".join((passage.text or "(text not kept)")[: 4 * width].split()))
-        title, document = clean(passage.title) or "-", clean(passage.document_id)
-        wide = [title, score, document, text]
-        cells = [f"{score} {document} {title}\n{text}"] if narrow else wide
-        table.add_row(str(hit.rank), *(Text(cell) for cell in cells))
-    return table
 
 
 def explain(error: BaseException) -> ClaraError:

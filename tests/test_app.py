@@ -49,8 +49,9 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--system", "--top-k"},
     },
     "ask": {
-        *{"QUESTION", "--backbone", "--candidates", "--corpus", "--file", "-f", "--first-stage"},
-        *{"--max-new-tokens", "--model", "--ratio", "--require-support", "--top-k"},
+        *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
+        *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
+        *{"--require-support", "--text-tokens", "--top-k"},
     },
 }
 
@@ -175,7 +176,9 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
     if int in choices:
         return [flag, "7"], 7
     if Path in choices:
-        return [flag, "some/where"], Path("some/where")
+        several = typing.get_origin(hint) is tuple
+        value = Path("some/where")
+        return [flag, "some/where"], (value,) if several else value
     return [flag, "word"], "word"
 
 

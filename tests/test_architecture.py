@@ -24,11 +24,14 @@ FILE_LINES, FUNCTION_LINES, AIM_LINES, COLUMNS = 350, 60, 45, 100
 LAYERS = [
     {"__main__"},
     {"app"},
+    {"asking"},
     {"repl"},
+    {"answers"},
     {"ui", "parameters"},
     {"scorecard", "harvest"},
     {"commands"},
     {"engine"},
+    {"answering"},
     {"synthesis", "evaluation"},
     {"retrieval"},
     {"core", "corpus", "search"},
@@ -41,7 +44,7 @@ LAYERS = [
 HELPERS = {"clara_cli.commands.learning", "clara_cli.commands.retrieved"}
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
-    "rich": ("clara_cli/ui.py", "clara_cli/scorecard.py", "clara_cli/harvest.py"),  # parts of ui
+    "rich": tuple(f"clara_cli/{part}.py" for part in ("ui", "answers", "scorecard", "harvest")),
     "peft": ("clara_cli/core/",),
     "hnswlib": ("clara_cli/search/hnsw.py",),
     "prompt_toolkit": ("clara_cli/repl.py",),

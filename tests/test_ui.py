@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from clara_cli import repl, ui
+from clara_cli import answers, repl, ui
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted
 from clara_cli.records import (
     Answer,
@@ -171,7 +171,7 @@ def test_colour_on_a_terminal_unless_refused(
 def test_answer_and_sources_at_every_width(
     columns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ui.show_answer(make_answer())
+    answers.show(make_answer())
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("Ann [x].\n")
@@ -188,15 +188,15 @@ def test_answer_on_a_terminal_names_ranks_in_order(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    ui.show_answer(make_answer(), titled=True)
+    answers.show(make_answer(), titled=True)
     assert terminal.getvalue().index("document-1") < terminal.getvalue().index("document-2")
     assert "Who?" in terminal.getvalue()
 
 
 def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]) -> None:
     bare = dataclasses.replace(make_answer().sources[0].passage, text=None, title="")
-    ui.show_answer(make_answer(sources=(Hit(1, 0, 0.1, bare),), support=None, supported=None))
-    ui.show_answer(make_answer(answer="", sources=(), supported=False))
+    answers.show(make_answer(sources=(Hit(1, 0, 0.1, bare),), support=None, supported=None))
+    answers.show(make_answer(answer="", sources=(), supported=False))
     out = capsys.readouterr().out
     assert "(text not kept)" in out
     assert "support not judged" in out
@@ -205,7 +205,7 @@ def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]
 
 
 def test_documents_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    ui.show_answer(make_answer(answer="red \x1b[31m alert\x07"))
+    answers.show(make_answer(answer="red \x1b[31m alert\x07"))
     ui.show_error(ClaraError("title \x1b]0;x\x07"))
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
@@ -213,14 +213,14 @@ def test_documents_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str])
 
 
 def test_sources_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    ui.show_sources(make_answer())
+    answers.show_sources(make_answer())
     out = capsys.readouterr().out
     assert "1. Title 1 document-1 [0:9] 0.500" in out
     assert out.count("[bold]mayor[/bold]") == 40
 
 
 def test_answer_json_has_the_contracts_keys_in_order() -> None:
-    record = ui.answer_json(make_answer())
+    record = answers.as_json(make_answer())
     assert list(record) == [
         *("question", "answer", "support", "supported", "sources", "memory_tokens"),
         *("prompt_tokens", "text_tokens_replaced", "seconds"),

@@ -1,79 +1,108 @@
-"""`clara ask`: one question, a file of them, or a session for the REPL."""
+"""`clara ask`: one question, a file of them answered in batches, or a session for the REPL."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from clara_cli.answering.answerer import Asking
 from clara_cli.config import AskConfig
+from clara_cli.core.checkpoint import read_info, resolve
+from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
-from clara_cli.records import Answer, Report
-from clara_cli.retrieval import FirstStage
+from clara_cli.records import Answer, Progress, Report
+
+TOGETHER = 128  # questions of a file found, answered and judged together
 
 
 def run(config: AskConfig, report: Report) -> Iterator[Answer]:
     """Answer `question`, or every question of `file` in order."""
     questions = [config.question] if config.question is not None else read_file(config.file)
     session = open_session(config, report)
-    for question in questions:
-        if question is not None:
-            yield session.ask(question)
+    for first in range(0, len(questions), TOGETHER):
+        yield from session.ask_all(questions[first : first + TOGETHER])
+        if config.file is not None:
+            done = min(first + TOGETHER, len(questions))
+            report.progress(Progress("ask", done, len(questions), "questions"))
 
 
 class Session:
-    """A corpus held open; `top_k` may change between questions."""
+    """Corpora held open; `top_k` may change between questions."""
 
     def __init__(self, clara: Clara, config: AskConfig) -> None:
         self.clara, self.config, self.top_k = clara, config, config.top_k
 
     @property
     def corpus_name(self) -> str:
-        """The corpus as the user knows it."""
-        return str(self.clara.corpus.folder)
+        """The corpora as the user knows them."""
+        return ", ".join(str(one.corpus.folder) for one in self.clara.retrievers)
 
-    def ask(self, question: str) -> Answer:
-        """Answer one question."""
-        if not question.strip():
+    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+        """Answer one question; `on_text` is told each piece of the answer as it comes."""
+        return self.ask_all([question], on_text)[0]
+
+    def ask_all(
+        self, questions: list[str], on_text: Callable[[str], None] | None = None
+    ) -> list[Answer]:
+        """Answer several questions together, in their order."""
+        if not all(question.strip() for question in questions):
             raise UsageError("the question is empty", 'ask something: clara ask "Who ...?"')
-        chosen = self.config.first_stage
-        stage: FirstStage | None = None if chosen == "auto" else chosen
-        return self.clara.ask(
-            question,
-            self.top_k,
-            stage,
-            self.config.candidates,
-            self.config.max_new_tokens,
-            self.config.ratio,
+        config = self.config
+        how = Asking(
+            top_k=self.top_k,
+            first_stage=None if config.first_stage == "auto" else config.first_stage,
+            candidates=config.candidates,
+            max_new_tokens=config.max_new_tokens,
+            ratio=config.ratio,
+            read=config.read,
+            text_tokens=config.text_tokens,
+            explain=config.explain,
         )
+        return self.clara.ask_all(questions, how, on_text)
 
 
 def open_session(config: AskConfig, report: Report) -> Session:
-    """Find and open the corpus, its checkpoint and its index."""
-    folder = find_corpus(config.corpus)
-    clara = Clara.open(folder, config.model, config.backbone, config.device, config.dtype)
+    """Find and open the corpora, their checkpoint and their indexes."""
+    folders = find_corpora(config.corpus)
+    clara = Clara.open(folders, config.model, config.backbone, config.device, config.dtype)
     if "generator" not in clara.model.roles:
         message = f"{clara.loaded.path}: no generator in this checkpoint"
         raise ArtefactError(message, "use another --model")
-    if not (folder / "index").exists():
-        report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
+    for retriever in clara.retrievers:
+        folder = retriever.corpus.folder
+        if not len(retriever.corpus):
+            raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
+        if not (folder / "index").exists() and not config.documents:
+            report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
     if clara.query_role == "compressor" and config.first_stage in ("latent", "hybrid"):
         report.note("this checkpoint has no query reasoner: questions are read by the compressor")
     clara.slots(config.ratio)
     return Session(clara, config)
 
 
-def find_corpus(given: Path | None) -> Path:
-    """The corpus named, else $CLARA_CORPUS, else the only *.clara here."""
-    if given is not None:
-        return given
+def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
+    """Where the user's cache keeps the corpus of these documents, made by this checkpoint."""
+    path = resolve(model, config.ratio)
+    if (path / "clara.json").is_file():
+        maker = read_info(path).fingerprint
+    else:  # a released checkpoint says nothing of itself: its files stand for it
+        facts = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+        maker = repr([path, *((name, s.st_size, s.st_mtime_ns) for name, s in facts)])
+    return cached_corpus(documents, [maker, config.backbone, config.dtype, str(config.ratio)])
+
+
+def find_corpora(given: tuple[Path, ...]) -> list[Path]:
+    """The corpora named, else $CLARA_CORPUS, else the only *.clara here."""
+    if given:
+        return list(dict.fromkeys(given))
     if named := os.environ.get("CLARA_CORPUS"):
-        return Path(named)
+        return [Path(named)]
     found = sorted(Path().glob("*.clara"))
     if len(found) == 1:
-        return found[0]
+        return found
     what = f"{len(found)} of them here ({', '.join(map(str, found[:4]))})" if found else "none here"
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 

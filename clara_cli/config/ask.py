@@ -16,6 +16,7 @@ class AskConfig(Common):
 
     Examples:
       clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
+      clara ask "When is the next release?" ./notes
       clara ask -f questions.txt --corpus sample.clara --json
       clara ask --corpus sample.clara
     """
@@ -23,14 +24,19 @@ class AskConfig(Common):
     question: str | None = argument(
         "The question; none opens the REPL, or reads stdin when piped.", None
     )
+    documents: tuple[str, ...] = argument(
+        "Documents to ask instead of a corpus: compressed once, kept in the user's cache.", ()
+    )
     file: Path | None = option(
         "Questions from a file: one a line, or JSONL with `question`.",
         None,
         INPUT,
         flag="--file/-f",
     )
-    corpus: Path | None = option(
-        "The corpus; default $CLARA_CORPUS, else the only *.clara here.", None, INPUT
+    corpus: tuple[Path, ...] = option(
+        "The corpus (several: repeat it); default $CLARA_CORPUS, else the only *.clara here.",
+        (),
+        INPUT,
     )
     top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
     candidates: int | None = option(
@@ -52,6 +58,16 @@ class AskConfig(Common):
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
     backbone: str | None = option(
         "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
+    read: Literal["memory", "text", "auto"] = option(
+        "What the generator reads: memory tokens; text (by the bare backbone); auto: the text of "
+        "the best passages within --text-tokens, the memory of the rest.",
+        "memory",
+        METHOD,
+    )
+    text_tokens: int = option("Most text tokens that --read auto spends.", 256, METHOD, low=0)
+    explain: bool = option(
+        "Say why: scores, matching memory tokens and their words, timing, tokens.", False, METHOD
     )
     require_support: bool = option(
         "Exit 5 when the sources do not support the answer.", False, METHOD

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from clara_cli import ui
+from clara_cli import answers
 from clara_cli.commands import ask, compress, index
 from clara_cli.core.checkpoint import load, read_info
 from clara_cli.corpus.store import Corpus
@@ -24,6 +24,7 @@ KEYS = [
     *["prompt_tokens", "text_tokens_replaced", "seconds"],
 ]
 SOURCE = ["rank", "passage_id", "document_id", "title", "text", "start", "end", "score"]
+PLACE = ["file", "line"]
 
 
 def once(question: str, corpus: Path, report, **changes):
@@ -32,7 +33,7 @@ def once(question: str, corpus: Path, report, **changes):
 
 def said(answer) -> dict:
     """An answer as its JSON line, without the time it took."""
-    record = json.loads(json.dumps(ui.answer_json(answer)))
+    record = json.loads(json.dumps(answers.as_json(answer)))
     assert set(record.pop("seconds")) == {"query", "search", "generate"}
     return record
 
@@ -66,9 +67,9 @@ class Silence:
 @pytest.mark.parametrize("stage", ["auto", "latent", "bm25", "hybrid"])
 def test_an_answer_has_the_contracts_keys_and_counts(works, report, stage):
     answer = once(QUESTION, works.corpus, report, first_stage=stage, top_k=3)
-    record = ui.answer_json(answer)
-    assert list(record) == KEYS
-    assert all(list(source) == SOURCE for source in record["sources"])
+    record = answers.as_json(answer)
+    assert list(record) == [*KEYS, "support_method"]
+    assert all(list(source) == [*SOURCE, *PLACE] for source in record["sources"])
     sources = record["sources"]
     assert [source["rank"] for source in sources] == [1, 2, 3]
     scores = [source["score"] for source in sources]
@@ -106,18 +107,18 @@ def test_bm25_ranks_by_its_own_score_and_finds_words_only(works, report):
 
 
 def test_the_graph_and_the_scan_give_the_same_answer(works, report, corpus):
-    def answers() -> list[str]:
+    def said_by_all() -> list[str]:
         stages = ("auto", "latent", "hybrid")
         return [once(QUESTION, corpus, report, first_stage=stage).answer for stage in stages]
 
-    plain = answers()
+    plain = said_by_all()
     index.run(tiny.index(corpus, engine="hnsw"), report)
-    assert answers() == plain
+    assert said_by_all() == plain
 
 
 def test_the_same_question_gets_the_same_answer(works, report):
-    answers = [said(once(QUESTION, works.corpus, report)) for _ in range(2)]
-    assert answers[0] == answers[1]
+    first, second = (said(once(QUESTION, works.corpus, report)) for _ in range(2))
+    assert first == second
 
 
 def test_an_answer_is_no_longer_than_asked(works, report):
@@ -136,12 +137,12 @@ def test_more_hits_than_passages_are_all_of_them(works, report):
 
 def test_candidates_bound_what_is_rescored(works, report, corpus):
     index.run(tiny.index(corpus, engine="hnsw"), report)
-    answers = [
+    given = [
         once(QUESTION, corpus, report, first_stage="latent", top_k=2, candidates=count)
         for count in (1, 2, 100)
     ]
-    assert [len(answer.sources) for answer in answers] == [2, 2, 2]
-    scores = [[hit.score for hit in answer.sources] for answer in answers]
+    assert [len(answer.sources) for answer in given] == [2, 2, 2]
+    scores = [[hit.score for hit in answer.sources] for answer in given]
     assert scores[0] == scores[1] <= scores[2]
 
 
@@ -188,11 +189,11 @@ def test_questions_come_from_text_and_from_jsonl_files(works, report, tmp_path):
     text.write_text("\ufeff" + "\n\n".join(questions) + "\n", encoding="utf-8")
     data = tiny.write_jsonl(tmp_path / "q.jsonl", [{"question": q, "id": 1} for q in questions])
     config = tiny.ask(None, works.corpus, file=text)
-    answers = list(ask.run(config, report))
-    assert [answer.question for answer in answers] == questions
+    given = list(ask.run(config, report))
+    assert [answer.question for answer in given] == questions
     others = list(ask.run(dataclasses.replace(config, file=data), report))
-    assert [said(a) for a in answers] == [said(b) for b in others]
-    assert said(answers[1]) == said(once(questions[1], works.corpus, report))
+    assert [said(a) for a in given] == [said(b) for b in others]
+    assert said(given[1]) == said(once(questions[1], works.corpus, report))
 
 
 @pytest.mark.parametrize(
@@ -284,17 +285,17 @@ def test_the_corpus_is_the_one_named_then_the_environments_then_the_only_one_her
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLARA_CORPUS", raising=False)
     with pytest.raises(UsageError, match="none here") as caught:
-        ask.find_corpus(None)
+        ask.find_corpora(())
     assert "--corpus" in caught.value.hint
     shutil.copytree(works.corpus, tmp_path / "one.clara")
-    assert ask.find_corpus(None) == Path("one.clara")
+    assert ask.find_corpora(()) == [Path("one.clara")]
     assert once(QUESTION, None, report).sources  # type: ignore[arg-type]
     (tmp_path / "two.clara").mkdir()
     with pytest.raises(UsageError, match=r"2 of them here \(one\.clara, two\.clara\)"):
-        ask.find_corpus(None)
+        ask.find_corpora(())
     monkeypatch.setenv("CLARA_CORPUS", "two.clara")
-    assert ask.find_corpus(None) == Path("two.clara")
-    assert ask.find_corpus(Path("one.clara")) == Path("one.clara")
+    assert ask.find_corpora(()) == [Path("two.clara")]
+    assert ask.find_corpora((Path("one.clara"),)) == [Path("one.clara")]
 
 
 def test_a_corpus_that_names_no_model_takes_the_environments(works, report, corpus, monkeypatch):

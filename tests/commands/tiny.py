@@ -107,7 +107,8 @@ def index(corpus: Path, **changes: Any) -> IndexConfig:
 
 
 def ask(question: str | None, corpus: Path | None, **changes: Any) -> AskConfig:
-    settings = {**MACHINE, "question": question, "corpus": corpus, "max_new_tokens": 8}
+    named = () if corpus is None else (corpus,)
+    settings = {**MACHINE, "question": question, "corpus": named, "max_new_tokens": 8}
     return AskConfig(**{**settings, **changes})
 
 

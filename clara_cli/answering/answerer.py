@@ -1,0 +1,219 @@
+"""From passages found to answers: prompts, generation, support, explanation.
+
+Tensor letters: K passages given, M memory tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from clara_cli.answering import support
+from clara_cli.answering.explain import matches, words_of
+from clara_cli.answering.reading import (
+    Prompt,
+    Read,
+    answer_batches,
+    decoder,
+    make_prompt,
+    refuse_overflow,
+    texts_within,
+)
+from clara_cli.answering.support import Signals
+from clara_cli.core.checkpoint import Loaded
+from clara_cli.corpus.chunk import model_text
+from clara_cli.errors import ArtefactError
+from clara_cli.records import Answer, Explanation, Hit
+from clara_cli.retrieval import FirstStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How questions are answered. `text_tokens` bounds what `read="auto"` gives as text."""
+
+    top_k: int = 5
+    first_stage: FirstStage | None = None
+    candidates: int | None = None
+    max_new_tokens: int = 128
+    ratio: int | None = None
+    read: Read = "memory"
+    text_tokens: int = 256
+    explain: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A question with its passages, best first, their memory_KMD, and its own memory where it was
+    computed; `seconds` of finding them."""
+
+    question: str
+    hits: tuple[Hit, ...]
+    memory_KMD: Tensor
+    query_MD: Tensor | None
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is supported, how that was judged, and by which signals."""
+
+    support: float | None
+    supported: bool | None
+    method: str | None
+    signals: Signals
+
+
+class _FirstToken:
+    """Passes pieces of an answer on, and notes when the first one came."""
+
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self._on_text = on_text
+        self.at: float | None = None
+
+    def __call__(self, text: str) -> None:
+        self.at = self.at or time.monotonic()
+        if self._on_text is not None:
+            self._on_text(text)
+
+
+class Answerer:
+    """A checkpoint that answers from passages found. `others` gives memory of other passages than
+    those found, to compare with; `has_text` says whether passages come with their text."""
+
+    def __init__(self, loaded: Loaded, has_text: bool, others: Callable[[Found], Tensor]) -> None:
+        self.model, self.prompter = loaded.model, loaded.model.prompter
+        self.has_text, self._others = has_text, others
+        self.calibration = support.read_calibration(loaded.path, loaded.info.fingerprint)
+
+    def answer(
+        self,
+        found: Sequence[Found],
+        how: Asking,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """Answer questions from passages already found.
+
+        Raises:
+            UsageError: when a prompt and its answer do not fit the backbone's window.
+            ArtefactError: when text is to be read and none was kept.
+        """
+        began, heard = time.monotonic(), _FirstToken(on_text)
+        listener = heard if on_text is not None or how.explain else None
+        prompts = [self._prompt(one, how) for one in found]
+        for prompt in prompts:
+            refuse_overflow(self.model, prompt, how.max_new_tokens)
+        ids = dict(answer_batches(self.model, prompts, how.max_new_tokens, listener))
+        generated, decode = time.monotonic(), decoder(self.model)
+        texts = [decode(ids[i]).strip() for i in range(len(found))]
+        verdicts = self._judge(found, [ids[i] for i in range(len(found))], texts, how)
+        judged = time.monotonic()
+        spent = {"generate": generated - began, "support": judged - generated}
+        spent = {phase: seconds / len(found) for phase, seconds in spent.items()}
+        if heard.at is not None:
+            spent["first_token"] = sum(found[0].seconds.values()) + heard.at - began
+        return [
+            self._answer(one, prompt, text, verdict, spent, how)
+            for one, prompt, text, verdict in zip(found, prompts, texts, verdicts, strict=True)
+        ]
+
+    def _prompt(self, found: Found, how: Asking) -> Prompt:
+        if how.read != "memory" and not self.has_text:
+            raise ArtefactError(
+                f"--read {how.read}: the corpus kept no text",
+                "use --read memory, or compress again without --no-text",
+            )
+        passages = [hit.passage for hit in found.hits]
+        as_text = {"memory": 0, "text": len(passages)}.get(how.read)
+        if as_text is None:
+            as_text = texts_within([p.tokens for p in passages], how.text_tokens)
+        texts = [model_text(p.title, p.text or "") for p in passages[:as_text]]
+        return make_prompt(self.model, found.question, found.memory_KMD, texts, how.read)
+
+    def _judge(
+        self, found: Sequence[Found], ids: Sequence[list[int]], texts: Sequence[str], how: Asking
+    ) -> list[Verdict]:
+        """Support of each answer, by the checkpoint's calibration where memory was read and it has
+        one, else by words, else not at all."""
+        if self.calibration is None or how.read != "memory":
+            return [self._by_words(one, text) for one, text in zip(found, texts, strict=True)]
+        signals = self.signals(found, ids, texts)
+        made = []
+        for one in signals:
+            p, verdict = self.calibration.judge(one) if one else (0.0, False)
+            made.append(Verdict(p, verdict, "calibrated", one))
+        return made
+
+    def signals(
+        self, found: Sequence[Found], ids: Sequence[list[int]], texts: Sequence[str]
+    ) -> list[Signals]:
+        """What tells whether answers come from their passages; nothing for an empty answer, or one
+        from no passage."""
+        told = [i for i, one in enumerate(found) if ids[i] and one.hits]
+        said = [
+            support.Said(found[i].question, ids[i], found[i].memory_KMD, self._others(found[i]))
+            for i in told
+        ]
+        made: list[Signals] = [{} for _ in found]
+        for i, signals in zip(told, support.memory_signals(self.model, said), strict=True):
+            made[i] = signals
+            if self.has_text:
+                passages = [hit.passage for hit in found[i].hits]
+                made[i] |= support.text_signals(found[i].question, texts[i], passages)
+        return made
+
+    def _by_words(self, found: Found, text: str) -> Verdict:
+        if not self.has_text:
+            return Verdict(None, None, None, {})
+        share = support.lexical(text, [hit.passage for hit in found.hits])
+        return Verdict(share, share >= support.LEXICAL_THRESHOLD, "lexical", {})
+
+    def _answer(
+        self,
+        found: Found,
+        prompt: Prompt,
+        text: str,
+        verdict: Verdict,
+        spent: dict[str, float],
+        how: Asking,
+    ) -> Answer:
+        seconds = {phase: round(s, 4) for phase, s in {**found.seconds, **spent}.items()}
+        kinds = ["text"] * prompt.as_text + ["memory"] * (len(found.hits) - prompt.as_text)
+        hits = [replace(h, read=kind) for h, kind in zip(found.hits, kinds, strict=True)]
+        as_memory = hits[prompt.as_text :]
+        explanation = None
+        if how.explain:
+            explanation = self._explain(found, prompt, seconds, verdict.signals)
+        return Answer(
+            question=found.question,
+            answer=text,
+            support=verdict.support,
+            supported=verdict.supported,
+            sources=tuple(hits),
+            memory_tokens=found.memory_KMD.shape[1] * len(as_memory),
+            prompt_tokens=len(prompt.ids),
+            text_tokens_replaced=sum(hit.passage.tokens for hit in as_memory),
+            seconds={phase: seconds[phase] for phase in ("query", "search", "generate")},
+            support_method=verdict.method,
+            read=how.read,
+            explain=explanation,
+        )
+
+    def _explain(
+        self, found: Found, prompt: Prompt, seconds: dict[str, float], signals: Signals
+    ) -> Explanation:
+        assert found.query_MD is not None, "asked with explain, a question has its memory"
+        passages, as_text = [hit.passage for hit in found.hits], None
+        if self.has_text:
+            texts = [model_text(p.title, p.text or "") for p in passages]
+            as_text = len(self.prompter.prompt(self.prompter.text_chat(found.question, texts)))
+        return Explanation(
+            query_words=words_of(self.model, found.query_MD),
+            passages=matches(self.model, found.query_MD, found.memory_KMD, found.hits),
+            tokens_read=len(prompt.ids),
+            tokens_as_text=as_text,
+            seconds=seconds,
+            signals={name: round(value, 4) for name, value in signals.items()},
+        )

@@ -1,0 +1,153 @@
+"""Does the answer come from the documents? Signals of it, and what a checkpoint's calibration makes
+of them.
+
+Signals: how likely the generator finds its answer over the passages' memory, against over nothing
+and over other passages of the corpus; how many of the answer's names and numbers, and of the
+question's words, stand in the passages' kept text. A checkpoint with a `support.json` turns them
+into a probability; without one the share of the answer's words in the text is all there is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clara_cli.answering.reading import Prompt, joined, like_lengths, make_prompt
+from clara_cli.core.decode import log_likelihoods
+from clara_cli.core.model import ClaraModel
+from clara_cli.corpus.chunk import model_text
+from clara_cli.errors import ArtefactError
+from clara_cli.records import Passage
+from clara_cli.search.bm25 import words
+
+FILE, FORMAT, VERSION = "support.json", "clara-support", 1
+MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_others")
+TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
+LEXICAL_THRESHOLD = 0.75
+_FACT = re.compile(r"\b(?:[^\W\d_]*[A-Z\u00c0-\u00de]\w*|\w*\d\w*)\b")
+_LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
+
+Signals = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A probability from signals: weights by name, and the bias."""
+
+    weights: Mapping[str, float]
+    bias: float
+
+    def __call__(self, signals: Signals) -> float:
+        """In 0-1."""
+        z = self.bias + sum(weight * signals[name] for name, weight in self.weights.items())
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, z))))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a checkpoint's controls taught: one function with the text's signals, one without, each
+    with the threshold from which an answer counts as supported."""
+
+    text: Logistic
+    text_threshold: float
+    memory: Logistic
+    memory_threshold: float
+
+    def judge(self, signals: Signals) -> tuple[float, bool]:
+        """(support, supported)."""
+        with_text = "facts" in signals
+        p = (self.text if with_text else self.memory)(signals)
+        threshold = self.text_threshold if with_text else self.memory_threshold
+        return round(p, 4), p >= threshold
+
+
+def read_calibration(folder: Path, fingerprint: str) -> Calibration | None:
+    """A checkpoint's `support.json`; None where it has none, or one of another memory space.
+
+    Raises:
+        ArtefactError: where the file is damaged.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if (raw["format"], raw["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"{raw['format']} version {raw['version']}")
+        text, memory = _fit(raw["text"], TEXT_SIGNALS), _fit(raw["memory"], MEMORY_SIGNALS)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        hint = "delete the file (support is then judged by words), or restore the checkpoint"
+        raise ArtefactError(f"{file}: not a calibration of support: {error}", hint) from error
+    return Calibration(*text, *memory) if raw.get("fingerprint") == fingerprint else None
+
+
+def _fit(raw: dict[str, Any], names: Sequence[str]) -> tuple[Logistic, float]:
+    weights = {name: float(raw["weights"][name]) for name in names}
+    return Logistic(weights, float(raw["bias"])), float(raw["threshold"])
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer's ids, at least one, with what they were read from, and other passages' memory."""
+
+    question: str
+    ids: list[int]
+    memory_KMD: Tensor
+    others_KMD: Tensor
+
+
+def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
+    """For each answer: its mean log-probability a token over its passages' memory, and how much
+    higher that is than over nothing and than over the memory of other passages."""
+    prompts = [prompt for said in answers for prompt in _three(model, said)]
+    ids = [said.ids for said in answers for _ in range(3)]
+    found: dict[int, float] = {}
+    for batch in like_lengths([len(p.ids) + len(a) for p, a in zip(prompts, ids, strict=True)]):
+        memory_ND = joined(model, [prompts[i].memory_ND for i in batch])
+        rows, said_ids = [prompts[i].ids for i in batch], [ids[i] for i in batch]
+        found.update(zip(batch, log_likelihoods(model, rows, said_ids, memory_ND), strict=True))
+    signals = []
+    for first in range(0, len(prompts), 3):
+        given, nothing, others = (found[first + i] for i in range(3))
+        values = (given, given - nothing, given - others)
+        signals.append(dict(zip(MEMORY_SIGNALS, values, strict=True)))
+    return signals
+
+
+def _three(model: ClaraModel, said: Said) -> list[Prompt]:
+    """The question over its memory, over nothing, and over other memory."""
+    memories = (said.memory_KMD, said.memory_KMD[:0], said.others_KMD)
+    return [make_prompt(model, said.question, memory_KMD, (), "memory") for memory_KMD in memories]
+
+
+def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Signals:
+    """Shares of the answer's names and numbers (its words, where it has none) and of the question's
+    telling words that stand in the passages' text or titles."""
+    known = known_words(passages)
+    facts = [word for fact in _FACT.findall(answer) for word in words(fact)] or words(answer)
+    said = [word for word in _FACT.findall(question)[1:] if word[0].isupper() or word[0].isdigit()]
+    long = [word for word in words(question) if len(word) >= _LEAST_ASKED]
+    asked = [word for name in said for word in words(name)] or long
+    return {"facts": _share(facts, known), "asked": _share(asked, known)}
+
+
+def lexical(answer: str, passages: Sequence[Passage]) -> float:
+    """Share of the answer's words that occur in the passages' kept text or titles, 0 for an empty
+    answer. Words only: it cannot tell a right use of a word from a wrong one."""
+    return round(_share(words(answer), known_words(passages)), 4)
+
+
+def known_words(passages: Sequence[Passage]) -> set[str]:
+    """Every word of the passages' text and titles."""
+    return {word for p in passages for word in words(model_text(p.title, p.text or ""))}
+
+
+def _share(said: Sequence[str], known: set[str]) -> float:
+    return sum(word in known for word in said) / len(said) if said else 0.0

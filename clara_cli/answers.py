@@ -1,0 +1,225 @@
+"""Answers as people read them: streamed, with their support, their sources, and the why; and as the
+JSON lines programs read.
+
+A part of `ui`; knows the records and nothing of how they come about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from clara_cli.records import Answer, Explanation, Hit, PassageMatch
+from clara_cli.ui import clean, console, duration
+
+SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
+SHORT_WORD = 3  # letters below which a word is marked only where it stands capitalised or in digits
+SLOTS_SHOWN, WORDS_SHOWN = 3, 8
+_WORD = re.compile(r"\w+")
+
+
+class Stream:
+    """An answer's pieces, shown on stdout as they come."""
+
+    def __init__(self) -> None:
+        self._out = console(stderr=False)
+        self.said = False
+
+    def say(self, piece: str) -> None:
+        """Show one piece."""
+        self.said = True
+        self._out.print(Text(clean(piece), style="bold"), end="", soft_wrap=True)
+        self._out.file.flush()
+
+    def end(self) -> None:
+        """End the line, if one was begun."""
+        if self.said:
+            self._out.print()
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    """The JSON object of one answer (a contract with scripts). What there is nothing to say of is
+    left out: `support_method`, `read` other than memory, a source's `corpus` among several, its
+    `file` and `line`, `explain`."""
+    record = dataclasses.asdict(answer)
+    record["sources"] = [_source_json(hit) for hit in answer.sources]
+    if answer.support_method is None:
+        del record["support_method"]
+    if answer.read == "memory":
+        del record["read"]
+    if answer.explain is None:
+        del record["explain"]
+    else:
+        record["explain"] = _explain_json(answer.explain)
+    return record
+
+
+def _source_json(hit: Hit) -> dict[str, Any]:
+    record: dict[str, Any] = {"rank": hit.rank}
+    record |= {key: getattr(hit.passage, key) for key in SOURCE_KEYS}
+    record["score"] = hit.score
+    if hit.corpus:
+        record["corpus"] = hit.corpus
+    if hit.read != "memory":
+        record["read"] = hit.read
+    file, line = _place(hit)
+    if file:
+        record |= {"file": file, "line": line}
+    return record
+
+
+def _explain_json(explanation: Explanation) -> dict[str, Any]:
+    passages = []
+    for match in explanation.passages:
+        slots = zip(match.slots, match.words, strict=True)
+        tokens = [{"cosine_part": part, "words": list(words)} for part, words in slots]
+        passages.append(
+            {
+                "rank": match.rank,
+                "passage_id": match.passage_id,
+                "score": match.score,
+                "cosine": match.cosine,
+                "memory": tokens,
+            }
+        )
+    return {
+        "query": [list(words) for words in explanation.query_words],
+        "passages": passages,
+        "tokens": {"read": explanation.tokens_read, "as_text": explanation.tokens_as_text},
+        "signals": explanation.signals,
+        "seconds": explanation.seconds,
+    }
+
+
+def show(answer: Answer, *, titled: bool = False, said: bool = False) -> None:
+    """An answer and the passages it was read from; `titled` repeats the question above it, `said`
+    leaves out the answer's words: they were streamed."""
+    out = console(stderr=False)
+    if titled:
+        out.print(Text(clean(answer.question), style="cyan"), soft_wrap=False)
+    if not said:
+        out.print(Text(clean(answer.answer) or "(no answer)", style="bold"), soft_wrap=False)
+    out.print(Text(_balance(answer), style="dim"), soft_wrap=False)
+    for hit in answer.sources:
+        _show_source(out, hit, answer, whole=False)
+    if answer.explain is not None:
+        _show_explanation(out, answer.explain)
+    out.print()
+
+
+def show_sources(answer: Answer) -> None:
+    """The passages of an answer in full, the answer's words marked."""
+    out = console(stderr=False)
+    for hit in answer.sources:
+        _show_source(out, hit, answer, whole=True)
+
+
+def _show_source(out: Console, hit: Hit, answer: Answer, *, whole: bool) -> None:
+    """A heading (rank, title, document and span, score, place) and the text, or of a line of it
+    what surrounds the answer's first word."""
+    passage = hit.passage
+    parts = [passage.title, f"{passage.document_id} [{passage.start}:{passage.end}]"]
+    head = Text(f"{hit.rank}. ", style="cyan")
+    head.append(clean(" ".join([*filter(None, parts), f"{hit.score:.3f}"])), style="bold")
+    if hit.read != "memory":
+        head.append(f" read as {hit.read}")
+    if hit.corpus:
+        head.append(f" {clean(hit.corpus)}", style="dim")
+    file, line = _place(hit)
+    if file:
+        head.append("  ")
+        head.append(clean(f"{file}:{line}"), style=_link(file))
+    out.print(head, soft_wrap=False)
+    text = clean(passage.text or "") or "(text not kept)"
+    if not whole:
+        text = excerpt(text, telling_words(answer.answer), out.width - 4)
+    marked = Text(text if whole else f"   {text}")
+    mark(marked, telling_words(answer.answer))
+    out.print(marked, soft_wrap=False)
+
+
+def telling_words(answer: str) -> set[str]:
+    """The words of an answer worth finding in a text, case-folded: all but short lower-case ones,
+    unless there are no others."""
+    said = _WORD.findall(answer)
+    telling = [word for word in said if len(word) > SHORT_WORD or not word.islower()]
+    return {word.casefold() for word in telling or said}
+
+
+def mark(text: Text, words: set[str]) -> None:
+    """Mark these words in a text."""
+    for found in _WORD.finditer(text.plain):
+        if found[0].casefold() in words:
+            text.stylize("bold yellow underline", *found.span())
+
+
+def excerpt(text: str, words: set[str], width: int) -> str:
+    """One line of at most `width` characters, around the first of `words`, else the beginning."""
+    line = " ".join(text.split())
+    if len(line) <= width:
+        return line
+    first = next((m.start() for m in _WORD.finditer(line) if m[0].casefold() in words), 0)
+    start = max(0, min(first - width // 3, len(line) - width))
+    piece = line[start : start + width]
+    piece = f"…{piece[1:]}" if start else piece
+    return f"{piece[:-1]}…" if start + width < len(line) else piece
+
+
+def _place(hit: Hit) -> tuple[str, int]:
+    """(file, line) a passage came from; an empty file where it is not known."""
+    file, _, line = hit.passage.source.rpartition(":")
+    return (file, int(line)) if file and line.isdecimal() else ("", 0)
+
+
+def _link(file: str) -> str:
+    """A style that opens the file where a terminal can, if it is still there."""
+    path = Path(file)
+    return f"dim link {path.resolve().as_uri()}" if path.is_file() else "dim"
+
+
+def _balance(answer: Answer) -> str:
+    verdict = {True: "supported", False: "NOT supported", None: "support not judged"}
+    by = {"lexical": ", by words alone"}.get(answer.support_method or "", "")
+    support = "" if answer.support is None else f" ({answer.support:.2f}{by})"
+    as_text = sum(hit.read == "text" for hit in answer.sources)
+    read = [f"{answer.memory_tokens:,} memory tokens for {answer.text_tokens_replaced:,} of text"]
+    if as_text:
+        read.insert(0, f"{as_text} read as text")
+        read = read[: 1 + (as_text < len(answer.sources))]
+    spent = duration(sum(answer.seconds.values()))
+    return f"{verdict[answer.supported]}{support}; {'; '.join(read)}; {spent}"
+
+
+def _show_explanation(out: Console, why: Explanation) -> None:
+    """The why, below an answer."""
+    dim = "dim"
+    out.print(Text("why", style="cyan"))
+    out.print(Text(f"   the question's memory says: {_said(why.query_words)}"), soft_wrap=False)
+    for match in why.passages:
+        out.print(Text(f"{match.rank}. {_matched(match)}"), soft_wrap=False)
+        out.print(Text(f"   its memory says: {_said(match.words)}", style=dim), soft_wrap=False)
+    as_text = "" if why.tokens_as_text is None else f", {why.tokens_as_text:,} had it been text"
+    out.print(Text(f"   {why.tokens_read:,} positions read{as_text}", style=dim), soft_wrap=False)
+    seconds = ", ".join(f"{name} {value:.3f} s" for name, value in why.seconds.items())
+    out.print(Text(f"   {seconds}", style=dim), soft_wrap=False)
+    if why.signals:
+        signals = ", ".join(f"{name} {value:.2f}" for name, value in why.signals.items())
+        out.print(Text(f"   support: {signals}", style=dim), soft_wrap=False)
+
+
+def _matched(match: PassageMatch) -> str:
+    order = sorted(range(len(match.slots)), key=lambda i: -match.slots[i])[:SLOTS_SHOWN]
+    parts = ", ".join(f"token {i + 1} {match.slots[i]:+.3f}" for i in order)
+    return f"score {match.score:.3f}, cosine {match.cosine:.3f}: {parts}"
+
+
+def _said(words: tuple[tuple[str, ...], ...]) -> str:
+    """The nearest words of all memory tokens, the commonest first."""
+    counts = Counter(word.strip() for row in words for word in row if word.strip())
+    return clean(" ".join(word for word, _ in counts.most_common(WORDS_SHOWN)))

@@ -1,0 +1,153 @@
+"""`clara ask` at a terminal or in a pipe: where the question comes from, documents compressed on
+the way, answers streamed or printed whole, and the exit code of an unsupported one.
+
+Knows no model: `commands.ask` and `commands.compress` are loaded when they run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from clara_cli import answers, repl, ui
+from clara_cli.config import AskConfig, CompressConfig
+from clara_cli.errors import DataError, NotSupportedError, UsageError
+from clara_cli.records import Answer
+from clara_cli.ui import TerminalReport
+
+
+def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
+    config = _documents_named_first(config)
+    if config.question is not None and config.file is not None:
+        raise UsageError("a question and --file were both given", "give one of them")
+    if config.documents and config.corpus:
+        raise UsageError("documents and --corpus were both given", "give one of them")
+    if config.question is None and config.file is None:
+        if sys.stdin is not None and sys.stdin.isatty():
+            _converse(config, as_json=as_json, quiet=quiet)
+            return
+        config = dataclasses.replace(config, question=_read_question())
+    if config.question is not None and not config.question.strip():
+        raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
+    with ui.TerminalReport(quiet=quiet) as report:
+        config = _with_documents(config, report)
+        if config.file is None and not as_json and sys.stdout.isatty():
+            given = _streamed(config, report)
+        else:
+            module = importlib.import_module("clara_cli.commands.ask")
+            given = _shown(
+                module.run(config, report),
+                report,
+                as_json=as_json,
+                titled=config.file is not None,
+            )
+        _check_support(given, required=config.require_support)
+
+
+def _documents_named_first(config: AskConfig) -> AskConfig:
+    """`clara ask ./notes`: a first argument that is a file or folder, and no question."""
+    first = config.question
+    if first is None or not (first.startswith((".", "/", "~")) or os.sep in first):
+        return config
+    if not Path(first).expanduser().exists():
+        return config
+    return dataclasses.replace(config, question=None, documents=(first, *config.documents))
+
+
+def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
+    """The config with `documents` compressed, once, into the user's cache."""
+    if not config.documents:
+        return config
+    ask = importlib.import_module("clara_cli.commands.ask")
+    model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+    documents = tuple(_absolute(given) for given in config.documents)
+    corpus = ask.cached(documents, model, config)
+    names = ", ".join(config.documents)
+    if (corpus / "manifest.json").is_file():
+        report.note(f"{names}: compressed before, in {corpus}")
+    else:
+        report.note(f"{names}: compressed once into {corpus}")
+        corpus.parent.mkdir(parents=True, exist_ok=True)
+        compress = importlib.import_module("clara_cli.commands.compress")
+        settings = CompressConfig(
+            inputs=documents,
+            ratio=config.ratio,
+            model=model,
+            backbone=config.backbone,
+            out=corpus,
+            device=config.device,
+            dtype=config.dtype,
+        )
+        compress.run(settings, report)
+        report.pause()
+    return dataclasses.replace(config, corpus=(corpus,), model=model)
+
+
+def _absolute(given: str) -> str:
+    return given if given == "-" else str(Path(given).expanduser().absolute())
+
+
+def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    report = ui.TerminalReport(quiet=quiet, hold=True)
+
+    def open_session() -> repl.Session:
+        ask = importlib.import_module("clara_cli.commands.ask")
+        session: repl.Session = ask.open_session(_with_documents(config, report), report)
+        return session
+
+    def show(answer: Answer) -> None:
+        shown = _shown([answer], report, as_json=as_json, titled=False)
+        _check_support(shown, required=config.require_support)
+
+    with report:
+        repl.run(open_session, show)
+
+
+def _streamed(config: AskConfig, report: TerminalReport) -> Iterator[Answer]:
+    """The one answer, its words shown as they come, its sources after it."""
+    module = importlib.import_module("clara_cli.commands.ask")
+    session = module.open_session(config, report)
+    report.pause()
+    stream = answers.Stream()
+    answer: Answer = session.ask(config.question, stream.say)
+    stream.end()
+    answers.show(answer, said=stream.said)
+    yield answer
+
+
+def _shown(
+    given: Iterable[Answer], report: TerminalReport, *, as_json: bool, titled: bool
+) -> Iterator[Answer]:
+    """Pass answers on, each shown as soon as it is there."""
+    for answer in given:
+        report.pause()
+        if as_json:
+            ui.write_json(answers.as_json(answer))
+        else:
+            answers.show(answer, titled=titled)
+        yield answer
+
+
+def _check_support(given: Iterable[Answer], *, required: bool) -> None:
+    """Take every answer; with `--require-support`, fail when the sources do not carry one."""
+    verdicts = [answer.supported for answer in given]
+    missing = sum(not supported for supported in verdicts)
+    if required and missing:
+        which = f"{missing} of {len(verdicts)} answers are" if verdicts[1:] else "the answer is"
+        hint = "ask more precisely, or give the generator more passages with --top-k"
+        raise NotSupportedError(f"{which} not supported by the sources", hint)
+
+
+def _read_question() -> str:
+    try:
+        question = sys.stdin.read().strip() if sys.stdin is not None else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not {error.encoding}", "pipe UTF-8 text") from error
+    if not question:
+        raise UsageError("no question: stdin is empty", 'clara ask "Who ...?" --corpus DIR')
+    return question

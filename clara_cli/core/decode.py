@@ -1,0 +1,83 @@
+"""What the generator does beside answering: its words as they come, how likely it finds a given
+answer, and the words a memory token is nearest to.
+
+Tensor letters: B rows, N vectors, T positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_cli.core.model import ClaraModel, pad, until
+
+
+class TextStream:
+    """Tells an answer piece by piece while transformers generates it (its `streamer` interface).
+
+    The pieces joined are the answer as decoded whole: characters of several tokens wait for their
+    last one, white space at the end for what follows it, and nothing after an end token is told.
+    """
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], ends: list[int], tell: Callable[[str], None]
+    ) -> None:
+        self._decode, self._ends, self._tell = decode, ends, tell
+        self._ids: list[int] = []
+        self._told = ""
+
+    def put(self, ids: Tensor) -> None:
+        """New ids; the prompt, which comes first, has none here (it is embeddings)."""
+        self._ids += ids.flatten().tolist()
+        text = self._decode(until(self._ids, self._ends)).strip()
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._say(text)
+
+    def end(self) -> None:
+        """The last id has come."""
+        self._say(self._decode(until(self._ids, self._ends)).strip())
+
+    def _say(self, text: str) -> None:
+        if text != self._told and text.startswith(self._told):
+            self._tell(text[len(self._told) :])
+            self._told = text
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: ClaraModel,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    memory_ND: Tensor | None,
+    role: str | None = "generator",
+) -> list[float]:
+    """Mean natural log-probability a token of each answer after its prompt, in one batch.
+
+    Every answer has a token at least; `memory_ND` fills the prompts' memory positions in order.
+    """
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    first = min(map(len, prompts)) - 1
+    embeds_BTD = model.embed(pad(rows, 0, model.device), memory_ND)
+    logits_BTV = model(role, embeds_BTD, logits_from=first)
+    means = []
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        start = len(prompt) - 1 - first
+        logp_TV = logits_BTV[row, start : start + len(answer)].float().log_softmax(-1)
+        ids_T = torch.tensor(answer, device=logp_TV.device)
+        means.append(logp_TV.gather(1, ids_T[:, None]).mean().item())
+    return means
+
+
+@torch.inference_mode()
+def lens(model: ClaraModel, memory_ND: Tensor, words: int) -> list[list[str]]:
+    """The tokens whose output embeddings each memory vector is nearest to, best first (logit lens,
+    paper Fig. 4). Memory already went through the final norm, so the head reads it as it is."""
+    head: Any = model.causal_lm.get_output_embeddings()
+    known = len(model.prompter.tokenizer)
+    weight = head.weight
+    logits_NV = head(memory_ND.to(weight.device, weight.dtype))[:, :known]
+    decode = model.prompter.tokenizer.decode
+    return [[decode([i]) for i in row] for row in logits_NV.topk(words).indices.tolist()]

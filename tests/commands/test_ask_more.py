@@ -1,0 +1,340 @@
+"""ask, beyond one question over one corpus: batches, several corpora, documents, text, the why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from clara_cli import answers, asking
+from clara_cli.answering import support
+from clara_cli.answering.explain import contributions
+from clara_cli.answering.reading import like_lengths, texts_within
+from clara_cli.commands import ask, compress
+from clara_cli.core.checkpoint import load
+from clara_cli.corpus.chunk import model_text
+from clara_cli.engine import Asking, Clara
+from clara_cli.errors import ArtefactError, DataError, UsageError
+
+QUESTIONS = [record["question"] for record in tiny.questions()]
+QUESTION = QUESTIONS[0]
+
+
+@pytest.fixture(scope="module")
+def clara(works) -> Clara:
+    return Clara.open(works.corpus, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def halves(works, tmp_path_factory) -> list[Path]:
+    """The shared documents in two corpora, the second at a higher ratio."""
+    folder = tmp_path_factory.mktemp("halves")
+    documents, made = tiny.documents(), []
+    for name, part, ratio in (("one", documents[:5], 4), ("two", documents[5:], 16)):
+        data = tiny.write_jsonl(folder / f"{name}.jsonl", part)
+        made.append(folder / f"{name}.clara")
+        compress.run(tiny.compress(data, works.e2e, made[-1], ratio=ratio), Mute())
+    return made
+
+
+class Mute:
+    def progress(self, progress) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+def plain(answer) -> dict:
+    record = json.loads(json.dumps(answers.as_json(answer)))
+    record.pop("seconds")
+    return record
+
+
+# --- batches ---
+
+
+def test_questions_answered_together_get_the_answers_they_get_alone(clara):
+    how = Asking(max_new_tokens=12)
+    asked = [*QUESTIONS, "Schneit es in Zürich?", "Xyzzy plugh?", QUESTION]
+    together = clara.ask_all(asked, how)
+    assert [answer.question for answer in together] == asked
+    for question, answer in zip(asked, together, strict=True):
+        assert plain(answer) == plain(clara.ask(question, max_new_tokens=12))
+
+
+def test_batches_are_of_like_length_and_hold_every_row_once():
+    lengths = [900, 10, 12, 5000, 11, 20000, 10, *[30] * 100]
+    batches = list(like_lengths(lengths))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        widest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or (len(batch) <= 64 and widest * len(batch) <= 16384)
+
+
+def test_a_file_longer_than_a_batch_keeps_its_order(works, report, tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "TOGETHER", 3)
+    file = tmp_path / "q.txt"
+    file.write_text("\n".join(QUESTIONS), encoding="utf-8")
+    given = list(ask.run(tiny.ask(None, works.corpus, file=file), report))
+    assert [answer.question for answer in given] == QUESTIONS
+    assert report.steps == 3
+
+
+def test_a_question_that_is_too_long_is_named_before_any_is_answered(works, report, tmp_path):
+    file = tmp_path / "q.txt"
+    file.write_text(f"Who?\n{'long ' * 20}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"'long long .*\.\.\.' has more than 64 tokens"):
+        list(ask.run(tiny.ask(None, works.corpus, file=file), report))
+
+
+# --- several corpora ---
+
+
+def test_several_corpora_answer_as_one_and_name_themselves(clara, halves):
+    both = Clara.open(halves, device="cpu", dtype="float32")
+    how = Asking(first_stage="latent", ratio=16, top_k=4, max_new_tokens=8)
+    (joint,), (whole,) = both.ask_all([QUESTION], how), clara.ask_all([QUESTION], how)
+    assert joint.answer == whole.answer
+    assert [h.passage.passage_id for h in joint.sources] == [
+        h.passage.passage_id for h in whole.sources
+    ]
+    assert [h.score for h in joint.sources] == pytest.approx([h.score for h in whole.sources])
+    for source, hit in zip(plain(joint)["sources"], joint.sources, strict=True):
+        home = halves[0] if hit.passage.document_id in ("d0", "d1", "d2", "d3", "d4") else halves[1]
+        assert source["corpus"] == str(home)
+    assert all("corpus" not in source for source in plain(whole)["sources"])
+
+
+def test_the_highest_ratio_among_corpora_is_read(halves):
+    both = Clara.open(halves, device="cpu", dtype="float32")
+    assert both.slots(None) == 4
+    with pytest.raises(UsageError, match="compressed at 16"):
+        both.slots(4)
+
+
+def test_corpora_of_two_memory_spaces_are_refused(works, report, tmp_path):
+    other = tmp_path / "other.clara"
+    compress.run(tiny.compress(works.documents, works.scp, other), report)
+    config = tiny.ask(QUESTION, works.corpus)
+    config = dataclasses.replace(config, corpus=(works.corpus, other))
+    with pytest.raises(ArtefactError, match=r"other\.clara was compressed by checkpoint"):
+        list(ask.run(config, report))
+
+
+# --- documents instead of a corpus ---
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    text = "A head line.\n\n" + " ".join(tiny.sentence(*fact) for fact in tiny.FACTS[:3])
+    (folder / "towns.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def with_documents(works, report, *documents: str, **changes):
+    config = tiny.ask(QUESTION, None, model=str(works.e2e), documents=documents, **changes)
+    return asking._with_documents(config, report)
+
+
+def pausing(report):
+    report.pause = lambda: None
+    return report
+
+
+def test_documents_are_compressed_once_and_said(works, report, notes, tmp_path):
+    pausing(report)
+    config = with_documents(works, report, "notes")
+    (corpus,) = config.corpus
+    assert corpus.parent == tmp_path / "cache" / "corpora"
+    assert report.notes == [f"notes: compressed once into {corpus}"]
+    before = tiny.files(corpus)
+    assert with_documents(works, report, "./notes/").corpus == (corpus,)
+    assert report.notes[1:] == [f"./notes/: compressed before, in {corpus}"]
+    assert tiny.files(corpus) == before
+    answer = next(iter(ask.run(config, report)))
+    assert not any("has no index" in note for note in report.notes)
+    places = {(s["file"], s["line"]) for s in plain(answer)["sources"]}
+    assert places <= {(str(notes / "towns.md"), line) for line in (1, 3)}
+
+
+def test_other_content_model_or_ratio_is_another_corpus(works, report, notes):
+    pausing(report)
+    made = {with_documents(works, report, "notes").corpus}
+    made.add(with_documents(works, report, "notes", ratio=16).corpus)
+    made.add(with_documents(works, report, "notes/towns.md").corpus)
+    (notes / "towns.md").write_text("Nothing.", encoding="utf-8")
+    made.add(with_documents(works, report, "notes").corpus)
+    assert len(made) == 4 and len(report.notes) == 4
+
+
+@pytest.mark.parametrize(
+    ("documents", "error", "message"),
+    [
+        (("none",), UsageError, "no such file or folder"),
+        (("-",), UsageError, "documents from stdin"),
+        (("empty",), DataError, "no documents"),
+    ],
+)
+def test_documents_that_are_none_are_refused(
+    works, report, notes, tmp_path, documents, error, message
+):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error, match=message):
+        with_documents(works, pausing(report), *documents)
+
+
+def test_a_path_in_place_of_the_question_is_documents(notes):
+    config = tiny.ask(f".{os.sep}notes", None)
+    assert asking._documents_named_first(config).documents == (f".{os.sep}notes",)
+    for question in ("notes?", "./no such file", "Who/what?"):
+        assert asking._documents_named_first(tiny.ask(question, None)).question == question
+
+
+# --- text ---
+
+
+def test_text_is_read_by_the_bare_backbone(clara):
+    answer = clara.ask(QUESTION, top_k=2, max_new_tokens=8, read="text")
+    record = plain(answer)
+    assert record["read"] == "text" and record["memory_tokens"] == 0
+    assert {source["read"] for source in record["sources"]} == {"text"}
+    prompter = clara.prompter
+    texts = [model_text(h.passage.title, h.passage.text) for h in answer.sources]
+    prompt = prompter.prompt(prompter.text_chat(QUESTION, texts))
+    (ids,) = clara.model.generate([prompt], None, 8, role=None)
+    assert record["answer"] == prompter.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert record["prompt_tokens"] == len(prompt)
+
+
+def test_auto_reads_the_best_as_text_within_the_budget_and_says_so(clara):
+    memory = clara.ask(QUESTION, top_k=3, max_new_tokens=8)
+    tokens = [hit.passage.tokens for hit in memory.sources]
+    mixed = clara.ask(QUESTION, top_k=3, max_new_tokens=8, read="auto", text_tokens=tokens[0] + 1)
+    assert [hit.read for hit in mixed.sources] == ["text", "memory", "memory"]
+    assert mixed.memory_tokens == 32 and mixed.text_tokens_replaced == sum(tokens[1:])
+    assert mixed.prompt_tokens > memory.prompt_tokens
+    assert "1 read as text" in answers._balance(mixed)
+    none = clara.ask(QUESTION, top_k=3, max_new_tokens=8, read="auto", text_tokens=0)
+    assert none.answer == memory.answer and none.prompt_tokens == memory.prompt_tokens
+
+
+def test_a_budget_takes_whole_passages_in_order():
+    assert texts_within([5, 5, 5], 10) == 2
+    assert texts_within([11, 1], 10) == 0
+    assert texts_within([], 10) == 0
+
+
+def test_text_needs_text(works, report, tmp_path):
+    mute = tmp_path / "mute.clara"
+    compress.run(tiny.compress(works.documents, works.e2e, mute, text=False), report)
+    for read in ("text", "auto"):
+        with pytest.raises(ArtefactError, match="kept no text"):
+            list(ask.run(tiny.ask(QUESTION, mute, read=read), report))
+
+
+# --- the why ---
+
+
+def test_slots_add_up_to_the_cosine():
+    seeded = torch.Generator().manual_seed(0)
+    query_MD, memory_KMD = (torch.randn(*s, generator=seeded) for s in ((4, 8), (3, 4, 8)))
+    parts_KM = contributions(query_MD, memory_KMD)
+    for parts_M, memory_MD in zip(parts_KM, memory_KMD, strict=True):
+        cosine = torch.cosine_similarity(query_MD.flatten(), memory_MD.flatten(), dim=0)
+        assert parts_M.sum().item() == pytest.approx(cosine.item(), abs=1e-6)
+    assert contributions(query_MD, torch.zeros(1, 4, 8)).tolist() == [[0.0] * 4]
+
+
+def test_explain_says_scores_tokens_words_and_time(clara):
+    answer = clara.ask(QUESTION, top_k=2, first_stage="latent", max_new_tokens=8, explain=True)
+    why = plain(answer)["explain"]
+    assert len(why["query"]) == 16 and all(len(words) == 3 for words in why["query"])
+    for source, match in zip(answer.sources, why["passages"], strict=True):
+        assert match["cosine"] == pytest.approx(source.score, abs=1e-5)
+        assert sum(t["cosine_part"] for t in match["memory"]) == pytest.approx(match["cosine"])
+        assert len(match["memory"]) == 16
+    texts = [model_text(h.passage.title, h.passage.text) for h in answer.sources]
+    prompter = clara.prompter
+    as_text = len(prompter.prompt(prompter.text_chat(QUESTION, texts)))
+    assert why["tokens"] == {"read": answer.prompt_tokens, "as_text": as_text}
+    assert set(why["seconds"]) == {"query", "search", "generate", "support", "first_token"}
+    assert why["seconds"]["first_token"] <= sum(why["seconds"].values())
+    assert "explain" not in plain(clara.ask(QUESTION, max_new_tokens=8))
+
+
+# --- support ---
+
+
+def calibrated(works, folder: Path, **changes) -> Path:
+    """The shared checkpoint with a calibration by likelihood alone."""
+    checkpoint = folder / "calibrated"
+    shutil.copytree(works.e2e / "checkpoint", checkpoint)
+    zero = dict.fromkeys(support.TEXT_SIGNALS, 0.0)
+    fit = {"weights": {**zero, "over_nothing": 2.0}, "bias": 0.5, "threshold": 0.6}
+    info = json.loads((checkpoint / "clara.json").read_text())
+    raw = {"format": "clara-support", "version": 1, "fingerprint": info["fingerprint"]}
+    (checkpoint / "support.json").write_text(
+        json.dumps({**raw, "text": fit, "memory": fit, **changes})
+    )
+    return checkpoint
+
+
+def test_a_calibration_judges_by_the_answers_likelihood(works, tmp_path):
+    path = calibrated(works, tmp_path)
+    clara = Clara.open(works.corpus, model=str(path), device="cpu", dtype="float32")
+    answer = clara.ask(QUESTION, top_k=2, max_new_tokens=8, explain=True)
+    assert answer.support_method == "calibrated"
+    gain = answer.explain.signals["over_nothing"]
+    expected = 1 / (1 + torch.tensor(-(2 * gain + 0.5)).exp().item())
+    assert answer.support == pytest.approx(expected, abs=1e-3)
+    assert answer.supported == (answer.support >= 0.6)
+    text = clara.ask(QUESTION, top_k=2, max_new_tokens=8, read="text")
+    assert text.support_method == "lexical"
+
+
+def test_likelihood_signals_compare_the_same_answer(clara, works):
+    found = clara.find([QUESTION], Asking(top_k=2))
+    (answer,) = clara.answer(found, Asking(top_k=2, max_new_tokens=8))
+    ids = clara.prompter.ids(answer.answer)
+    (signals,) = clara.answerer.signals(found, [ids], [answer.answer])
+    assert set(signals) == set(support.TEXT_SIGNALS)
+    assert signals["likelihood"] < 0
+    (again,) = clara.answerer.signals(found, [ids], [answer.answer])
+    assert again == signals
+    (nothing,) = clara.answerer.signals(found, [[]], [""])
+    assert nothing == {}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": 2}, {"text": {}}, {"text": None}, {"memory": {"weights": 1}}]
+)
+def test_a_damaged_calibration_is_named(works, tmp_path, changes):
+    path = calibrated(works, tmp_path, **changes)
+    with pytest.raises(ArtefactError, match=r"support\.json: not a calibration"):
+        support.read_calibration(path, "x")
+
+
+def test_a_calibration_of_another_memory_space_is_left_alone(works, tmp_path):
+    path = calibrated(works, tmp_path, fingerprint="other")
+    info = load(str(path), device="cpu").info
+    assert support.read_calibration(path, info.fingerprint) is None
+
+
+def test_facts_are_names_and_numbers_else_words(clara):
+    passages = [clara.corpus.passage(0)]
+    share = support.text_signals("Who is mayor of Elmgate?", "Nora Velden in 1999", passages)
+    assert share == {"facts": pytest.approx(2 / 3), "asked": 1.0}
+    share = support.text_signals("Who is mayor of Quarrel?", "the mayor", passages)
+    assert share == {"facts": 1.0, "asked": 0.0}
+    assert support.text_signals("?", "", passages) == {"facts": 0.0, "asked": 0.0}
