@@ -58,7 +58,7 @@ def test_what_is_streamed_is_the_answer(model):
     stream = TextStream(decode, model.end_ids(), said.append)
     (ids,) = model.generate([prompt], memory_ND, 24, streamer=stream)
     assert "".join(said) == decode(ids).strip()
-    assert len(said) > 3
+    assert len(said) > 1
     assert model.generate([prompt], memory_ND, 24) == [ids]
 
 
