@@ -1,6 +1,8 @@
-"""Turns the state of `backbone.py` into a native checkpoint with its backbone inside.
+"""Turns what `train.py` wrote into a native checkpoint with its backbone inside.
 
-    python recipes/nano/export.py runs/nano-backbone runs/nano-init
+    python recipes/nano/export.py runs/nano-backbone/weights runs/nano-packed runs/nano-init
+
+The packed folder gives the tokenizer and tells what the data was.
 
 The roles it gets are untouched LoRA: they compute what the backbone computes, until `clara
 pretrain` and `clara train` teach them apart.
@@ -9,11 +11,13 @@ pretrain` and `clara train` teach them apart.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
-import backbone as nano
+import network as nano
 import torch
+import weights
 from transformers import PreTrainedTokenizerFast
 
 from clara_cli.core.backbone import load_backbone, weights_digest
@@ -22,44 +26,41 @@ from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Prompter
 
 ROLES = ("compressor", "generator")  # the query reasoner begins as the trained compressor
-PASSAGE_TOKENS, RATIO, RATIOS = 256, 16, (4, 8, 16, 32)
-DATA = (
-    "invented facts (recipes/nano/world.py); SQuAD v1.1 train passages and questions "
-    "(CC BY-SA 4.0), one batch in twenty"
-)
+PASSAGE_TOKENS, RATIO, RATIOS = 256, 16, (4, 8, 16, 32, 64)
+LICENCE = "Apache-2.0; trained on CC BY-SA 4.0 and CC BY 4.0 text"
 
 
-def export(run: Path, out: Path, dtype: torch.dtype) -> CheckpointInfo:
-    """Write `out/checkpoint` from a training state; weights are stored in `dtype`."""
-    state = torch.load(run / "last.pt", weights_only=True, map_location="cpu")
-    tok = PreTrainedTokenizerFast.from_pretrained(run)
-    hidden = state["memory"]["slots_MD"].shape[1]
-    layers = 1 + max(int(k.split(".")[2]) for k in state["model"] if k.startswith("model.layers."))
-    model = nano.build_model(len(tok), hidden, layers)
-    model.load_state_dict(state["model"])
+def described(run: Path, data: Path) -> dict:
+    """The provenance entry of a backbone."""
+    about = json.loads((run / "about.json").read_text())
+    counts = json.loads((data / "manifest.json").read_text())["passages"]
+    return {
+        "stage": "backbone",
+        "steps": about["steps"],
+        "tokens": about["tokens"],
+        "minutes": round(about["seconds"] / 60, 1),
+        "data": "passages: " + ", ".join(f"{name} {n:,}" for name, n in counts.items() if n),
+    }
+
+
+def export(run: Path, data: Path, out: Path, dtype: torch.dtype) -> CheckpointInfo:
+    """Write `out/checkpoint` from a run's weights; the backbone is stored in `dtype`."""
+    shape, state = weights.read(run)
+    tok = PreTrainedTokenizerFast.from_pretrained(data)
+    trained = nano.Network(nano.build_model(**shape), nano.Memory(nano.SLOTS, shape["hidden"]))
+    trained.load_state_dict(state)
     work = out / "backbone"
     shutil.rmtree(out, ignore_errors=True)
-    model.to(dtype).save_pretrained(work)
+    trained.model.to(dtype).save_pretrained(work)
     tok.save_pretrained(work)
     base = load_backbone(str(work), torch.device("cpu"), torch.float32)
-    digest = weights_digest(base.model)
-    separator, encode = state["memory"]["markers_2D"]
+    separator, encode = trained.memory.markers_2D.detach()
     settings = LoraSettings()
-    clara = ClaraModel(
-        base,
-        Prompter(base.tokenizer, PASSAGE_TOKENS),
-        settings,
-        ROLES,
-        state["memory"]["slots_MD"],
-        torch.stack([encode, separator]),
-    )
-    progress = state["progress"]
-    entry = {
-        "stage": "backbone",
-        "steps": progress["step"],
-        "minutes": round(progress["seconds"] / 60, 1),
-        "data": DATA,
-    }
+    prompter = Prompter(base.tokenizer, PASSAGE_TOKENS)
+    markers = torch.stack([encode, separator])
+    digest = weights_digest(base.model)
+    slots = trained.memory.slots_MD.detach()
+    clara = ClaraModel(base, prompter, settings, ROLES, slots, markers)
     info = CheckpointInfo(
         backbone="nano-backbone",
         revision=None,
@@ -71,8 +72,8 @@ def export(run: Path, out: Path, dtype: torch.dtype) -> CheckpointInfo:
         lora=settings,
         roles=ROLES,
         stage="backbone",
-        provenance=(entry,),
-        licence="Apache-2.0; trained in part on CC BY-SA 4.0 text",
+        provenance=(described(run, data),),
+        licence=LICENCE,
     )
     info = save(clara, info, out / "checkpoint")
     shutil.move(work, out / "checkpoint" / "backbone")
@@ -80,14 +81,18 @@ def export(run: Path, out: Path, dtype: torch.dtype) -> CheckpointInfo:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="weights/ of a run")
+    parser.add_argument("data", type=Path, help="the packed folder it was trained on")
     parser.add_argument("out", type=Path)
     parser.add_argument(
         "--float32", action="store_true", help="keep full precision (default bfloat16)"
     )
     args = parser.parse_args()
-    info = export(args.run, args.out, torch.float32 if args.float32 else torch.bfloat16)
+    dtype = torch.float32 if args.float32 else torch.bfloat16
+    info = export(args.run, args.data, args.out, dtype)
     print(f"{args.out / 'checkpoint'}: {info.fingerprint}")
 
 
