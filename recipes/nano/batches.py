@@ -106,6 +106,11 @@ class Builder:
         found = {n: np.flatnonzero(askable & (source == i)) for i, n in enumerate(SOURCES)}
         return {name: rows for name, rows in found.items() if len(rows)}
 
+    @cached_property
+    def anywhere(self) -> np.ndarray:
+        """All passages of this part, asked about or not."""
+        return np.flatnonzero((self.arrays["passage_held"] == 1) == self.held)
+
     def drawn(self, source: str, number: int) -> int:
         """The passage at a place in an endless shuffled reading of one source."""
         rows = self.seeds[source]
@@ -128,9 +133,9 @@ class Builder:
             seed = self.drawn(source, step * count + place)
             near = [int(j) for j in self.arrays["passage_near"][seed] if j >= 0]
             members = [j for j in [seed, *near] if j not in taken][: self.mixture.cluster]
-            while len(members) < self.mixture.cluster:  # no pool: others of the same source
-                other = int(rng.choice(self.seeds[source]))
-                members += [other] if other not in taken else []
+            while len(members) < self.mixture.cluster:  # no pool, or one that is used up
+                other = int(rng.choice(self.anywhere))
+                members += [other] if other not in (*taken, *members) else []
             taken.update(members)
             clusters.append(members)
         return clusters
@@ -173,8 +178,9 @@ class Builder:
         """(ids, labels): questions and answers in turn after an opening."""
         pieces = self.pieces
         ids, target = list(opening), [-1] * len(opening)
-        for asked, said, _ in turns:
-            prompt = [*asked, *pieces["assistant"]]
+        for number, (asked, said, _) in enumerate(turns):
+            closed = number == 0 and opening == self.opening([])
+            prompt = [*asked[len(pieces["joint"]) if closed else 0 :], *pieces["assistant"]]
             answer = [*said, *pieces["eos"]]
             ids += prompt + answer
             target += [-1] * len(prompt) + answer
@@ -187,6 +193,8 @@ class Builder:
 
     def rows(self, pairs: list[tuple[list[int], list[int]]], memories: list[int]) -> Rows:
         """Pad rows and find the positions that predict a label."""
+        if not pairs:
+            return Rows(*(np.zeros(0, np.int64) for _ in range(4)))
         ids = self.padded([ids for ids, _ in pairs])
         labels = np.full(ids.shape, -1)
         for i, (_, target) in enumerate(pairs):
@@ -227,6 +235,7 @@ class Builder:
             made["repeat"] = self.repeating(passages, texts, slots, step)
         if "text" in tasks:
             made["text"] = self.reading_text(clusters, passages, turns, texts, rng)
+        made = {name: rows for name, rows in made.items() if rows.ids.size}
         if "stream" in tasks and self.mixture.stream:
             made["stream"] = self.streaming(rng)
         owners = [i for i, turn in enumerate(turns) if turn]
@@ -283,7 +292,7 @@ class Builder:
         """The repeat task, for one passage in eight."""
         pairs, memories = [], []
         block = [MEMORY] * slots + [SEPARATOR]
-        for i in range(step % 8, len(passages), 8):
+        for i in range(step % min(8, len(passages)), len(passages), 8):
             twin = self.twin.get(passages[i])
             said = texts[i] if twin is None else self.passage[twin]
             head = 0 if twin is None else self.arrays["passage_head"][twin]

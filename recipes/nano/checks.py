@@ -1,4 +1,4 @@
-"""Figures a training run prints of itself: answers about passages and entities kept out of training.
+"""Figures a training run prints of itself: answers about passages kept out of training.
 
 Greedy, compared as token ids: exact match and F1 of bags of tokens, the answer's end not counted.
 Not the product's metrics and not a dev set: they say how a run goes.
@@ -74,7 +74,8 @@ class Examiner:
         for row, asked, _ in cases:
             block = [MEMORY] * slots + [SEPARATOR] if slots > 0 else [*self.builder.passage[row]]
             opening = self.builder.opening([] if slots < 0 else [block])
-            rows.append([*opening, *asked, *self.pieces["assistant"]])
+            ids, _ = self.builder.conversation(opening, [(asked, [], [])])
+            rows.append(ids[:-1])
         lengths = torch.tensor([len(row) for row in rows], device=network.device)
         ids_BT = torch.from_numpy(self.builder.padded([r + [0] * LONGEST for r in rows]))
         ids_BT = ids_BT.to(network.device)

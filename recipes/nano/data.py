@@ -136,9 +136,10 @@ def main() -> None:
     half, seed = (2 if squad else 1), args.seed
     made_pairs = list(pairs(args.pairs // half, seed))
     made_questions = list(questions(args.questions // half, seed))
-    real = (real_pairs(squad, args.pairs // 2, seed), real_questions(squad, args.questions // 2, seed))
-    write(args.out / "pairs.jsonl", mixed(made_pairs, list(real[0]), seed=seed))
-    write(args.out / "questions.jsonl", mixed(made_questions, list(real[1]), seed=seed))
+    asked = list(real_pairs(squad, args.pairs // 2, seed))
+    pooled = list(real_questions(squad, args.questions // 2, seed)) if squad else []
+    write(args.out / "pairs.jsonl", mixed(made_pairs, asked, seed=seed))
+    write(args.out / "questions.jsonl", mixed(made_questions, pooled, seed=seed))
 
 
 if __name__ == "__main__":

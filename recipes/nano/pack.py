@@ -3,9 +3,9 @@
     python recipes/nano/pack.py DATA runs/nano-packed            (DATA: wiki/ squad/ multihop/)
 
 What is in it: SQuAD's train passages with every question, HotpotQA's and MuSiQue's train pools,
-Wikipedia passages (language modelling, reconstruction, cloze questions), pairs of passages that tell
-nearly the same (SQuAD's snapshot against Wikipedia's), invented entities, and for every passage with
-questions its nearest others by BM25. Wikipedia fills what the other parts leave of the budget.
+Wikipedia passages (language modelling, reconstruction, cloze questions), pairs of passages that
+tell nearly the same (SQuAD's snapshot against Wikipedia's), invented entities, and for every passage
+with questions its nearest others by BM25. Wikipedia fills what the other parts leave.
 `train.py` needs this folder and nothing else. Seeded: the same files give the same bytes.
 """
 
@@ -165,10 +165,9 @@ def cloze_questions(
         text = f"{record.title}\n{record.text}"
         offsets = encode.tok(text, add_special_tokens=False, return_offsets_mapping=True)
         starts = [begin for begin, _ in offsets["offset_mapping"]]
-        edges = [np.searchsorted(starts, head + edge) for edge in found]
-        # a token takes the space before its word: an edge inside it belongs to that token
-        edges = [e - 1 if e and starts[e - 1] == head + f - 1 else e for e, f in
-                 zip(edges, found, strict=True)]  # fmt: skip
+        spaces = [head + edge - (edge > 0) for edge in found[:2]]  # a word begins with its space
+        within = [np.searchsorted(starts, space, "right") - 1 for space in spaces]
+        edges = [*within, *(np.searchsorted(starts, head + edge) for edge in found[2:])]
         length = int(ends[i] - (ends[i - 1] if i else 0))
         if edges[0] < edges[1] < edges[2] <= edges[3] <= length and edges[2] - edges[1] <= 12:
             owners.append(i)
@@ -225,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tok = learn_tokenizer(args)
     encode = Encoder(tok)
     records, pools = gather(args)
-    print(f"{len(records):,} passages, {sum(len(r.pairs) for r in records):,} questions", flush=True)
+    asked = sum(len(record.pairs) for record in records)
+    print(f"{len(records):,} passages, {asked:,} questions", flush=True)
     arrays = encode_passages(records, encode)
     arrays |= encode_pairs(records, encode) | nearest(records, pools, args.seed)
     arrays |= cloze_questions(records, encode, arrays["passage_ends"], args.seed)

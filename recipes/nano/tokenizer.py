@@ -47,8 +47,10 @@ def world_lines(count: int, seed: int) -> Iterator[str]:
             yield with_seams(f"Question: {fact.questions[0]}\nAnswer: {fact.value}")
 
 
-def train(real_texts: Iterable[str], vocab_size: int, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Learn the vocabulary on invented and real text; returns a ready fast tokenizer."""
+def train(
+    real_texts: Iterable[str], vocab_size: int, seed: int = 0, invented: int = 20_000
+) -> PreTrainedTokenizerFast:
+    """Learn the vocabulary on invented entities and real text; returns a ready fast tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     learned = [
         pre_tokenizers.Digits(individual_digits=True),
@@ -63,7 +65,8 @@ def train(real_texts: Iterable[str], vocab_size: int, seed: int = 0) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(itertools.chain(world_lines(20_000, seed), real_texts), trainer)
+    lines = itertools.chain(world_lines(invented, seed), real_texts)
+    tokenizer.train_from_iterator(lines, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(learned)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -4,9 +4,9 @@ searches. Needs this folder, a packed folder (`pack.py`), torch and transformers
     python recipes/nano/train.py --data runs/nano-packed --minutes 25 --out runs/nano-backbone
 
 Complete within its minutes: on the first call or over several, since a run that was stopped (by
-`--stop-after`, by a signal, by a machine) goes on from its last state. The learning rate follows the
-share of the budget used. `OUT/weights/` holds the result in parts under 16 MiB (`weights.py`),
-written at every save, so that whatever comes back from a lent machine is usable.
+`--stop-after`, by a signal, by a machine) goes on from its last state. The learning rate follows
+the share of the budget used. `OUT/weights/` holds the result in parts under 16 MiB (`weights.py`),
+written at every save, so that what comes back from a lent machine is usable.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class Trainer:
         if compiled:
             network.inner = torch.compile(network.model.model, dynamic=True)
         cuda = network.device.type == "cuda"
-        self.autocast = (
-            (lambda: torch.autocast("cuda", torch.bfloat16)) if cuda else nullcontext
-        )
+        self.autocast = (lambda: torch.autocast("cuda", torch.bfloat16)) if cuda else nullcontext
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """On the network's device, copied while it computes."""
