@@ -1,5 +1,6 @@
 """Writes the training files of nano's three roles: pairs for `clara pretrain`, questions with pools
-for `clara train`. Invented (world.py), and real where `--real` names a folder with squad/train.
+for `clara train`, and the pools' passages as documents. Invented (world.py), and real where
+`--real` names a folder with squad/train.
 
     python recipes/nano/data.py runs/nano-data --pairs 6000 --questions 8000 --real DATA
 
@@ -111,6 +112,13 @@ def mixed(*parts: list[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     yield from records
 
 
+def documents(questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every passage of the questions' pools, once: what `--pool retrieved` searches."""
+    pools = (passage for question in questions for passage in question["paragraphs"])
+    for title, text in dict.fromkeys((p["title"], p["text"]) for p in pools):
+        yield {"title": title, "text": text}
+
+
 def write(path: Path, records: Iterator[dict[str, Any]]) -> None:
     """One JSON object a line."""
     with path.open("w", encoding="utf-8") as lines:
@@ -140,6 +148,7 @@ def main() -> None:
     pooled = list(real_questions(squad, args.questions // 2, seed)) if squad else []
     write(args.out / "pairs.jsonl", mixed(made_pairs, asked, seed=seed))
     write(args.out / "questions.jsonl", mixed(made_questions, pooled, seed=seed))
+    write(args.out / "documents.jsonl", documents(made_questions + pooled))
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def export(run: Path, data: Path, out: Path, dtype: torch.dtype) -> CheckpointIn
         provenance=(described(run, data),),
         licence=LICENCE,
     )
-    info = save(clara, info, out / "checkpoint")
-    shutil.move(work, out / "checkpoint" / "backbone")
+    info = save(clara, info, out / "checkpoint", work)
+    shutil.rmtree(work)
     return info
 
 

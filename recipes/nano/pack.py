@@ -4,8 +4,8 @@
 
 What is in it: SQuAD's train passages with every question, HotpotQA's and MuSiQue's train pools,
 Wikipedia passages (language modelling, reconstruction, cloze questions), pairs of passages that
-tell nearly the same (SQuAD's snapshot against Wikipedia's), invented entities, and for every passage
-with questions its nearest others by BM25. Wikipedia fills what the other parts leave.
+tell nearly the same (SQuAD's snapshot against Wikipedia's), invented entities, and for every
+passage with questions its nearest others by BM25. Wikipedia fills what the other parts leave.
 `train.py` needs this folder and nothing else. Seeded: the same files give the same bytes.
 """
 
