@@ -158,6 +158,16 @@ class Report(Protocol):
         """Say something the user did not ask for and should know."""
 
 
+class Tracker(Protocol):
+    """What follows a training run's figures elsewhere (TensorBoard, for one)."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Take the figures of a step."""
+
+    def finish(self) -> None:
+        """Take no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompressResult:
     """What `compress` made; the keys of its JSON line."""
@@ -195,7 +205,8 @@ class IndexResult:
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What `pretrain` and `train` made; the keys of their JSON line. Losses are means over the
-    last tenth of the steps; `mse` is None in stages that have none."""
+    last tenth of the steps; `mse` is None in stages that have none. `best_step` is the step whose
+    weights the checkpoint has where the run was validated, `validation` their figures."""
 
     checkpoint: str
     stage: str
@@ -204,6 +215,8 @@ class TrainResult:
     mse: float | None
     seconds: float
     tokens_per_second: float
+    best_step: int | None = field(default=None, metadata={"json": False})
+    validation: dict[str, float] = field(default_factory=dict, metadata={"json": False})
 
 
 @dataclass(frozen=True, slots=True)

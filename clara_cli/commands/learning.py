@@ -7,31 +7,27 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli import __version__
 from clara_cli.config import LearnConfig
+from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, save
-from clara_cli.core.loop import (
-    FitSettings,
-    FitSummary,
-    LossFunction,
-    RunFolder,
-    Schedule,
-    fit,
-    summary,
-)
-from clara_cli.core.model import ClaraModel
+from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
+from clara_cli.core.ranks import Ranks
+from clara_cli.core.runs import RunFolder
+from clara_cli.core.shard import shard
 from clara_cli.core.stages import TRAINED
 from clara_cli.corpus.files import locked
 from clara_cli.errors import UsageError
 from clara_cli.records import Report, TrainResult
 
 Record = TypeVar("Record")
-UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc", "corpus")
+UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc", "fsdp", "corpus")
 
 
 def run_settings(
@@ -77,10 +73,11 @@ def draw(
     return picked, random.Random(f"{config.seed} step {step}")
 
 
-def micro(config: LearnConfig, records: Sequence[Record]) -> list[Sequence[Record]]:
-    """A step's examples in forward passes of at most `micro_batch`."""
-    size = config.micro_batch or len(records)
-    return [records[i : i + size] for i in range(0, len(records), size)]
+def micro(config: LearnConfig, ranks: Ranks, records: Sequence[Record]) -> list[Sequence[Record]]:
+    """This process's share of a step's examples, in forward passes of at most `micro_batch`."""
+    own = ranks.share(records)
+    size = config.micro_batch or max(1, len(own))
+    return [own[i : i + size] for i in range(0, len(own), size)]
 
 
 def check_settings(config: LearnConfig) -> None:
@@ -91,44 +88,60 @@ def check_settings(config: LearnConfig) -> None:
         raise UsageError(f"warmup is {config.warmup}", "it is a share of the steps, 0 to 1")
 
 
-def train_stage(
-    config: LearnConfig,
-    stage: str,
-    loaded: Loaded,
-    data: Sequence[Any],
-    batches: Callable[[int], list[Batch]],
-    losses: LossFunction,
-    report: Report,
-    facts: dict[str, Any] | None = None,
-) -> TrainResult:
-    """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint; `facts`
-    about it go into the folder's settings and the checkpoint's provenance."""
-    run = RunFolder(config.out, run_settings(config, stage, data, facts))
-    run.open()
-    steps = count_steps(config, len(data))
-    with locked(config.out):
-        if run.finished:
+def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:
+    """(device, dtype) to load with; what is going to be cut up is loaded beside the GPU.
+
+    Raises:
+        UsageError: for `fsdp` with one process.
+    """
+    if not config.fsdp:
+        return config.device, config.dtype
+    if ranks.size == 1:
+        raise UsageError("fsdp = true with one process", "add --nproc N, or leave fsdp away")
+    dtype = pick_dtype(config.dtype, ranks.device)
+    return "cpu", next(name for name, known in DTYPES.items() if known == dtype)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage to train: its checkpoint, its records, its micro-batches by step and their losses;
+    `facts` about it go into the folder's settings and the checkpoint's provenance."""
+
+    stage: str
+    loaded: Loaded
+    data: Sequence[Any]
+    batches: Callable[[int], list[Batch]]
+    losses: LossFunction
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -> TrainResult:
+    """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint."""
+    settings = run_settings(config, task.stage, task.data, task.facts)
+    ranks.agree({**settings, "init": task.loaded.info.fingerprint})
+    run = RunFolder(config.out, settings, ranks)
+    ranks.lead(run.open)
+    steps = count_steps(config, len(task.data))
+    with locked(config.out) if ranks.first else nullcontext():
+        if ranks.lead(lambda: run.finished):
             report.note(f"{config.out} is finished; nothing to do")
-            return result(run, stage, summary(run, steps, 0.0, 0.0))
-        done = train_model(config, stage, loaded.model, steps, batches, losses, run, report)
-        finish(config, stage, loaded, len(data), done, facts)
+            return result(run, task.stage, ranks.lead(lambda: summary(run, steps, 0.0, 0.0)))
+        done = train_model(config, task, steps, run, report)
+        made = (task.stage, task.loaded, len(task.data), done, task.facts)
+        ranks.lead(lambda: finish(config, *made))
     if done.cut:
         report.warn(f"answers cut to fit max_length = {config.max_length}: {done.cut}")
-    return result(run, stage, done)
+    return result(run, task.stage, done)
 
 
 def train_model(
-    config: LearnConfig,
-    stage: str,
-    model: ClaraModel,
-    steps: int,
-    batches: Callable[[int], list[Batch]],
-    losses: LossFunction,
-    run: RunFolder,
-    report: Report,
+    config: LearnConfig, task: Task, steps: int, run: RunFolder, report: Report
 ) -> FitSummary:
     """Train what the stage trains, for all its steps."""
-    model.train_only(TRAINED[stage], config.train_memory)
+    model = task.loaded.model
+    if config.fsdp:
+        shard(model, run.ranks)
+    model.train_only(TRAINED[task.stage], config.train_memory)
     model.train()
     settings = FitSettings(
         Schedule(config.learning_rate, steps, config.warmup, config.schedule),
@@ -137,7 +150,7 @@ def train_model(
         config.seed,
         config.save_minutes,
     )
-    done = fit(model.trained_parameters(), batches, losses, settings, run, report)
+    done = fit(model.trained_parameters(), task.batches, task.losses, settings, run, report)
     model.eval()
     return done
 

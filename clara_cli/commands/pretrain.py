@@ -6,13 +6,22 @@ from pathlib import Path
 
 import torch
 
-from clara_cli.commands.learning import check_settings, draw, micro, ratio_slots, train_stage
+from clara_cli.commands.learning import (
+    Task,
+    check_settings,
+    draw,
+    micro,
+    place,
+    ratio_slots,
+    train_stage,
+)
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
 from clara_cli.core.batch import Batch, scp_batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, load
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
+from clara_cli.core.ranks import join
 from clara_cli.core.stages import Losses, read_memory_loss
 from clara_cli.corpus.examples import read_pairs
 from clara_cli.errors import UsageError
@@ -24,25 +33,27 @@ DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
 def run(config: PretrainConfig, report: Report) -> TrainResult:
     """Pretrain until the steps are done; resumes an unfinished `out`."""
     check_settings(config)
+    ranks = join(config.device)
     pairs = read_pairs(config.pairs)
     torch.manual_seed(config.seed)
-    loaded = start(config)
+    loaded = start(config, *place(config, ranks))
     slots = ratio_slots(loaded.info, config.ratios)
     prompter = loaded.model.prompter
 
     def batches(step: int) -> list[Batch]:
         picked, rng = draw(config, step, pairs)
         m = rng.choice(slots)
-        limit, kinds = config.max_length, len(PARAPHRASE_INSTRUCTIONS)
+        kinds = len(PARAPHRASE_INSTRUCTIONS)
+        drawn = [(pair, rng.randrange(kinds)) for pair in picked]
         return [
-            scp_batch(prompter, part, [rng.randrange(kinds) for _ in part], m, limit)
-            for part in micro(config, picked)
+            scp_batch(prompter, [p for p, _ in part], [i for _, i in part], m, config.max_length)
+            for part in micro(config, ranks, drawn)
         ]
 
     def losses(batch: Batch, aligned: float) -> Losses:
         return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
-    return train_stage(config, "scp", loaded, pairs, batches, losses, report)
+    return train_stage(config, Task("scp", loaded, pairs, batches, losses), ranks, report)
 
 
 def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
@@ -66,10 +77,10 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
             )
 
 
-def start(config: PretrainConfig) -> Loaded:
+def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
     if config.init is not None:
-        loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+        loaded = load(config.init, config.backbone, device, dtype, config.dropout)
         refuse_changes(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:
@@ -79,8 +90,8 @@ def start(config: PretrainConfig) -> Loaded:
         raise UsageError(
             "neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles"
         )
-    device = pick_device(config.device)
-    base = load_backbone(config.backbone, device, pick_dtype(config.dtype, device))
+    where = pick_device(device)
+    base = load_backbone(config.backbone, where, pick_dtype(dtype, where))
     digest = weights_digest(base.model)
     tokens = config.passage_tokens or PASSAGE_TOKENS
     ratios = config.ratios or (DEFAULT_RATIO,)

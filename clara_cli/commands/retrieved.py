@@ -22,6 +22,7 @@ from torch import Tensor
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded
+from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.files import make_folder, write_atomic
 from clara_cli.engine import refuse_mismatch
 from clara_cli.errors import ArtefactError, UsageError
@@ -77,11 +78,12 @@ class RetrievedPools:
         questions: Sequence[Question],
         visits: Callable[[int], Sequence[int]],
         steps: int,
+        ranks: Ranks,
         report: Report,
     ) -> None:
         assert config.corpus is not None
         self.config, self.questions, self.visits = config, questions, visits
-        self.model, self.steps, self.report = loaded.model, steps, report
+        self.model, self.steps, self.ranks, self.report = loaded.model, steps, ranks, report
         self.retriever = Retriever.open(config.corpus)
         refuse_mismatch(loaded, self.retriever.corpus)
         self.by_query = config.pool_by == "query"
@@ -156,11 +158,12 @@ class RetrievedPools:
         file = self.folder / f"{first:08d}.json"
         if step == first:
             self._pools = self._search(first)
-            make_folder(self.folder)
-            kept = {str(number): rows for number, rows in self._pools.items()}
-            write_atomic(file, json.dumps(kept).encode())
+            if self.ranks.first:
+                make_folder(self.folder)
+                kept = {str(number): rows for number, rows in self._pools.items()}
+                write_atomic(file, json.dumps(kept).encode())
         else:
-            self._pools = read_pools(file)
+            self._pools = self.ranks.lead(lambda: read_pools(file))
         self._first = first
 
     def _search(self, first: int) -> dict[int, list[int]]:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from clara_cli.commands.learning import (
+    Task,
     check_settings,
     count_steps,
     draw,
     finish,
     micro,
+    place,
     ratio_slots,
     result,
     run_settings,
@@ -25,7 +27,9 @@ from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch
 from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.loop import FitSummary, RunFolder
+from clara_cli.core.loop import FitSummary
+from clara_cli.core.ranks import Ranks, join
+from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import (
     TRAINED,
     Losses,
@@ -44,8 +48,9 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
     check_settings(config)
     if config.mask not in ("exact", "released"):
         raise UsageError(f"mask is {config.mask!r}", "known: exact, released")
+    ranks = join(config.device)
     if config.steps == 0:
-        return convert(config, report)
+        return ranks.lead(lambda: convert(config, report))
     if config.stage is None or not config.questions:
         raise UsageError(
             "training needs QUESTIONS and --stage", "add --stage instruct, retrieval or e2e"
@@ -57,31 +62,38 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
     else:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
-    loaded = load(config.init, config.backbone, config.device, config.dtype, config.dropout)
+    loaded = load(config.init, config.backbone, *place(config, ranks), config.dropout)
     facts = {"init_stage": loaded.info.stage}
     prepare_roles(loaded, config.stage)
-    stage = Stage(config, loaded, questions, report)
+    stage = Stage(config, loaded, questions, ranks, report)
     if config.stage == "e2e":
         facts |= stage.facts()
         report.note(
             stage.pools.said() if stage.pools else "pools: labelled, gold passages included"
         )
-    return train_stage(
-        config, config.stage, loaded, questions, stage.batches, stage.losses, report, facts
-    )
+    task = Task(config.stage, loaded, questions, stage.batches, stage.losses, facts)
+    return train_stage(config, task, ranks, report)
 
 
 class Stage:
     """A stage's batches by step, and what a batch costs."""
 
     def __init__(
-        self, config: TrainConfig, loaded: Loaded, questions: Sequence[Question], report: Report
+        self,
+        config: TrainConfig,
+        loaded: Loaded,
+        questions: Sequence[Question],
+        ranks: Ranks,
+        report: Report,
     ) -> None:
         self.config, self.model, self.questions = config, loaded.model, questions
+        self.ranks = ranks
         self.pools: RetrievedPools | None = None
         if config.pool == "retrieved":
             steps = count_steps(config, len(questions))
-            self.pools = RetrievedPools(config, loaded, questions, self.visits, steps, report)
+            self.pools = RetrievedPools(
+                config, loaded, questions, self.visits, steps, ranks, report
+            )
         ratios = config.ratios or (() if self.pools is None else (self.pools.ratio,))
         self.slots = ratio_slots(loaded.info, ratios)
         if self.pools is not None:
@@ -96,11 +108,11 @@ class Stage:
         return draw(self.config, step, range(len(self.questions)))[0]
 
     def batches(self, step: int) -> list[Batch]:
-        """A step's micro-batches."""
+        """This process's micro-batches of a step."""
         picked, rng = draw(self.config, step, range(len(self.questions)))
         m = rng.choice(self.slots)
         examples = [self.example(step, number, rng) for number in picked]
-        return [self.build(part, m) for part in micro(self.config, examples)]
+        return [self.build(part, m) for part in micro(self.config, self.ranks, examples)]
 
     def example(self, step: int, number: int, rng: random.Random) -> AnswerExample:
         """One question as this step reads it."""

@@ -45,6 +45,10 @@ class LearnConfig(Common):
     )
     dropout: float = setting("LoRA dropout while training.", 0.1, low=0)
     train_memory: bool = setting("Train the memory tokens too.", False)
+    fsdp: bool = setting(
+        "Cut the backbone's layers up among the processes (FSDP2), for GPUs too small for it.",
+        False,
+    )
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
 
 

@@ -10,17 +10,15 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
-from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.disk import cannot_write
+from clara_cli.errors import ArtefactError
 
 _TEMPORARY = ".tmp-"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 LOCK_NAME = ".lock"
 
 
@@ -35,7 +33,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        _cannot_write(path, len(data), error)
+        cannot_write(path, len(data), error)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -45,7 +43,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _cannot_write(path, 0, error)
+        cannot_write(path, 0, error)
 
 
 def remove(path: Path) -> None:
@@ -53,7 +51,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        _cannot_write(path, 0, error)
+        cannot_write(path, 0, error)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -78,22 +76,6 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _cannot_write(path: Path, needed: int, error: OSError) -> NoReturn:
-    if error.errno in _NO_SPACE:
-        free = _free_bytes(path.parent)
-        message = f"{path}: no space left: {needed:,} bytes needed, {free:,} free"
-        raise ClaraError(message, "free some space and run the same command again") from error
-    message = f"{path}: cannot be written: {error.strerror or error}"
-    raise ClaraError(message, "choose a place you may write to") from error
-
-
-def _free_bytes(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
-
-
 @contextmanager
 def locked(folder: Path, command: str = "") -> Iterator[None]:
     """Hold a folder's lock, or raise ArtefactError naming the process that holds it.
@@ -109,7 +91,7 @@ def locked(folder: Path, command: str = "") -> Iterator[None]:
         os.pwrite(descriptor, f"{os.getpid()} {said[:200]}\n".encode(errors="replace"), 0)
     except OSError as error:
         os.close(descriptor)
-        _cannot_write(path, 0, error)
+        cannot_write(path, 0, error)
     try:
         yield
     finally:
@@ -122,7 +104,7 @@ def _acquire(path: Path) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            _cannot_write(path, 0, error)
+            cannot_write(path, 0, error)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
@@ -134,7 +116,7 @@ def _acquire(path: Path) -> int:
             holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip()
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                _cannot_write(path, 0, error)
+                cannot_write(path, 0, error)
             pid, _, command = holder.partition(" ")
             message = f"{path.parent} is being written by process {pid or '?'} ({command})"
             hint = "wait for it to end, or choose another --out"
