@@ -79,11 +79,11 @@ class Retriever:
         first_stage: FirstStage,
         candidates: int | None,
     ) -> Ranked:
-        count = max(top_k, candidates or CANDIDATES_PER_K * top_k)
+        count = max(top_k, candidates or self._candidates(top_k))
         if first_stage == "bm25":
             scores, rows = self.bm25.search(question, top_k)
             return list(zip(scores, rows, strict=True))
-        if first_stage == "latent" and self.index is None:
+        if first_stage == "latent" and self._scans(query_MD):
             found_K, rows_K = scan(query_MD, self._chunks(query_MD.shape[0]), top_k)
             return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
         proposed = self._latent(query_MD, count)
@@ -94,9 +94,20 @@ class Retriever:
         order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
         return [(scores_N[i].item(), proposed[i]) for i in order]
 
+    def _candidates(self, top_k: int) -> int:
+        """How many rows to rescore: what was measured to be enough when the graph was built."""
+        per_k = CANDIDATES_PER_K if self.index is None else self.index.candidates_per_k
+        return max(per_k * top_k, CANDIDATES_PER_K)
+
+    def _scans(self, query_MD: Tensor) -> bool:
+        """Whether the latent stage reads all memory: there is no graph, or fewer memory tokens are
+        asked for than its keys were made of."""
+        stored = self.corpus.manifest.identity.memory_tokens
+        return self.index is None or len(query_MD) != stored
+
     def _latent(self, query_MD: Tensor, count: int) -> list[int]:
         """Rows the latent stage proposes: by the graph over narrow keys, else by exact scan."""
-        if self.index is None:
+        if self.index is None or self._scans(query_MD):
             return scan(query_MD, self._chunks(query_MD.shape[0]), count)[1].tolist()
         key_1F = make_key(self.index.rule, query_MD.unsqueeze(0), self.index.state)
         return self.index.search(key_1F, count)[1][0].tolist()

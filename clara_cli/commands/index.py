@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,14 +22,21 @@ from clara_cli.records import IndexResult, Progress, Report
 from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
 from clara_cli.search import sidecar
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.choice import (
+    GOOD_RECALL,
+    MOST_CANDIDATES,
+    Pair,
+    cheapest,
+    keys_to_try,
+    ranks_of_best,
+    recall,
+    scan_is_cheaper,
+)
 from clara_cli.search.exact import scan
 from clara_cli.search.hnsw import GRAPH, SIDECAR, TABLES, HnswIndex, HnswSettings
-from clara_cli.search.keys import make_key, make_state
+from clara_cli.search.keys import make_key, sample_size
 
-KEY = "mean"
 PSEUDO_QUESTIONS = 200
-EXACT_UP_TO = 50_000  # passages for which scanning all memory beats a graph
-GOOD_RECALL = 0.98
 
 
 def run(config: IndexConfig, report: Report) -> IndexResult:
@@ -41,28 +49,21 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     ratio = corpus.manifest.identity.ratio
     loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio)
     clara = Clara(loaded, Retriever(corpus))
-    folder = corpus.folder / "index"
-    index = build(corpus, config.seed, report)
-    questions = queries(config.queries, corpus)
-    recall, asked = measure(clara, index, questions, config)
-    engine = choose(config.engine, len(corpus), recall)
-    size = 0
-    if engine == "hnsw":
-        size += index.save(folder)
-    else:
-        forget_graph(folder)
-    if corpus.manifest.identity.text:
-        size += BM25.build(passage_texts(corpus)).save(folder / "bm25", corpus.manifest.sha256)
-    means = "the graph" if engine == "hnsw" else "an exact scan"
-    report.note(f"{engine}: questions will use {means}")
+    asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
+    pair = choose_key(corpus, asked, config)
+    index = build(corpus, pair, asked.k, config.seed, report)
+    found = asked.recall(index, pair.candidates)
+    engine = choose(config.engine, pair, found, corpus, index.ef)
+    size = save(engine, index, corpus)
+    report.note(explain(engine, pair, found, asked.k, len(corpus)))
     return IndexResult(
         corpus=str(config.corpus),
         engine=engine,
         vectors=len(corpus),
         dim=index.width,
-        recall_at_k=recall,
+        recall_at_k=found,
         k=config.top_k,
-        queries=asked,
+        queries=len(asked),
         seconds=round(time.monotonic() - started, 3),
         bytes=size,
     )
@@ -95,24 +96,35 @@ def forget_graph(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def build(corpus: Corpus, seed: int, report: Report) -> HnswIndex:
+def build(corpus: Corpus, pair: Pair, k: int, seed: int, report: Report) -> HnswIndex:
     """The graph over every passage's narrow key."""
-    identity = corpus.manifest.identity
-    state = make_state(KEY, identity.memory_tokens, identity.hidden, seed=seed)
 
     def keys() -> Iterator[Tensor]:
         for first, memory_NMD in corpus.memory_chunks():
-            yield make_key(KEY, memory_NMD, state)
+            yield pair.key.of(memory_NMD)
             report.progress(Progress("index", first + len(memory_NMD), len(corpus), "passages"))
 
     return HnswIndex.build(
         keys(),
         rows=len(corpus),
-        rule=KEY,
-        state=state,
+        rule=pair.key.rule,
+        state=pair.key.state,
         corpus_sha256=corpus.manifest.sha256,
+        candidates_per_k=-(-pair.candidates // k),
         settings=HnswSettings(seed=seed),
     )
+
+
+def save(engine: str, index: HnswIndex, corpus: Corpus) -> int:
+    """Write what `engine` needs, and the words; returns the bytes."""
+    folder, size = corpus.folder / "index", 0
+    if engine == "hnsw":
+        size += index.save(folder)
+    else:
+        forget_graph(folder)
+    if corpus.manifest.identity.text:
+        size += BM25.build(passage_texts(corpus)).save(folder / "bm25", corpus.manifest.sha256)
+    return size
 
 
 def queries(file: Path | None, corpus: Corpus) -> list[str]:
@@ -132,32 +144,86 @@ def queries(file: Path | None, corpus: Corpus) -> list[str]:
     return found[:PSEUDO_QUESTIONS]
 
 
-def measure(
-    clara: Clara, index: HnswIndex, questions: list[str], config: IndexConfig
-) -> tuple[float | None, int]:
-    """Mean share of the exact scan's top k that the graph's candidates, rescored, also give, and
-    over how many questions; None where there is none to ask."""
-    k = min(config.top_k, len(clara.corpus))
-    count = max(k, config.candidates or CANDIDATES_PER_K * k)
-    slots = clara.corpus.manifest.identity.memory_tokens
-    asked = []
-    for question in questions:
-        with contextlib.suppress(UsageError):  # a first sentence longer than a question may be
-            asked.append(clara.query(question, slots))
-    if not asked:
-        return None, 0
-    queries_BMD = torch.stack(asked)
-    exact_BK = scan(queries_BMD, clara.corpus.memory_chunks(), k)[1]
-    keys_BF = make_key(index.rule, queries_BMD, index.state)
-    proposed_BN = index.search(keys_BF, count)[1]
-    found = [torch.isin(e, p).float().mean() for e, p in zip(exact_BK, proposed_BN, strict=True)]
-    return round(torch.stack(found).mean().item(), 4), len(asked)
+@dataclass(frozen=True)
+class Asked:
+    """Questions in memory space, and the rows the exact scan ranks best for each."""
+
+    queries_BMD: Tensor
+    best_BK: Tensor
+    k: int
+
+    @classmethod
+    def of(cls, clara: Clara, questions: list[str], top_k: int) -> Asked:
+        """Read the questions; those that are too long to be asked are left out."""
+        identity = clara.corpus.manifest.identity
+        read = []
+        for question in questions:
+            with contextlib.suppress(UsageError):  # a first sentence longer than a question may be
+                read.append(clara.query(question, identity.memory_tokens))
+        k = min(top_k, len(clara.corpus))
+        if not read:
+            empty = torch.empty(0, identity.memory_tokens, identity.hidden)
+            return cls(empty, torch.empty(0, k, dtype=torch.long), k)
+        queries_BMD = torch.stack(read)
+        return cls(queries_BMD, scan(queries_BMD, clara.corpus.memory_chunks(), k)[1], k)
+
+    def __len__(self) -> int:
+        return len(self.queries_BMD)
+
+    def recall(self, index: HnswIndex, candidates: int) -> float | None:
+        """Mean share of the exact scan's best rows that are among the graph's candidates, which
+        exact rescoring then puts in the exact order; None without questions."""
+        if not len(self):
+            return None
+        keys_BF = make_key(index.rule, self.queries_BMD, index.state)
+        proposed_BN = index.search(keys_BF, candidates)[1]
+        pairs = zip(self.best_BK, proposed_BN, strict=True)
+        found = [torch.isin(best_K, rows_N).float().mean() for best_K, rows_N in pairs]
+        return round(torch.stack(found).mean().item(), 4)
 
 
-def choose(asked: str, passages: int, recall: float | None) -> str:
-    """The engine questions will use. auto: the graph where the corpus is large and the graph was
-    measured to find what the exact scan finds, else the exact scan."""
+def choose_key(corpus: Corpus, asked: Asked, config: IndexConfig) -> Pair:
+    """The key and the number of candidates: the cheapest that finds what the exact scan finds, else
+    the one that finds most. Without questions, or with candidates given, their number is fixed."""
+    identity = corpus.manifest.identity
+    numbers = identity.memory_tokens * identity.hidden
+    sample_NMD = spread(corpus, sample_size(identity.memory_tokens, identity.hidden))
+    keys = keys_to_try(sample_NMD, config.seed)
+    fixed = max(asked.k, config.candidates or CANDIDATES_PER_K * asked.k)
+    if not len(asked):
+        return Pair(next(key for key in keys if key.rule == "pca"), fixed, 0.0)
+    chunks = corpus.memory_chunks()
+    ranks = ranks_of_best(keys, asked.queries_BMD, asked.best_BK, corpus.memory, chunks)
+    if config.candidates is None:
+        pair = cheapest(keys, ranks, len(corpus), numbers, HnswSettings().ef)
+        if pair is not None:
+            return pair
+    pairs = [Pair(k, fixed, recall(r, fixed)) for k, r in zip(keys, ranks, strict=True)]
+    return max(pairs, key=lambda pair: (pair.recall, -pair.key.width))
+
+
+def spread(corpus: Corpus, most: int) -> Tensor:
+    """The memory of at most so many passages, from all over the corpus."""
+    step = max(1, -(-len(corpus) // most))
+    return corpus.memory(range(0, len(corpus), step))
+
+
+def choose(asked: str, pair: Pair, found: float | None, corpus: Corpus, ef: int) -> str:
+    """The engine questions will use. auto: the graph where it was measured to find what the exact
+    scan finds, from at most 5 % of the corpus and by reading less; else the exact scan."""
     if asked != "auto":
         return asked
-    good = recall is not None and recall >= GOOD_RECALL
-    return "hnsw" if good and passages > EXACT_UP_TO else "exact"
+    identity = corpus.manifest.identity
+    numbers = identity.memory_tokens * identity.hidden
+    few = pair.candidates <= MOST_CANDIDATES * len(corpus)
+    good = found is not None and found >= GOOD_RECALL
+    cheap = not scan_is_cheaper(pair, len(corpus), numbers, ef)
+    return "hnsw" if few and good and cheap else "exact"
+
+
+def explain(engine: str, pair: Pair, found: float | None, k: int, passages: int) -> str:
+    """The decision, in one line."""
+    figure = "not measured" if found is None else f"{found:.3f}"
+    graph = f"key {pair.key.name}, {pair.candidates:,} of {passages:,} passages as candidates"
+    use = "the graph" if engine == "hnsw" else "an exact scan"
+    return f"{engine}: questions will use {use} (graph: {graph}, recall@{k} {figure})"

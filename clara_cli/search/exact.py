@@ -17,6 +17,7 @@ from clara_cli.errors import ClaraError
 
 # More than a float32 product of unit vectors is wrong by: plain on a CPU, perhaps TF32 elsewhere.
 _SLACK_CPU, _SLACK_OTHER = 2e-5, 2e-3
+_LEAST_NORM = 1e-12  # from here to its inverse, float32 squares neither vanish nor overflow
 
 
 def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
@@ -38,30 +39,26 @@ def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
 
 def scan(
     queries_BMD: Tensor,
-    chunks: Iterable[tuple[int, Tensor]],
+    chunks: Iterable[tuple[int | Sequence[int], Tensor]],
     k: int,
-    rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of all memory for each query, best first, ties to the lower row.
 
     `queries_BMD` may be one query [M, D]; then the results have no batch dimension. `chunks`
-    gives (first row, memory [N, M, D]); `rows` restricts the scan to these rows. Returns scores
-    [B, K] float32 and rows [B, K] int64, where K is k or the number of rows, if that is less.
-    Raises ClaraError where a query or a memory is not finite.
+    gives (first row, memory [N, M, D]), or (the N rows, memory) where only some are scanned.
+    Returns scores [B, K] float32 and rows [B, K] int64, where K is k or the number of rows, if that
+    is less. Raises ClaraError where a query or a memory is not finite.
     """
     single = queries_BMD.dim() == 2
     queries_BMD = _with_float64(queries_BMD[None] if single else queries_BMD)
     _refuse_nonfinite(queries_BMD, "a query's memory")
     unit_BP = _unit(queries_BMD.flatten(1).double()).float()
     best = [_nothing() for _ in unit_BP]
-    wanted = None if rows is None else torch.tensor(sorted(set(rows)), dtype=torch.long)
-    for first, memory_NMD in chunks:
-        rows_N = torch.arange(first, first + len(memory_NMD))
-        if wanted is not None:
-            kept_N = torch.isin(rows_N, wanted)
-            rows_N, memory_NMD = rows_N[kept_N], memory_NMD[kept_N]
-        if not len(rows_N):
+    for rows, memory_NMD in chunks:
+        if not len(memory_NMD):
             continue
+        listed = range(rows, rows + len(memory_NMD)) if isinstance(rows, int) else rows
+        rows_N = torch.tensor(listed, dtype=torch.long)
         memory_NMD = memory_NMD.to(unit_BP.device)
         rough_NB = _rough(memory_NMD, unit_BP)
         for number, query_MD in enumerate(queries_BMD):
@@ -76,6 +73,10 @@ def scan(
 def _rough(memory_NMD: Tensor, unit_BP: Tensor) -> Tensor:
     """Cosines [N, B] by one float32 product, right to well within the slack."""
     memory_NP = memory_NMD.flatten(1).float()
+    norms_N1 = torch.linalg.vector_norm(memory_NP, dim=-1, keepdim=True)
+    if bool(((norms_N1 > _LEAST_NORM) & (norms_N1 < 1 / _LEAST_NORM)).all()):  # and so finite
+        rough_NB: Tensor = (memory_NP @ unit_BP.T) / norms_N1
+        return rough_NB
     _refuse_nonfinite(memory_NP, "a passage's memory")
     largest_N = memory_NP.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float).tiny)
     return _unit(memory_NP / largest_N) @ unit_BP.T

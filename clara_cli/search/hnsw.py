@@ -24,7 +24,7 @@ from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.search import sidecar
 
 SIDECAR, GRAPH, TABLES = "index.json", "graph.bin", "tables.safetensors"
-_FORMAT, _VERSION, _SPACE = "clara-hnsw", 1, "cosine"
+_FORMAT, _VERSION, _SPACE = "clara-hnsw", 2, "cosine"
 _EXACT = "use the exact scan: clara index CORPUS --engine exact"
 
 
@@ -61,11 +61,13 @@ class HnswIndex:
         rule: str,
         state: Mapping[str, Tensor],
         corpus_sha256: str,
+        candidates_per_k: int,
         settings: HnswSettings | None = None,
     ) -> HnswIndex:
         """Build from keys [N, F] in row order (`rows` in all), in one thread: the same keys give
         the same graph. `rule` and `state` say how keys are made (search/keys.py), `corpus_sha256`
-        which corpus they are of. Raises ClaraError where a key is not finite or there is none.
+        which corpus they are of, `candidates_per_k` how many rows to propose for each one wanted
+        unless asked otherwise. Raises ClaraError where a key is not finite or there is none.
         """
         settings = settings or HnswSettings()
         graph: Any = None
@@ -87,6 +89,7 @@ class HnswIndex:
             "labels": len(labels), "links": settings.links, "seed": settings.seed,
             "ef_construction": settings.ef_construction, "ef": settings.ef,
             "corpus_sha256": corpus_sha256, "engine": "hnsw",
+            "candidates_per_k": candidates_per_k,
         }  # fmt: skip
         return cls(graph, {**_row_tables(label_of_row, len(labels)), **state}, described)
 
@@ -104,6 +107,16 @@ class HnswIndex:
     def width(self) -> int:
         """F, the length of a key."""
         return int(self._described["width"])
+
+    @property
+    def candidates_per_k(self) -> int:
+        """Rows to propose for each one wanted, as measured when it was built."""
+        return int(self._described["candidates_per_k"])
+
+    @property
+    def ef(self) -> int:
+        """The list of candidates a search keeps, at least."""
+        return int(self._described["ef"])
 
     @property
     def labels(self) -> int:
@@ -126,7 +139,7 @@ class HnswIndex:
             raise ArtefactError(message, sidecar.REBUILD)
         count = min(count, len(self))
         wanted = min(count, self.labels)
-        labels, distances = self._query(keys, wanted, ef or int(self._described["ef"]))
+        labels, distances = self._query(keys, wanted, ef or self.ef)
         proposals = [self._rows_of(*pair, count) for pair in zip(labels, distances, strict=True)]
         if not proposals:
             return torch.empty(0, count), torch.empty(0, count, dtype=torch.long)
@@ -205,7 +218,7 @@ class HnswIndex:
 
 
 def _check(path: Path, described: dict[str, Any], corpus_sha256: str) -> None:
-    for key in ("width", "rows", "labels", "ef"):
+    for key in ("width", "rows", "labels", "ef", "candidates_per_k"):
         sidecar.field(path, described, key, int)
     found = sidecar.field(path, described, "corpus_sha256", str)
     if found != corpus_sha256:

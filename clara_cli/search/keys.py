@@ -1,8 +1,8 @@
 """The index key: what a passage's wide memory becomes in a graph index. One rule, one place.
 
-Tensor letters: B passages or queries, M memory tokens, D hidden, P = M x D, F key width.
-A rule may need a state (tensors), made once per index and kept beside it, so that queries meet
-the very numbers the keys were made with. Knows nothing of graphs or files.
+Tensor letters: B passages or queries, M memory tokens, D hidden, P = M x D, F key width, N rows
+of a sample. A rule may need a state (tensors), made once per index and kept beside it, so that
+queries meet the very numbers the keys were made with. Knows nothing of graphs or files.
 """
 
 from __future__ import annotations
@@ -16,46 +16,89 @@ from clara_cli.errors import ClaraError, UsageError, nearest
 
 State = Mapping[str, Tensor]
 
+GROUPS = 4  # neighbouring memory tokens averaged together by `means`
+SAMPLE_ROWS, SAMPLE_NUMBERS = 2048, 2**26  # of a sample to fit on: rows, and 256 MiB of float32
+
+
+def sample_size(memory_tokens: int, hidden: int) -> int:
+    """How many passages a state is fitted on."""
+    return max(1, min(SAMPLE_ROWS, SAMPLE_NUMBERS // (memory_tokens * hidden)))
+
 
 def _mean(memory_BMD: Tensor, state: State) -> Tensor:
     return memory_BMD.mean(1)
+
+
+def _means(memory_BMD: Tensor, state: State) -> Tensor:
+    groups = memory_BMD.tensor_split(min(GROUPS, memory_BMD.shape[1]), dim=1)
+    return torch.cat([group_BMD.mean(1) for group_BMD in groups], dim=1)
 
 
 def _projection(memory_BMD: Tensor, state: State) -> Tensor:
     return memory_BMD.flatten(1) @ state["projection_PF"]
 
 
-_RULES: dict[str, Callable[[Tensor, State], Tensor]] = {"mean": _mean, "projection": _projection}
+_RULES: dict[str, Callable[[Tensor, State], Tensor]] = {
+    "mean": _mean,
+    "means": _means,
+    "projection": _projection,
+    "pca": _projection,
+}
 KEY_RULES = tuple(_RULES)
 
 
-def make_state(
-    name: str, memory_tokens: int, hidden: int, width: int = 512, seed: int = 0
-) -> dict[str, Tensor]:
-    """What rule `name` needs besides memory: nothing for `mean`; for `projection` a seeded
-    Gaussian [P, F] (F = `width`), float32. Raises UsageError for an unknown rule."""
+def make_state(name: str, sample_NMD: Tensor, width: int = 128, seed: int = 0) -> dict[str, Tensor]:
+    """What rule `name` needs besides memory: nothing for the means; else a float32 matrix [P, F].
+
+    `projection` draws it from a Gaussian by `seed`, F = `width`. `pca` takes the first `width`
+    principal directions of the sample's flattened memories at unit length, at most N of them, about
+    the origin: cosines are about the origin too. Raises UsageError for an unknown rule and
+    ClaraError where the sample is empty or not finite.
+    """
     _refuse_unknown(name)
-    if name != "projection":
-        return {}
-    generator = torch.Generator().manual_seed(seed)
-    shape = (memory_tokens * hidden, width)
-    return {"projection_PF": torch.randn(shape, generator=generator) / width**0.5}
+    if name == "projection":
+        generator = torch.Generator().manual_seed(seed)
+        shape = (sample_NMD.shape[1] * sample_NMD.shape[2], width)
+        return {"projection_PF": torch.randn(shape, generator=generator) / width**0.5}
+    if name == "pca":
+        return {"projection_PF": _principal(_finite(sample_NMD), width)}
+    return {}
 
 
 def make_key(name: str, memory_BMD: Tensor, state: State) -> Tensor:
     """Keys [B, F] of memories [B, M, D] by rule `name`: float32, unit length, on the CPU.
 
-    `mean` is the mean of the memory tokens (F = D), `projection` the flattened memory times the
-    state's matrix. A zero memory gets a zero key. Raises UsageError for an unknown rule and
-    ClaraError where a memory is not finite.
+    `mean` is the mean of the memory tokens (F = D), `means` those of four runs of neighbours side
+    by side (F = 4 D), `projection` and `pca` the flattened memory times the state's matrix. A zero
+    memory gets a zero key. Raises UsageError for an unknown rule and ClaraError where a memory is
+    not finite.
     """
     _refuse_unknown(name)
+    return _unit(_RULES[name](_finite(memory_BMD), state))
+
+
+def _principal(sample_NMD: Tensor, width: int) -> Tensor:
+    """Principal directions [P, F] by way of the sample's [N, N] products: no [P, P] is formed."""
+    if not len(sample_NMD):
+        raise ClaraError("no passages to fit the index key on", "use --engine exact")
+    sample_NP = _unit(sample_NMD.flatten(1))
+    values_N, vectors_NN = torch.linalg.eigh((sample_NP @ sample_NP.T).double())
+    kept = max(1, min(width, int((values_N > 1e-6 * values_N[-1]).sum())))
+    values_F, vectors_NF = values_N.flip(0)[:kept], vectors_NN.flip(1)[:, :kept]
+    scaled_NF = (vectors_NF / values_F.clamp_min(1e-12).sqrt()).float()
+    return (sample_NP.T @ scaled_NF).contiguous()
+
+
+def _finite(memory_BMD: Tensor) -> Tensor:
     memory_BMD = memory_BMD.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(memory_BMD).all()):
         raise ClaraError("a memory has values that are not finite", "try --dtype float32")
-    keys_BF = _RULES[name](memory_BMD, state)
-    norms_B1: Tensor = torch.linalg.vector_norm(keys_BF, dim=-1, keepdim=True)
-    return keys_BF / norms_B1.clamp_min(torch.finfo(torch.float32).tiny)
+    return memory_BMD
+
+
+def _unit(rows_BF: Tensor) -> Tensor:
+    norms_B1: Tensor = torch.linalg.vector_norm(rows_BF, dim=-1, keepdim=True)
+    return rows_BF / norms_B1.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _refuse_unknown(name: str) -> None:

@@ -59,11 +59,13 @@ def test_ties_go_to_the_lower_row_across_chunks() -> None:
     assert len(set(scores_K.tolist())) == 1
 
 
-def test_k_is_clamped_and_rows_filter() -> None:
+def test_k_is_clamped_and_some_rows_can_be_scanned() -> None:
     memory_NMD = random_memory(6)
     assert sorted(scan(memory_NMD[0], chunked(memory_NMD, 4), 99)[1].tolist()) == list(range(6))
-    scores_K, rows_K = scan(memory_NMD[0], chunked(memory_NMD, 4), 3, rows=[5, 2, 2])
-    assert sorted(rows_K.tolist()) == [2, 5] and len(scores_K) == 2
+    some = [([5], memory_NMD[5:]), ([], memory_NMD[:0]), ([0, 2], memory_NMD[[0, 2]])]
+    scores_K, rows_K = scan(memory_NMD[0], some, 3)
+    assert sorted(rows_K.tolist()) == [0, 2, 5] and rows_K[0] == 0
+    assert torch.equal(scores_K, rescore(memory_NMD[0], memory_NMD[rows_K]))
     scores_BK, rows_BK = scan(memory_NMD[:2], iter(()), 3)
     assert scores_BK.shape == rows_BK.shape == (2, 0)
 

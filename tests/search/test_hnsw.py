@@ -24,12 +24,17 @@ def unit(count: int, width: int = 16, seed: int = 0) -> Tensor:
 
 
 def build(keys_NF: Tensor, chunk: int = 64, **settings: int) -> HnswIndex:
+    return build_of(len(keys_NF), *keys_NF.split(chunk), **settings)
+
+
+def build_of(rows: int, *key_chunks: Tensor, **settings: int) -> HnswIndex:
     return HnswIndex.build(
-        keys_NF.split(chunk),
-        rows=len(keys_NF),
+        key_chunks,
+        rows=rows,
         rule="mean",
         state={},
         corpus_sha256=CORPUS,
+        candidates_per_k=20,
         settings=HnswSettings(**settings),
     )
 
@@ -88,11 +93,11 @@ def test_the_same_keys_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     memory_NMD = torch.randn(200, 2, 8, generator=torch.Generator().manual_seed(0))
-    state = make_state("projection", 2, 8, width=12)
+    state = make_state("projection", memory_NMD, width=12)
     keys_NF = make_key("projection", memory_NMD, state)
     built = HnswIndex.build(
         [keys_NF], rows=200, rule="projection", state=state, corpus_sha256=CORPUS,
-        settings=HnswSettings(ef=150),
+        candidates_per_k=4, settings=HnswSettings(ef=150),
     )  # fmt: skip
     size = built.save(tmp_path)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -100,6 +105,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     loaded = HnswIndex.load(tmp_path, CORPUS)
     assert loaded is not None
     assert (loaded.rule, loaded.width, len(loaded)) == ("projection", 12, 200)
+    assert loaded.candidates_per_k == 4
     assert torch.equal(loaded.state["projection_PF"], state["projection_PF"])
     for before, after in zip(built.search(keys_NF, 20), loaded.search(keys_NF, 20), strict=True):
         assert torch.equal(before, after)
@@ -122,9 +128,9 @@ def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
     with pytest.raises(ClaraError, match="0 keys for 0 passages"):
         build(torch.empty(0, 16))
     with pytest.raises(ClaraError, match="more keys than the 1 passages"):
-        HnswIndex.build([unit(2)], rows=1, rule="mean", state={}, corpus_sha256=CORPUS)
+        build_of(1, unit(2))
     with pytest.raises(ClaraError, match="1 keys for 2 passages"):
-        HnswIndex.build([unit(1)], rows=2, rule="mean", state={}, corpus_sha256=CORPUS)
+        build_of(2, unit(1))
 
 
 def test_another_corpus_is_refused_with_both_sums(tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
     ("key", "value", "words"),
     [
         ("format", "x", "not a clara-hnsw file"),
-        ("version", 9, "version 9, this program reads 1"),
+        ("version", 9, "version 9, this program reads 2"),
         ("width", "16", "key 'width' is '16'"),
         ("space", "l2", "key 'space' is 'l2'"),
         ("labels", 29, "30 keys, recorded 29|capacity|maximum"),

@@ -1,0 +1,117 @@
+"""Which key, how many candidates, graph or scan: decided by what is measured on a corpus.
+
+Tensor letters: B queries, N passages, K rows the exact scan ranks best, M memory tokens, D hidden.
+One pass over the memory gives, for every key, where the exact scan's best rows stand in that key's
+own ranking; the recall for any number of candidates follows from that. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clara_cli.search.keys import make_key, make_state
+
+GOOD_RECALL = 0.98  # of the exact scan's top k, within the candidates
+MOST_CANDIDATES = 0.05  # of the corpus
+COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # numbers of candidates that are tried
+_EQUAL = 1e-6  # cosines of two shapes of one product differ by less
+_SCAN_AT_LEAST = 2**23  # numbers a scan reads in less time than a graph takes to be asked
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A rule with its frozen state. `width` is F."""
+
+    rule: str
+    width: int
+    state: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        """As tables and messages have it: pca-128."""
+        return f"{self.rule}-{self.width}"
+
+    def of(self, memory_BMD: Tensor) -> Tensor:
+        """Keys [B, F], see `make_key`."""
+        return make_key(self.rule, memory_BMD, self.state)
+
+
+def keys_to_try(sample_NMD: Tensor, seed: int) -> list[Key]:
+    """The keys an index chooses from, fitted on a sample of the corpus where they are fitted."""
+    widest = make_state("pca", sample_NMD, 256, seed)["projection_PF"]
+    states: list[tuple[str, Mapping[str, Tensor]]] = [("mean", {}), ("means", {})]
+    states.append(("projection", make_state("projection", sample_NMD, 512, seed)))
+    for width in (64, 128, 256):
+        if width == 64 or width <= widest.shape[1]:
+            states.append(("pca", {"projection_PF": widest[:, :width].contiguous()}))
+    return [
+        Key(rule, make_key(rule, sample_NMD[:1], state).shape[1], state) for rule, state in states
+    ]
+
+
+def ranks_of_best(
+    keys: Sequence[Key],
+    queries_BMD: Tensor,
+    best_BK: Tensor,
+    memory: Callable[[Sequence[int]], Tensor],
+    chunks: Iterable[tuple[int, Tensor]],
+) -> list[Tensor]:
+    """For each key, the rank (from 0) of each best row among all rows by the key's cosine: [B, K].
+
+    `best_BK` are the exact scan's rows, `memory` gives rows' memory, `chunks` all of it in order.
+    """
+    queries = [key.of(queries_BMD) for key in keys]
+    limits = []
+    for key, query_BF in zip(keys, queries, strict=True):
+        best_BKF = torch.stack([key.of(memory(rows)) for rows in best_BK.tolist()])
+        limits.append((best_BKF @ query_BF.unsqueeze(-1)).squeeze(-1) + _EQUAL)
+    ranks = [torch.zeros_like(best_BK) for _ in keys]
+    for _, memory_NMD in chunks:
+        for key, query_BF, limit_BK, rank_BK in zip(keys, queries, limits, ranks, strict=True):
+            scores_BN = query_BF @ key.of(memory_NMD).T
+            rank_BK += (scores_BN[:, None] > limit_BK[..., None]).sum(-1)
+    return ranks
+
+
+def recall(rank_BK: Tensor, candidates: int) -> float:
+    """Mean share of the best rows that are among so many candidates."""
+    return (rank_BK < candidates).float().mean().item()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A key with a number of candidates, and the recall measured for it."""
+
+    key: Key
+    candidates: int
+    recall: float
+
+
+def cheapest(
+    keys: Sequence[Key], ranks: Sequence[Tensor], passages: int, numbers: int, ef: int
+) -> Pair | None:
+    """The pair that reads the fewest numbers of those with `GOOD_RECALL` at no more than
+    `MOST_CANDIDATES` of the corpus; None where there is none. `numbers` is M x D."""
+    most = int(passages * MOST_CANDIDATES)
+    pairs = [
+        Pair(key, count, found)
+        for key, rank_BK in zip(keys, ranks, strict=True)
+        for count in COUNTS
+        if rank_BK.shape[1] <= count <= most and (found := recall(rank_BK, count)) >= GOOD_RECALL
+    ]
+    return min(pairs, key=lambda p: cost(p.key.width, p.candidates, numbers, ef), default=None)
+
+
+def cost(width: int, candidates: int, numbers: int, ef: int) -> int:
+    """Numbers read for one question: keys met on the way through the graph, then candidates."""
+    return max(ef, candidates) * 32 * width + candidates * numbers
+
+
+def scan_is_cheaper(pair: Pair, passages: int, numbers: int, ef: int) -> bool:
+    """Whether reading all memory costs less than the graph and its candidates."""
+    graph = _SCAN_AT_LEAST + cost(pair.key.width, pair.candidates, numbers, ef)
+    return passages * numbers <= graph
