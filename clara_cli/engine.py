@@ -24,7 +24,7 @@ from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Answer, Hit
-from clara_cli.retrieval import FirstStage, Retriever
+from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
 
 NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory
 
@@ -126,6 +126,7 @@ class Clara:
         text_tokens: int = Asking.text_tokens,
         explain: bool = False,
         on_text: Callable[[str], None] | None = None,
+        where: str | None = None,
     ) -> Answer:
         """Answer a question; greedy, so the same question gives the same answer. `on_text` is told
         each piece of it as it comes. See `Asking` for the rest."""
@@ -138,6 +139,7 @@ class Clara:
             read=read,
             text_tokens=text_tokens,
             explain=explain,
+            where=where,
         )
         return self.ask_all([question], how, on_text)[0]
 
@@ -154,6 +156,8 @@ class Clara:
         """The passages of each question, found in every corpus and ranked together."""
         for question in questions:
             self._question_row(question)
+        if how.where is not None:
+            refuse_idle_filter(self.retrievers, how.where)
         slots, began = self.slots(how.ratio), time.monotonic()
         stage = how.first_stage or ("bm25" if self.has_text else "latent")
         queries: dict[int, Tensor] = {}
@@ -180,7 +184,9 @@ class Clara:
         """The best of all corpora, by score; ties to the corpus named first."""
         found = []
         for name, retriever in zip(self.names, self.retrievers, strict=True):
-            ranked = retriever.search(question, query_MD, how.top_k, stage, how.candidates)
+            ranked = retriever.search(
+                question, query_MD, how.top_k, stage, how.candidates, how.where
+            )
             passages = retriever.corpus.passages_at([row for _, row in ranked])
             pairs = zip(ranked, passages, strict=True)
             found += [Hit(0, row, score, p, name) for (score, row), p in pairs]

@@ -6,16 +6,18 @@ comes with its memory. M memory tokens, D hidden, N candidates, K kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, UsageError, nearest
+from clara_cli.records import Passage
+from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
 from clara_cli.search.hnsw import HnswIndex
@@ -24,6 +26,17 @@ from clara_cli.search.keys import make_key
 FirstStage = Literal["latent", "bm25", "hybrid"]
 Ranked = list[tuple[float, int]]
 CANDIDATES_PER_K = 20
+_OWN_FIELDS = ("document_id", "passage_id", "title")
+_BLOCK = 256  # rows of a filtered scan gathered at a time
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The rows that fulfil a filter, and every field that some passage has."""
+
+    where: str
+    rows: list[int]
+    fields: set[str]
 
 
 class Retriever:
@@ -32,6 +45,7 @@ class Retriever:
     def __init__(self, corpus: Corpus, index: HnswIndex | None = None) -> None:
         self.corpus, self.index = corpus, index
         self._bm25: BM25 | None = None
+        self._filtered: Filtered | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Retriever:
@@ -45,70 +59,67 @@ class Retriever:
         """Whether the corpus kept its passages' text."""
         return self.corpus.manifest.identity.text
 
-    @property
-    def default_first_stage(self) -> FirstStage:
-        """Who finds passages unless asked otherwise: words, where text was kept (they find more on
-        real text with the bundled model, see its card), else the query reasoner."""
-        return "bm25" if self.has_text else "latent"
-
     def search(
         self,
         question: str,
         query_MD: Tensor,
         top_k: int,
-        first_stage: FirstStage | None = None,
+        first_stage: FirstStage,
         candidates: int | None = None,
+        where: str | None = None,
     ) -> Ranked:
         """The `top_k` best (score, row), best first. BM25 ranks by its own score; latent and
         hybrid by exact cosine of the flattened memories, whoever proposed.
 
-        Without `first_stage` it is the default one, and `latent` where that finds nothing: no
-        passage shares a word with the question.
+        `where` (search/where.py) keeps passages out before anything is searched; the latent stage
+        then scans those left instead of asking the graph.
         """
-        stage = first_stage or self.default_first_stage
-        found = self._ranked(question, query_MD, top_k, stage, candidates)
-        if not found and first_stage is None:
-            found = self._ranked(question, query_MD, top_k, "latent", candidates)
-        return found
-
-    def _ranked(
-        self,
-        question: str,
-        query_MD: Tensor,
-        top_k: int,
-        first_stage: FirstStage,
-        candidates: int | None,
-    ) -> Ranked:
+        rows = None if where is None else self.rows_where(where)
         count = max(top_k, candidates or self._candidates(top_k))
         if first_stage == "bm25":
-            scores, rows = self.bm25.search(question, top_k)
-            return list(zip(scores, rows, strict=True))
-        if first_stage == "latent" and self._scans(query_MD):
-            found_K, rows_K = scan(query_MD, self._chunks(query_MD.shape[0]), top_k)
+            scores, found = self.bm25.search(question, top_k, rows)
+            return list(zip(scores, found, strict=True))
+        if first_stage == "latent" and self.scans(len(query_MD), rows):
+            found_K, rows_K = scan(query_MD, self._chunks(len(query_MD), rows), top_k)
             return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
-        proposed = self._latent(query_MD, count)
+        proposed = self._latent(query_MD, count, rows)
         if first_stage == "hybrid":
-            rankings = [proposed, self.bm25.search(question, count)[1]]
+            rankings = [proposed, self.bm25.search(question, count, rows)[1]]
             proposed = reciprocal_rank_fusion(rankings)[:count]
-        scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : query_MD.shape[0]])
-        order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
-        return [(scores_N[i].item(), proposed[i]) for i in order]
+        scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : len(query_MD)])
+        order = sorted(range(len(proposed)), key=lambda i: (-scores_N[i].item(), proposed[i]))
+        return [(scores_N[i].item(), proposed[i]) for i in order[:top_k]]
 
     def _candidates(self, top_k: int) -> int:
         """How many rows to rescore: what was measured to be enough when the graph was built."""
         per_k = CANDIDATES_PER_K if self.index is None else self.index.candidates_per_k
         return max(per_k * top_k, CANDIDATES_PER_K)
 
-    def _scans(self, query_MD: Tensor) -> bool:
-        """Whether the latent stage reads all memory: there is no graph, or fewer memory tokens are
-        asked for than its keys were made of."""
-        stored = self.corpus.manifest.identity.memory_tokens
-        return self.index is None or len(query_MD) != stored
+    def rows_where(self, where: str) -> list[int]:
+        """The rows that fulfil a filter, in order; the last one asked for is remembered."""
+        return self.filtered(where).rows
 
-    def _latent(self, query_MD: Tensor, count: int) -> list[int]:
+    def filtered(self, where: str) -> Filtered:
+        """What a filter leaves."""
+        if self._filtered is None or self._filtered.where != where:
+            wanted, rows, known = filters.parse(where), [], set(_OWN_FIELDS)
+            for row, passage in enumerate(self.corpus.passages()):
+                known.update(passage.metadata)
+                if wanted.matches(passage_fields(passage)):
+                    rows.append(row)
+            self._filtered = Filtered(where, rows, known)
+        return self._filtered
+
+    def scans(self, slots: int, rows: Sequence[int] | None = None) -> bool:
+        """Whether the latent stage reads memory itself: there is no graph, only some rows are
+        wanted, or fewer memory tokens than the graph's keys were made of."""
+        stored = self.corpus.manifest.identity.memory_tokens
+        return self.index is None or rows is not None or slots != stored
+
+    def _latent(self, query_MD: Tensor, count: int, rows: Sequence[int] | None) -> list[int]:
         """Rows the latent stage proposes: by the graph over narrow keys, else by exact scan."""
-        if self.index is None or self._scans(query_MD):
-            return scan(query_MD, self._chunks(query_MD.shape[0]), count)[1].tolist()
+        if self.index is None or self.scans(len(query_MD), rows):
+            return scan(query_MD, self._chunks(len(query_MD), rows), count)[1].tolist()
         key_1F = make_key(self.index.rule, query_MD.unsqueeze(0), self.index.state)
         return self.index.search(key_1F, count)[1][0].tolist()
 
@@ -118,13 +129,20 @@ class Retriever:
         if self.index is None:
             return scan(queries_BMD, self._chunks(queries_BMD.shape[1]), k)[1].tolist()
         return [
-            [row for _, row in self._ranked("", query_MD, k, "latent", None)]
-            for query_MD in queries_BMD
+            [row for _, row in self.search("", query_MD, k, "latent")] for query_MD in queries_BMD
         ]
 
-    def _chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
-        for first, memory_NMD in self.corpus.memory_chunks():
-            yield first, memory_NMD[:, :slots]
+    def _chunks(
+        self, slots: int, rows: Sequence[int] | None = None
+    ) -> Iterator[tuple[int | Sequence[int], Tensor]]:
+        """The first memory tokens of all passages in order, or of some, a block at a time."""
+        if rows is None:
+            for first, memory_NMD in self.corpus.memory_chunks():
+                yield first, memory_NMD[:, :slots]
+            return
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            yield block, self.corpus.memory(block)[:, :slots]
 
     @property
     def bm25(self) -> BM25:
@@ -142,6 +160,29 @@ class Retriever:
             saved = BM25.load(self.corpus.folder / "index" / "bm25", self.corpus.manifest.sha256)
             self._bm25 = saved or BM25.build(passage_texts(self.corpus))
         return self._bm25
+
+
+def refuse_idle_filter(retrievers: Sequence[Retriever], where: str) -> None:
+    """Refuse a filter that asks for a field nobody has, or that keeps every passage out.
+
+    Raises:
+        UsageError: naming the field, or the fields there are.
+    """
+    filtered = [retriever.filtered(where) for retriever in retrievers]
+    known = set().union(*(one.fields for one in filtered))
+    for field in filters.named_fields(filters.parse(where)):
+        if field not in known:
+            message = f"filter {where!r}: no passage has a field {field!r}"
+            raise UsageError(message, nearest(field, known))
+    if not any(one.rows for one in filtered):
+        passages = sum(len(retriever.corpus) for retriever in retrievers)
+        message = f"filter {where!r}: none of {passages:,} passages fulfils it"
+        raise UsageError(message, f"fields here: {', '.join(sorted(known))}")
+
+
+def passage_fields(passage: Passage) -> dict[str, Any]:
+    """What a filter can ask of a passage: its own fields before its metadata of the same name."""
+    return {**passage.metadata, **{name: getattr(passage, name) for name in _OWN_FIELDS}}
 
 
 def passage_texts(corpus: Corpus) -> Iterator[str]:

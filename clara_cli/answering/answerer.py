@@ -32,7 +32,8 @@ from clara_cli.retrieval import FirstStage
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """How questions are answered. `text_tokens` bounds what `read="auto"` gives as text."""
+    """How questions are answered. `text_tokens` bounds what `read="auto"` gives as text, `where`
+    filters the passages that are searched (search/where.py)."""
 
     top_k: int = 5
     first_stage: FirstStage | None = None
@@ -42,6 +43,7 @@ class Asking:
     read: Read = "memory"
     text_tokens: int = 256
     explain: bool = False
+    where: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from clara_cli.corpus.examples import read_questions
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.records import Answer, Progress, Report
+from clara_cli.search.where import parse
 
 TOGETHER = 128  # questions of a file found, answered and judged together
 
@@ -60,12 +61,15 @@ class Session:
             read=config.read,
             text_tokens=config.text_tokens,
             explain=config.explain,
+            where=config.where,
         )
         return self.clara.ask_all(questions, how, on_text)
 
 
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
+    if config.where is not None:
+        parse(config.where)  # so that a slip is told before a model is loaded
     folders = find_corpora(config.corpus)
     clara = Clara.open(folders, config.model, config.backbone, config.device, config.dtype)
     if "generator" not in clara.model.roles:
@@ -79,7 +83,9 @@ def open_session(config: AskConfig, report: Report) -> Session:
             report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
     if clara.query_role == "compressor" and config.first_stage in ("latent", "hybrid"):
         report.note("this checkpoint has no query reasoner: questions are read by the compressor")
-    clara.slots(config.ratio)
+    slots = clara.slots(config.ratio)
+    if any(one.index and one.scans(slots) for one in clara.retrievers):
+        report.note(f"a graph is of another ratio than {slots} memory tokens: memory is scanned")
     return Session(clara, config)
 
 

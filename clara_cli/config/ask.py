@@ -18,6 +18,7 @@ class AskConfig(Common):
       clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
       clara ask "When is the next release?" ./notes
       clara ask -f questions.txt --corpus sample.clara --json
+      clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
       clara ask --corpus sample.clara
     """
 
@@ -53,6 +54,9 @@ class AskConfig(Common):
         "auto: bm25 where text was kept and a word matches, else latent.",
         "auto",
         METHOD,
+    )
+    where: str | None = option(
+        "Search only passages whose fields fulfil this, like: lang=en and year>=2010.", None, METHOD
     )
     max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,17 +76,22 @@ class BM25:
     def __len__(self) -> int:
         return self._rows
 
-    def search(self, question: str, k: int) -> tuple[list[float], list[int]]:
+    def search(
+        self, question: str, k: int, rows: Sequence[int] | None = None
+    ) -> tuple[list[float], list[int]]:
         """The k best rows for a question and their scores, best first, ties to the lower row.
         Only rows that share a word with it: fewer than k, or none, may come back. A word that
-        the question repeats counts once."""
+        the question repeats counts once. `rows` leaves out all others; scores stay as they are."""
         known = {w: self._vocabulary[w] for w in words(question) if w in self._vocabulary}
         scores_N = np.zeros(self._rows, np.float32)
         data, indices, indptr = (self._tables[name] for name in _FOUND_BY)
         for column in known.values():
             where = slice(int(indptr[column]), int(indptr[column + 1]))
             scores_N[indices[where]] += data[where]
-        found = np.flatnonzero(scores_N > 0)
+        kept_N = scores_N > 0
+        if rows is not None:
+            kept_N &= np.isin(np.arange(self._rows), rows)
+        found = np.flatnonzero(kept_N)
         order = found[np.argsort(-scores_N[found], kind="stable")][:k]
         return [float(score) for score in scores_N[order]], [int(row) for row in order]
 

@@ -56,7 +56,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Compare:
     """`field mark value`, or one of several values (`in`)."""
 
     field: str
@@ -82,7 +82,7 @@ class Not:
 
 
 @dataclass(frozen=True, slots=True)
-class All:
+class AllOf:
     """Filters joined by `and`."""
 
     parts: tuple[Filter, ...]
@@ -93,7 +93,7 @@ class All:
 
 
 @dataclass(frozen=True, slots=True)
-class Any_:
+class AnyOf:
     """Filters joined by `or`."""
 
     parts: tuple[Filter, ...]
@@ -103,7 +103,7 @@ class Any_:
         return any(part.matches(fields) for part in self.parts)
 
 
-Filter = Test | Not | All | Any_
+Filter = Compare | Not | AllOf | AnyOf
 
 
 def parse(text: str) -> Filter:
@@ -113,7 +113,7 @@ def parse(text: str) -> Filter:
 
 def named_fields(filter_: Filter) -> Iterator[str]:
     """The fields a filter asks for, in the order written."""
-    if isinstance(filter_, Test):
+    if isinstance(filter_, Compare):
         yield filter_.field
     else:
         parts = (filter_.part,) if isinstance(filter_, Not) else filter_.parts
@@ -164,8 +164,9 @@ class _Parser:
 
     def _lex(self) -> Iterator[_Token]:
         position, text = 0, self._text
-        while text[position:].strip():
-            match = _TOKEN.match(text, position)
+        end = len(text.rstrip())
+        while position < end:
+            match = _TOKEN.match(text, position, end)
             if match is None:
                 position += len(text[position:]) - len(text[position:].lstrip())
                 what = "an open quote" if text[position] in "\"'" else f"{text[position]!r}"
@@ -193,13 +194,13 @@ class _Parser:
         parts = [self._all()]
         while self._take("or"):
             parts.append(self._all())
-        return parts[0] if len(parts) == 1 else Any_(tuple(parts))
+        return parts[0] if len(parts) == 1 else AnyOf(tuple(parts))
 
     def _all(self) -> Filter:
         parts = [self._one()]
         while self._take("and"):
             parts.append(self._one())
-        return parts[0] if len(parts) == 1 else All(tuple(parts))
+        return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
 
     def _one(self) -> Filter:
         opened = self._take("not", "(")
@@ -218,13 +219,13 @@ class _Parser:
         field = self._value("a field's name").text
         negated = self._take("not") is not None
         if self._take("in"):
-            test = Test(field, "=", self._values())
+            test = Compare(field, "=", self._values())
             return Not(test) if negated else test
         mark = None if negated else self._take("!=", *_TESTS)
         if mark is None:
             raise self._unexpected("in" if negated else "one of = != < <= > >= in")
         value = (self._value("a value"),)
-        return Not(Test(field, "=", value)) if mark == "!=" else Test(field, mark, value)
+        return Not(Compare(field, "=", value)) if mark == "!=" else Compare(field, mark, value)
 
     def _values(self) -> tuple[Value, ...]:
         if not self._take("("):
