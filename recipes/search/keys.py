@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,11 @@ class System:
     seconds: list[float]
 
 
+def say(what: str) -> None:
+    """Progress, on stderr."""
+    print(what, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def read_questions(path: Path, limit: int) -> list[dict]:
     """So many questions, evenly from the whole file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -86,6 +92,7 @@ def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[Hnsw
         settings=HnswSettings(seed=seed),
     )
     seconds = time.monotonic() - began
+    say(f"{key.name}: graph built in {seconds:.1f} s")
     with tempfile.TemporaryDirectory() as folder:
         return index, seconds, index.save(Path(folder))
 
@@ -119,7 +126,8 @@ def systems(
 
 def answer(rows: Sequence[System], questions: Sequence[dict], queries_BMD: Tensor) -> None:
     """Every system finds passages for every question, in turn."""
-    for question, query_MD in zip(questions, queries_BMD, strict=True):
+    for number, (question, query_MD) in enumerate(zip(questions, queries_BMD, strict=True), 1):
+        say(f"question {number} of {len(questions)}")
         for system in rows:
             began = time.perf_counter()
             ranked = system.retriever.search(
@@ -179,6 +187,8 @@ def run(folder: Path, file: Path, limit: int, seed: int) -> str:
     if len(asked) < len(questions):
         raise SystemExit("a question is longer than the checkpoint reads")
     keys, ranks = measure_keys(corpus, asked, seed)
+    say("recall of every key over the number of candidates:")
+    say("\n".join(curve_table(keys, ranks, len(corpus))))
     rows = list(systems(corpus, keys, ranks, seed))
     answer(rows, questions, asked.queries_BMD)
     passages_of: dict[str, set[int]] = {}

@@ -75,10 +75,10 @@ def test_bm25_keeps_its_scores(corpus):
 
 
 def test_a_field_nobody_has_and_a_filter_nobody_fulfils_are_told_apart(corpus, report):
-    with pytest.raises(UsageError, match="no passage of .* has 'rnk'") as caught:
+    with pytest.raises(UsageError, match="no passage has a field 'rnk'") as caught:
         found(corpus, report, "rnk=1")
     assert "'rank'" in caught.value.hint
-    with pytest.raises(UsageError, match=r"none of the \d+ passages fulfils it") as caught:
+    with pytest.raises(UsageError, match="none of 14 passages fulfils it") as caught:
         found(corpus, report, "rank=99")
     assert "rank" in caught.value.hint and "document_id" in caught.value.hint
 
