@@ -53,7 +53,9 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     pair = choose_key(corpus, asked, config)
     index = build(corpus, pair, asked.k, config.seed, report)
     found = asked.recall(index, pair.candidates)
-    engine = choose(config.engine, pair, found, corpus, index.ef)
+    engine = config.engine
+    if engine == "auto":
+        engine = choose(pair, found, len(corpus), numbers_of(corpus), index.ef)
     size = save(engine, index, corpus)
     report.note(explain(engine, pair, found, asked.k, len(corpus)))
     return IndexResult(
@@ -186,7 +188,6 @@ def choose_key(corpus: Corpus, asked: Asked, config: IndexConfig) -> Pair:
     """The key and the number of candidates: the cheapest that finds what the exact scan finds, else
     the one that finds most. Without questions, or with candidates given, their number is fixed."""
     identity = corpus.manifest.identity
-    numbers = identity.memory_tokens * identity.hidden
     sample_NMD = spread(corpus, sample_size(identity.memory_tokens, identity.hidden))
     keys = keys_to_try(sample_NMD, config.seed)
     fixed = max(asked.k, config.candidates or CANDIDATES_PER_K * asked.k)
@@ -195,7 +196,7 @@ def choose_key(corpus: Corpus, asked: Asked, config: IndexConfig) -> Pair:
     chunks = corpus.memory_chunks()
     ranks = ranks_of_best(keys, asked.queries_BMD, asked.best_BK, corpus.memory, chunks)
     if config.candidates is None:
-        pair = cheapest(keys, ranks, len(corpus), numbers, HnswSettings().ef)
+        pair = cheapest(keys, ranks, len(corpus), numbers_of(corpus), HnswSettings().ef)
         if pair is not None:
             return pair
     pairs = [Pair(k, fixed, recall(r, fixed)) for k, r in zip(keys, ranks, strict=True)]
@@ -208,17 +209,19 @@ def spread(corpus: Corpus, most: int) -> Tensor:
     return corpus.memory(range(0, len(corpus), step))
 
 
-def choose(asked: str, pair: Pair, found: float | None, corpus: Corpus, ef: int) -> str:
-    """The engine questions will use. auto: the graph where it was measured to find what the exact
-    scan finds, from at most 5 % of the corpus and by reading less; else the exact scan."""
-    if asked != "auto":
-        return asked
-    identity = corpus.manifest.identity
-    numbers = identity.memory_tokens * identity.hidden
-    few = pair.candidates <= MOST_CANDIDATES * len(corpus)
+def choose(pair: Pair, found: float | None, passages: int, numbers: int, ef: int) -> str:
+    """The engine questions will use: the graph where it was measured to find what the exact scan
+    finds, from at most 5 % of the corpus and by reading less; else the exact scan."""
+    few = pair.candidates <= MOST_CANDIDATES * passages
     good = found is not None and found >= GOOD_RECALL
-    cheap = not scan_is_cheaper(pair, len(corpus), numbers, ef)
+    cheap = not scan_is_cheaper(pair, passages, numbers, ef)
     return "hnsw" if few and good and cheap else "exact"
+
+
+def numbers_of(corpus: Corpus) -> int:
+    """M x D, the numbers of one passage's memory."""
+    identity = corpus.manifest.identity
+    return identity.memory_tokens * identity.hidden
 
 
 def explain(engine: str, pair: Pair, found: float | None, k: int, passages: int) -> str:

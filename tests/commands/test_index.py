@@ -15,6 +15,7 @@ from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
+from clara_cli.search.choice import Key, Pair
 from clara_cli.search.exact import scan
 from clara_cli.search.hnsw import HnswIndex
 from clara_cli.search.keys import make_key
@@ -62,6 +63,24 @@ def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
     assert (result.k, result.queries) == (4, len(found))
     assert result.recall_at_k == pytest.approx(sum(found) / len(found), abs=1e-4)
     assert built.candidates_per_k == 1
+
+
+@pytest.mark.parametrize(
+    ("passages", "candidates", "found", "engine"),
+    [
+        (20_000, 20, 0.98, "hnsw"),
+        (20_000, 20, 0.9799, "exact"),  # the graph misses too many
+        (20_000, 20, None, "exact"),  # nothing was measured
+        (20_000, 1000, 0.99, "hnsw"),
+        (20_000, 1001, 0.99, "exact"),  # more than 5 %
+        (1_000, 20, 1.0, "exact"),  # scanning so few is quicker
+    ],
+)
+def test_auto_takes_the_graph_only_where_it_finds_enough_and_reads_less(
+    passages, candidates, found, engine
+):
+    pair = Pair(Key("pca", 64, {}), candidates, found or 0.0)
+    assert index.choose(pair, found, passages, 4096, 64) == engine
 
 
 def test_recall_is_measured_with_the_users_questions(works, report, corpus):
@@ -150,6 +169,17 @@ def test_check_names_a_missing_and_a_shorter_file(works, report, corpus, name):
     (corpus / name).unlink()
     with pytest.raises(ArtefactError, match=f"{name}: missing"):
         index.run(tiny.index(corpus, check=True), report)
+
+
+def test_an_index_serves_its_own_ratio_only(works, report, corpus):
+    """At a higher ratio memory is scanned, as if there were no graph, and that is said."""
+    plain = next(ask.run(tiny.ask("Who?", corpus, first_stage="latent", ratio=16), report))
+    index.run(tiny.index(corpus, engine="hnsw", candidates=1, top_k=1), report)
+    report.notes.clear()
+    asked = tiny.ask("Who?", corpus, first_stage="latent", ratio=16)
+    graph = next(ask.run(asked, report))
+    assert [hit.row for hit in graph.sources] == [hit.row for hit in plain.sources]
+    assert [note for note in report.notes if "memory is scanned" in note]
 
 
 def test_an_index_of_another_corpus_is_refused_and_can_be_repaired(works, report, tmp_path, corpus):
