@@ -10,6 +10,7 @@ Tasks of a step, all about the same passages:
   repeat    the passage itself, or the one that tells nearly the same, from memory tokens
   search    a question of each passage against all passages of the batch
   slots     words each memory should hold, those of answers first
+  read      language modelling on the passages while they are compressed
   stream    Wikipedia in a row, language modelling
 """
 
@@ -38,6 +39,7 @@ class Mixture:
     cluster: int = 4  # passages of one pool in a row
     turns: int = 4  # questions about one passage
     longest: int = 24  # tokens of an answer that is asked for
+    asked: float = 0.2  # weight of a question's tokens beside the answer's
     closed: float = 0.02  # share of prompts with nothing to read
     text: float = 0.25  # share of the clusters whose first passage is also read as text
     stream: int = 0  # rows of language modelling
@@ -49,11 +51,12 @@ class Mixture:
 @dataclass
 class Rows:
     """Rows of one task: ids (B, T) padded, the flat positions that predict, what they predict,
-    and which passages' memories stand in them, in reading order."""
+    how much each counts, and which passages' memories stand in them, in reading order."""
 
     ids: np.ndarray
     where: np.ndarray
     targets: np.ndarray
+    weights: np.ndarray
     memories: np.ndarray
 
 
@@ -69,6 +72,8 @@ class Batch:
     owners: np.ndarray
     word_rows: np.ndarray
     words: np.ndarray
+    read_where: np.ndarray  # flat positions inside the compressed texts that predict a token
+    read: np.ndarray
     tasks: dict[str, Rows]
     tokens: int = 0
 
@@ -174,35 +179,38 @@ class Builder:
             return must + rest
         return [int(j) for j in rng.permutation(must + rest)]
 
-    def conversation(self, opening: list[int], turns: list) -> tuple[list[int], list[int]]:
-        """(ids, labels): questions and answers in turn after an opening."""
-        pieces = self.pieces
-        ids, target = list(opening), [-1] * len(opening)
+    def conversation(
+        self, opening: list[int], turns: list
+    ) -> tuple[list[int], list[int], list[float]]:
+        """(ids, labels, weights): questions and answers in turn after an opening."""
+        pieces, light = self.pieces, self.mixture.asked
+        ids, target, weights = list(opening), [-1] * len(opening), [0.0] * len(opening)
         for number, (asked, said, _) in enumerate(turns):
             closed = number == 0 and opening == self.opening([])
-            prompt = [*asked[len(pieces["joint"]) if closed else 0 :], *pieces["assistant"]]
+            asked = list(asked[len(pieces["joint"]) if closed else 0 :])
             answer = [*said, *pieces["eos"]]
-            ids += prompt + answer
-            target += [-1] * len(prompt) + answer
-        return ids, target
+            ids += [*asked, *pieces["assistant"], *answer]
+            target += [*asked, -1, *answer] if light else [-1] * (len(asked) + 1) + answer
+            weights += [light] * len(asked) + [0.0] + [1.0] * len(answer)
+        return ids, target, weights
 
     def opening(self, blocks: list[list[int]]) -> list[int]:
         """A prompt up to where the question begins; no blocks: closed book."""
         start = [*self.pieces["bos"], *self.pieces["user"]]
         return start + (self.pieces["opening"] + sum(blocks, []) if blocks else [])
 
-    def rows(self, pairs: list[tuple[list[int], list[int]]], memories: list[int]) -> Rows:
-        """Pad rows and find the positions that predict a label."""
-        if not pairs:
-            return Rows(*(np.zeros(0, np.int64) for _ in range(4)))
-        ids = self.padded([ids for ids, _ in pairs])
-        labels = np.full(ids.shape, -1)
-        for i, (_, target) in enumerate(pairs):
-            labels[i, : len(target)] = target
-        shifted = np.full(ids.shape, -1)
-        shifted[:, :-1] = labels[:, 1:]
-        where = np.flatnonzero(shifted.ravel() >= 0)
-        return Rows(ids, where, shifted.ravel()[where], np.array(memories, np.int64))
+    def rows(self, made: list[tuple[list, list, list]], memories: list[int]) -> Rows:
+        """Pad rows of (ids, labels, weights) and find the positions that predict a label."""
+        if not made:
+            return Rows(*(np.zeros(0, np.int64) for _ in range(5)))
+        ids = self.padded([ids for ids, _, _ in made])
+        labels, weights = np.full(ids.shape, -1), np.zeros(ids.shape, np.float32)
+        for i, (_, target, weight) in enumerate(made):
+            labels[i, : len(target) - 1] = target[1:]
+            weights[i, : len(target) - 1] = weight[1:]
+        where = np.flatnonzero(labels.ravel() >= 0)
+        found = labels.ravel()[where], weights.ravel()[where]
+        return Rows(ids, where, *found, np.array(memories, np.int64))
 
     def padded(self, rows: list) -> np.ndarray:
         width = max(len(row) for row in rows)
@@ -242,13 +250,27 @@ class Builder:
         prefix = len(self.pieces["question"])
         asked = [np.asarray(turns[i][0][0][prefix:]) for i in owners]
         queries, query_lengths = self.to_compress(asked, slots)
-        word_rows, words = self.wanted(texts, turns, slots)
         result = Batch(
-            slots, ids, lengths, queries, query_lengths, np.array(owners), word_rows, words, made
+            slots,
+            ids,
+            lengths,
+            queries,
+            query_lengths,
+            np.array(owners),
+            *self.wanted(texts, turns, slots),
+            *self.reading_on(ids, lengths),
+            made,
         )
         result.tokens = ids.size + sum(rows.ids.size for rows in made.values())
         result.tokens += queries.size if "search" in tasks else 0
         return result
+
+    def reading_on(self, ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the texts to compress that have a next token, BOS to the last but one."""
+        places = np.arange(ids.shape[1])
+        inside = (places >= 1) & (places < lengths[:, None] - 1)
+        where = np.flatnonzero(inside.ravel())
+        return where, ids.ravel()[where + 1]
 
     def reading(
         self, clusters: list, passages: list[int], turns: list, slots: int, rng: Any
@@ -298,7 +320,9 @@ class Builder:
             head = 0 if twin is None else self.arrays["passage_head"][twin]
             target = [*said[head : head + REPEATED], *self.pieces["eos"]]
             opening = self.opening([block]) + self.pieces["repeat"] + self.pieces["assistant"]
-            pairs.append((opening + target, [-1] * len(opening) + target))
+            ids = opening + target
+            weights = [0.0] * len(opening) + [1.0] * len(target)
+            pairs.append((ids, [-1] * len(opening) + target, weights))
             memories.append(i)
         return self.rows(pairs, memories)
 
@@ -306,8 +330,8 @@ class Builder:
         """Windows of the packed passages in their order: Wikipedia's articles as they run."""
         tokens, window = self.passage.tokens, self.mixture.window
         start = rng.integers(0, len(tokens) - window, size=self.mixture.stream)
-        pairs = [(tokens[s : s + window].tolist(),) * 2 for s in start]
-        return self.rows(pairs, [])
+        found = [tokens[s : s + window].tolist() for s in start]
+        return self.rows([(ids, ids, [1.0] * window) for ids in found], [])
 
     def wanted(self, texts: list, turns: list, slots: int) -> tuple[np.ndarray, np.ndarray]:
         """(row, word) of what memories should hold: every answer's words, and as many others of

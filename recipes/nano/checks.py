@@ -63,7 +63,7 @@ class Examiner:
         ids, lengths = self.builder.to_compress(texts, slots)
         where = network.device
         rows, sizes = torch.from_numpy(ids).to(where), torch.from_numpy(lengths).to(where)
-        return network.compress(rows, sizes, slots)
+        return network.compress(rows, sizes, slots)[0]
 
     def answers(self, network: Network, cases: list, slots: int) -> list[list[int]]:
         """Greedy answers; slots 0: from text, -1: from nothing."""
@@ -74,7 +74,7 @@ class Examiner:
         for row, asked, _ in cases:
             block = [MEMORY] * slots + [SEPARATOR] if slots > 0 else [*self.builder.passage[row]]
             opening = self.builder.opening([] if slots < 0 else [block])
-            ids, _ = self.builder.conversation(opening, [(asked, [], [])])
+            ids, _, _ = self.builder.conversation(opening, [(asked, [], [])])
             rows.append(ids[:-1])
         lengths = torch.tensor([len(row) for row in rows], device=network.device)
         ids_BT = torch.from_numpy(self.builder.padded([r + [0] * LONGEST for r in rows]))

@@ -96,23 +96,25 @@ class Network(nn.Module):
         """Hidden states after the final norm (B, T, D)."""
         return self.inner(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
 
-    def compress(self, ids_BL: Tensor, lengths_B: Tensor, slots: int) -> Tensor:
-        """memory (B, M, D): hidden states at `slots` positions right after each row's text.
+    def compress(self, ids_BL: Tensor, lengths_B: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """memory (B, M, D), the hidden states at `slots` positions right after each row's text, and
+        all hidden states (B, L, D).
         `ids_BL` leaves room for them: it is padded to the longest row plus `slots`, and holds
         MEMORY at those positions."""
         rows_ND = self.memory.slots_MD[:slots].repeat(len(ids_BL), 1)
         hidden_BTD = self.hidden(self.embed(ids_BL, rows_ND))
         index_BM = lengths_B[:, None] + torch.arange(slots, device=ids_BL.device)
-        return hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+        memory_BMD = hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
+        return memory_BMD, hidden_BTD
 
     def nll(
-        self, ids_BT: Tensor, where_N: Tensor, targets_N: Tensor, memory_ND: Tensor | None = None
+        self, hidden_BTD: Tensor, where_N: Tensor, targets_N: Tensor, weights_N: Tensor | None
     ) -> Tensor:
-        """Mean negative log-likelihood of targets; `where_N` are the flat positions that predict
-        them, so logits are computed nowhere else."""
-        hidden_BTD = self.hidden(self.embed(ids_BT, memory_ND))
+        """Weighted mean negative log-likelihood of targets; `where_N` are the flat positions that
+        predict them, so logits are computed nowhere else."""
         logits_NV = self.model.lm_head(hidden_BTD.flatten(0, 1)[where_N])
-        return F.cross_entropy(logits_NV.float(), targets_N)
+        nll_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        return nll_N.mean() if weights_N is None else (nll_N * weights_N).sum() / weights_N.sum()
 
     def slot_loss(self, memory_BMD: Tensor, rows_W: Tensor, words_W: Tensor) -> Tensor:
         """-log of the mean over slots of a word's probability, mean over words; word w belongs to

@@ -34,7 +34,15 @@ from network import SLOTS, Memory, Network, build_model
 from schedule import Clock, rate
 from torch import Tensor
 
-WEIGHTS = {"memory": 1.0, "text": 0.5, "repeat": 0.3, "stream": 0.5, "slots": 0.5, "search": 0.2}
+WEIGHTS = {
+    "memory": 1.0,
+    "text": 0.5,
+    "read": 0.3,
+    "repeat": 0.3,
+    "stream": 0.5,
+    "slots": 0.5,
+    "search": 0.2,
+}
 TEXT_FIRST = 0.12  # share of the budget in which only text is read and slots filled
 SLOTS_UNTIL = 0.5  # share of the budget with the slots loss
 SEARCH_FROM = 0.25  # share of the budget from which questions look for passages
@@ -43,7 +51,7 @@ READ_AHEAD = 4  # batches made before they are needed
 
 def tasks_at(share: float, text_first: float) -> frozenset[str]:
     """The tasks of a step when `share` of the budget is used."""
-    tasks = {"text", "stream"}
+    tasks = {"text", "stream", "read"}
     tasks |= {"slots"} if share < SLOTS_UNTIL else set()
     tasks |= {"memory", "repeat"} if share >= text_first else set()
     tasks |= {"search"} if share >= text_first * SEARCH_FROM / TEXT_FIRST else set()
@@ -98,23 +106,27 @@ class Trainer:
         memory_ND = None
         if memory_BMD is not None and len(rows.memories):
             memory_ND = memory_BMD[self.tensor(rows.memories)].flatten(0, 1)
-        where, targets = self.tensor(rows.where), self.tensor(rows.targets)
-        return self.network.nll(self.tensor(rows.ids), where, targets, memory_ND)
+        hidden_BTD = self.network.hidden(self.network.embed(self.tensor(rows.ids), memory_ND))
+        found = (self.tensor(part) for part in (rows.where, rows.targets, rows.weights))
+        return self.network.nll(hidden_BTD, *found)
 
     def losses(self, batch: Batch, tasks: frozenset[str]) -> dict[str, Tensor]:
         """The losses of one batch, by task."""
         network, found = self.network, {}
         ids, lengths = self.tensor(batch.passages), self.tensor(batch.lengths)
-        memory_BMD = network.compress(ids, lengths, batch.slots)
+        memory_BMD, hidden_BLD = network.compress(ids, lengths, batch.slots)
         for name, rows in batch.tasks.items():
             from_memory = name in ("memory", "repeat")
             found[name] = self.read(rows, memory_BMD if from_memory else None)
+        if "read" in tasks:
+            where, targets = self.tensor(batch.read_where), self.tensor(batch.read)
+            found["read"] = network.nll(hidden_BLD, where, targets, None)
         if "slots" in tasks:
             rows_W, words_W = self.tensor(batch.word_rows), self.tensor(batch.words)
             found["slots"] = network.slot_loss(memory_BMD, rows_W, words_W)
         if "search" in tasks:
             queries, lengths = self.tensor(batch.queries), self.tensor(batch.query_lengths)
-            query_BMD = network.compress(queries, lengths, batch.slots)
+            query_BMD, _ = network.compress(queries, lengths, batch.slots)
             owners = self.tensor(batch.owners)
             found["search"] = network.search_loss(query_BMD, memory_BMD, owners)
         return found

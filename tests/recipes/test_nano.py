@@ -35,7 +35,7 @@ world, data, sources, packed = map(module, ("world", "data", "sources", "packed"
 pack, batches, network = map(module, ("pack", "batches", "network"))
 schedule, weights, train = map(module, ("schedule", "weights", "train"))
 PACKING = ("--tokenizer", str(BUNDLED / "backbone"), "--world", "80", "--mib", "1")
-TASKS = frozenset({"memory", "text", "repeat", "stream", "search", "slots"})
+TASKS = frozenset({"memory", "text", "repeat", "stream", "search", "slots", "read"})
 
 
 @given(st.integers(0, 10**9), st.booleans())
@@ -222,7 +222,8 @@ def test_rows_hold_the_memories_they_name_and_predict_answers_only(arrays, piece
         assert rows.memories.max() < len(batch.passages)
     rows = batch.tasks["memory"]
     assert (rows.ids.ravel()[rows.where + 1] == rows.targets).all()
-    ends = (rows.targets == pieces["eos"][0]).sum()
+    assert set(np.unique(rows.weights)) == {np.float32(0.2), np.float32(1)}
+    ends = (rows.targets[rows.weights == 1] == pieces["eos"][0]).sum()
     asked = (rows.ids == pieces["assistant"][0]).sum()
     assert ends == asked
     assert batch.lengths.max() + batch.slots <= batch.passages.shape[1]
@@ -334,7 +335,7 @@ def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pie
     made = builder({**packed.read(packed_folder)[0]}, pieces)
     rows, lengths = made.to_compress([np.array(ids), np.array(ids[:5])], 16)
     with torch.no_grad():
-        expected = net.compress(torch.from_numpy(rows), torch.from_numpy(lengths), 16)[0]
+        expected = net.compress(torch.from_numpy(rows), torch.from_numpy(lengths), 16)[0][0]
         found = loaded.model.encode([loaded.model.prompter.passage(text)], "compressor", 16)
     assert (found.memory_BMD[0] - expected).abs().max() < 1e-4
     prompter = loaded.model.prompter
