@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clara_cli.core import int8
 from clara_cli.errors import ArtefactError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,9 +67,12 @@ def load_backbone(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, use_safetensors=True
-        )
+        if local and (Path(name) / int8.FILE).exists():
+            model: Any = int8.load_backbone(Path(name), dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, dtype=dtype, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtefactError(

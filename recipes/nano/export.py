@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clara_cli.core.backbone import load_backbone, weights_digest
 from clara_cli.core.checkpoint import CheckpointInfo, save
+from clara_cli.core.int8 import save_backbone
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Prompter
 
@@ -44,14 +45,17 @@ def described(run: Path, data: Path) -> dict:
 
 
 def export(run: Path, data: Path, out: Path, dtype: torch.dtype) -> CheckpointInfo:
-    """Write `out/checkpoint` from a run's weights; the backbone is stored in `dtype`."""
+    """Write `out/checkpoint` from a run's weights; the backbone is stored in `dtype`, int8 too."""
     shape, state = weights.read(run)
     tok = PreTrainedTokenizerFast.from_pretrained(data)
     trained = nano.Network(nano.build_model(**shape), nano.Memory(nano.SLOTS, shape["hidden"]))
     trained.load_state_dict(state)
     work = out / "backbone"
     shutil.rmtree(out, ignore_errors=True)
-    trained.model.to(dtype).save_pretrained(work)
+    if dtype == torch.int8:
+        save_backbone(trained.model, work)
+    else:
+        trained.model.to(dtype).save_pretrained(work)
     tok.save_pretrained(work)
     base = load_backbone(str(work), torch.device("cpu"), torch.float32)
     separator, encode = trained.memory.markers_2D.detach()
@@ -87,12 +91,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="weights/ of a run")
     parser.add_argument("data", type=Path, help="the packed folder it was trained on")
     parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--float32", action="store_true", help="keep full precision (default bfloat16)"
-    )
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "int8"))
     args = parser.parse_args()
-    dtype = torch.float32 if args.float32 else torch.bfloat16
-    info = export(args.run, args.data, args.out, dtype)
+    info = export(args.run, args.data, args.out, getattr(torch, args.dtype))
     print(f"{args.out / 'checkpoint'}: {info.fingerprint}")
 
 

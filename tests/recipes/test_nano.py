@@ -322,6 +322,16 @@ def test_a_run_can_begin_where_the_bundled_model_ended():
     assert torch.equal(net.memory.slots_MD.data, loaded.model.memory_MD.data)
 
 
+def test_an_export_in_eight_bits_is_a_checkpoint_too(run, packed_folder, tmp_path):
+    info = module("export").export(run / "weights", packed_folder, tmp_path, torch.int8)
+    loaded = load(str(tmp_path), device="cpu", dtype="float32")
+    assert loaded.info.fingerprint == info.fingerprint
+    _, state = weights.read(run / "weights")
+    table = loaded.model.causal_lm.get_input_embeddings().weight
+    expected = state["model.model.embed_tokens.weight"]
+    assert 0 < (table - expected).abs().max() <= expected.abs().max() / 127
+
+
 def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pieces, tok, tmp_path):
     """Same memory and the same prompt from the training script and from the product."""
     module("export").export(run / "weights", packed_folder, tmp_path / "out", torch.float32)

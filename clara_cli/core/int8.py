@@ -1,0 +1,82 @@
+"""A backbone's weights in eight bits a number, expanded when they are loaded.
+
+Every matrix is kept as int8 rows with one float16 scale a row (largest absolute value / 127), which
+halves a bfloat16 file; vectors stay as they are. Storage only: what computes is the expanded
+weights, in the dtype asked for. Knows nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FILE = "model.int8.safetensors"  # instead of model.safetensors, beside config.json
+SCALE = ".int8_scale"
+
+
+def shrink(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """int8 rows and their scales for every matrix; other tensors as they are."""
+    made = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2:
+            made[name] = tensor.contiguous()
+            continue
+        peak = tensor.float().abs().amax(dim=1, keepdim=True)
+        scale = (peak / 127).clamp(min=1e-7).half()
+        made[name] = (tensor.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        made[name + SCALE] = scale
+    return made
+
+
+def expand(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `shrink` was given, up to half a step of each row's scale."""
+    made = {}
+    for name, tensor in tensors.items():
+        if name.endswith(SCALE):
+            continue
+        scale = tensors.get(name + SCALE)
+        made[name] = tensor.to(dtype) if scale is None else (tensor * scale.float()).to(dtype)
+    return made
+
+
+def save_backbone(model: Any, folder: Path) -> None:
+    """Write a model's config and its weights in eight bits. The model's own weights become what a
+    reader of the folder will see."""
+    from safetensors.torch import save_file
+
+    kept = {name: p.detach().to("cpu") for name, p in model.named_parameters()}
+    made = shrink(kept)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(made, folder / FILE)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    expanded = expand(made, torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(expanded[name])
+
+
+def load_backbone(folder: Path, dtype: torch.dtype) -> Any:
+    """The model of such a folder. Raises OSError, ValueError or KeyError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    try:
+        tensors = expand(load_file(folder / FILE), dtype)
+    except SafetensorError as error:
+        raise ValueError(f"{FILE}: {error}") from error
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        odd = sorted(wanted.items() ^ found.items())[0]
+        raise ValueError(f"{FILE}: {odd[0]} {odd[1]} does not belong to {folder / 'config.json'}")
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
