@@ -32,9 +32,9 @@ class Clock:
     def budget(self) -> float:
         return self.minutes * 60 * (1 - RESERVED)
 
-    def start(self) -> None:
-        """Go on counting, from now."""
-        self.since = time.monotonic() - self.seconds
+    def start(self, entered: float) -> None:
+        """Go on counting from `entered` (by time.monotonic), when this call began to prepare."""
+        self.since = entered - self.seconds
         self.begun = None
 
     def tick(self, tokens: int) -> None:

@@ -203,15 +203,14 @@ def prepare(args: argparse.Namespace, vocabulary: int, device: torch.device) -> 
 
 
 def steps(
-    args: argparse.Namespace, trainer: Trainer, clock: Clock, builder: Builder
+    args: argparse.Namespace, trainer: Trainer, clock: Clock, builder: Builder, entered: float
 ) -> Iterator[dict[str, Tensor]]:
     """Train until the budget is used, `--steps` are done, `--stop-after` is over or a signal asks
     to stop; yields each step's losses."""
     stopped: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, frame: stopped.append(number))
-    clock.start()
-    entered = time.monotonic()
+    clock.start(entered)
     reader = Reader(builder, clock.steps, tasks_at(clock.share, args.text_first))
     while clock.share < 1 and clock.steps != args.steps and not stopped:
         if args.stop_after and time.monotonic() - entered > args.stop_after * 60:
@@ -227,6 +226,7 @@ def steps(
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, check and save; returns the last log entry."""
+    entered = time.monotonic()
     cuda = torch.cuda.is_available() and not args.cpu
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_float32_matmul_precision("high")
@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     means: dict[str, Tensor] = {}
     saved = checked = time.monotonic()
     known = bool(clock.horizon)
-    for losses in steps(args, trainer, clock, builder):
+    for losses in steps(args, trainer, clock, builder, entered):
         for name, value in losses.items():
             means[name] = torch.lerp(means.get(name, value), value, 0.05)
         if clock.horizon and not known:

@@ -243,7 +243,7 @@ def test_a_run_ends_inside_its_minutes_whatever_its_pace(monkeypatch):
     monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
     for pace, later in ((0.5, 0.5), (0.5, 2.0), (0.5, 0.1)):
         now[0], clock = 100.0, schedule.Clock(10)
-        clock.start()
+        clock.start(now[0])
         rates = []
         while clock.share < 1:
             now[0] += pace if not clock.horizon else later
