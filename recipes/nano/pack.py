@@ -16,7 +16,7 @@ import itertools
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,13 @@ class Encoder:
 
     def __call__(self, text: str) -> list[int]:
         return self.tok(text, add_special_tokens=False)["input_ids"]
+
+    def many(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Token ids of texts, a thousand at a time, as small arrays."""
+        texts = iter(texts)
+        while part := list(itertools.islice(texts, 1000)):
+            encoded = self.tok(part, add_special_tokens=False, return_attention_mask=False)
+            yield from (np.array(ids, np.uint16) for ids in encoded["input_ids"])
 
     def pieces(self) -> dict[str, list[int]]:
         """Token ids of what stands around passages, questions and answers, for the manifest."""
@@ -92,12 +99,11 @@ def gather(args: argparse.Namespace) -> tuple[list[Source], list[list[int]]]:
 
 def encode_passages(records: Sequence[Source], encode: Encoder) -> dict[str, np.ndarray]:
     """Tokens of title and text; `passage_head` is how many of them the title takes."""
-    whole = encode.tok([f"{r.title}\n{r.text}" for r in records], add_special_tokens=False)
-    heads = encode.tok([f"{r.title}\n" for r in records], add_special_tokens=False)
-    rows = [ids[:MAX_PASSAGE] for ids in whole["input_ids"]]
+    whole = encode.many(f"{r.title}\n{r.text}" for r in records)
+    heads = encode.many(f"{r.title}\n" for r in records)
     return {
-        **packed.ragged("passage", rows),
-        "passage_head": np.array([min(len(h), 60) for h in heads["input_ids"]], np.uint8),
+        **packed.ragged("passage", (ids[:MAX_PASSAGE] for ids in whole)),
+        "passage_head": np.array([min(len(head), 60) for head in heads], np.uint8),
         "passage_source": np.array([packed.SOURCES.index(r.source) for r in records], np.uint8),
         "passage_held": np.array([r.held for r in records], np.uint8),
     }
