@@ -31,7 +31,7 @@ from clara_cli.search.bm25 import BM25
 MAX_PASSAGE = 254  # with BOS and EOS a passage is at most 256 tokens
 NEAR = 7  # other passages listed with each one that has questions
 MAX_QUESTION, MAX_ANSWER = 60, 24  # tokens; longer ones are left out
-BYTES_PER_CHARACTER = 0.29  # packed size of Wikipedia text, measured on these snapshots
+BYTES_PER_CHARACTER = 0.29  # packed size of text, estimated high; the folder's size is checked
 SAME = (0.4, 0.95)  # overlap of two passages that tell nearly the same
 
 
