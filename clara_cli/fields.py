@@ -126,6 +126,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None or value == "none":
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} is {value!r}", "expected a table: {name = value}")
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_convert(args[0], item, where) for item in items)

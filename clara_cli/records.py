@@ -41,7 +41,7 @@ class Passage:
 class Pair:
     """One record of SCP pretraining: passages with question-answer pairs or a paraphrase."""
 
-    kind: str  # "qa" or "paraphrase"
+    kind: str  # "paraphrase", or of questions "simple", "complex", "qa" (not told apart)
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     texts: tuple[str, ...]

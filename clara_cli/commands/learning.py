@@ -80,6 +80,24 @@ def micro(config: LearnConfig, ranks: Ranks, records: Sequence[Record]) -> list[
     return [own[i : i + size] for i in range(0, len(own), size)]
 
 
+def trained_roles(config: LearnConfig, stage: str) -> tuple[str, ...]:
+    """The roles a run trains.
+
+    Raises:
+        UsageError: for roles the stage does not train, and memory tokens that nobody reads.
+    """
+    known = TRAINED[stage]
+    roles = config.train_roles or known
+    for role in roles:
+        if role not in known:
+            message = f"train_roles: {stage} does not train {role!r}"
+            raise UsageError(message, f"it trains {' and '.join(known)}")
+    if config.train_memory and set(roles) == {"generator"}:
+        message = "train_roles is the generator alone, but train_memory is true"
+        raise UsageError(message, "add --set train_memory=false: it reads memory, it makes none")
+    return tuple(role for role in known if role in roles)
+
+
 def check_settings(config: LearnConfig) -> None:
     """Settings whose values are words."""
     if config.schedule not in ("cosine", "constant"):
@@ -141,7 +159,9 @@ def train_model(
     model = task.loaded.model
     if config.fsdp:
         shard(model, run.ranks)
-    model.train_only(TRAINED[task.stage], config.train_memory)
+    model.train_only(trained_roles(config, task.stage), config.train_memory)
+    if config.checkpointing:
+        model.checkpoint_layers()
     model.train()
     settings = FitSettings(
         Schedule(config.learning_rate, steps, config.warmup, config.schedule),

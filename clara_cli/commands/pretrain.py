@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,46 +17,95 @@ from clara_cli.commands.learning import (
     place,
     ratio_slots,
     train_stage,
+    trained_roles,
 )
 from clara_cli.config import PretrainConfig
-from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
-from clara_cli.core.batch import Batch, scp_batch
+from clara_cli.core.backbone import (
+    check_head,
+    load_backbone,
+    pick_device,
+    pick_dtype,
+    weights_digest,
+)
+from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, load
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
 from clara_cli.core.ranks import join
 from clara_cli.core.stages import Losses, read_memory_loss
-from clara_cli.corpus.examples import read_pairs
-from clara_cli.errors import UsageError
-from clara_cli.records import Report, TrainResult
+from clara_cli.corpus.examples import PAIR_KINDS, read_pairs
+from clara_cli.errors import UsageError, nearest
+from clara_cli.records import Pair, Report, TrainResult
 
 DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
+MIXED = tuple(kind for kinds in PAIR_KINDS.values() for kind in kinds)
 
 
 def run(config: PretrainConfig, report: Report) -> TrainResult:
     """Pretrain until the steps are done; resumes an unfinished `out`."""
     check_settings(config)
+    facts = {"roles": list(trained_roles(config, "scp"))}
     ranks = join(config.device)
-    pairs = read_pairs(config.pairs)
+    pairs = mix(read_pairs(config.pairs), config)
     torch.manual_seed(config.seed)
     loaded = start(config, *place(config, ranks))
+    check_head(loaded.model.causal_lm)
     slots = ratio_slots(loaded.info, config.ratios)
     prompter = loaded.model.prompter
 
     def batches(step: int) -> list[Batch]:
         picked, rng = draw(config, step, pairs)
         m = rng.choice(slots)
-        kinds = len(PARAPHRASE_INSTRUCTIONS)
-        drawn = [(pair, rng.randrange(kinds)) for pair in picked]
+        asked = [(pair, rng.randrange(len(PARAPHRASE_INSTRUCTIONS))) for pair in picked]
+        asked.sort(key=lambda one: pair_length(one[0]))
         return [
             scp_batch(prompter, [p for p, _ in part], [i for _, i in part], m, config.max_length)
-            for part in micro(config, ranks, drawn)
+            for part in micro(config, ranks, asked)
         ]
 
     def losses(batch: Batch, aligned: float) -> Losses:
         return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
-    return train_stage(config, Task("scp", loaded, pairs, batches, losses), ranks, report)
+    task = Task("scp", loaded, pairs, batches, losses, facts)
+    return train_stage(config, task, ranks, report)
+
+
+def mix(pairs: Sequence[Pair], config: PretrainConfig) -> list[Pair]:
+    """The pairs of one pass by `config.mix`: a kind of weight 2 comes twice, of weight 0.5 half of
+    it comes, the same half in every pass, drawn by the seed.
+
+    Raises:
+        UsageError: for a kind that is unknown, in the data but not in the mix, or the other way.
+    """
+    if config.mix is None:
+        return list(pairs)
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.kind, []).append(pair)
+    check_mix(config.mix, groups)
+    mixed = []
+    for kind, group in groups.items():
+        whole, part = divmod(config.mix[kind], 1)
+        picked = random.Random(f"{config.seed} mix {kind}").sample(group, round(part * len(group)))
+        mixed += group * int(whole) + picked
+    return mixed
+
+
+def check_mix(weights: dict[str, float], groups: Mapping[str, Sequence[Pair]]) -> None:
+    """Weights that cannot be meant."""
+    for kind, weight in weights.items():
+        if kind not in MIXED:
+            raise UsageError(f"mix: no kind {kind!r}", nearest(kind, MIXED))
+        if not 0 <= weight < math.inf:
+            raise UsageError(f"mix.{kind} is {weight}", "a weight is 0 or more")
+        if weight and kind not in groups:
+            raise UsageError(f"mix.{kind} is {weight:g}, but no pair is {kind}", "leave it away")
+    for kind, group in groups.items():
+        if kind not in weights:
+            message = f"mix says nothing of the {len(group)} {kind} pairs"
+            raise UsageError(message, f"add {kind} = 1, or {kind} = 0 to leave them out")
+    if not any(weights.values()):
+        raise UsageError("mix leaves out every pair", "give one kind a weight above 0")
 
 
 def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:

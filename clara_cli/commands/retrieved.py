@@ -185,7 +185,9 @@ class RetrievedPools:
         prompter = self.model.prompter
         rows = [prompter.query(self.questions[number].question) for number in numbers]
         parts = [
-            self.model.encode_frozen(rows[i : i + together], "query_reasoner", self.slots)
+            self.model.encode_frozen(
+                rows[i : i + together], "query_reasoner", self.slots
+            ).memory_BMD
             for i in range(0, len(rows), together)
         ]
         return torch.cat(parts)

@@ -22,10 +22,18 @@ from clara_cli.commands.learning import (
     result,
     run_settings,
     train_stage,
+    trained_roles,
 )
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
 from clara_cli.config import TrainConfig
-from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch
+from clara_cli.core.backbone import check_head
+from clara_cli.core.batch import (
+    AnswerExample,
+    Batch,
+    answer_batch,
+    example_length,
+    retrieval_batch,
+)
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.loop import FitSummary
 from clara_cli.core.ranks import Ranks, join
@@ -56,6 +64,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
             "training needs QUESTIONS and --stage", "add --stage instruct, retrieval or e2e"
         )
     check_pool_settings(config)
+    roles = trained_roles(config, config.stage)
     questions = list(read_questions(config.questions, need_answers=config.stage != "retrieval"))
     if config.pool == "retrieved":
         questions = [replace(question, pool=()) for question in questions]
@@ -63,7 +72,8 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
     loaded = load(config.init, config.backbone, *place(config, ranks), config.dropout)
-    facts = {"init_stage": loaded.info.stage}
+    check_head(loaded.model.causal_lm)
+    facts: dict[str, Any] = {"init_stage": loaded.info.stage, "roles": list(roles)}
     prepare_roles(loaded, config.stage)
     stage = Stage(config, loaded, questions, ranks, report)
     if config.stage == "e2e":
@@ -112,6 +122,7 @@ class Stage:
         picked, rng = draw(self.config, step, range(len(self.questions)))
         m = rng.choice(self.slots)
         examples = [self.example(step, number, rng) for number in picked]
+        examples.sort(key=example_length)
         return [self.build(part, m) for part in micro(self.config, self.ranks, examples)]
 
     def example(self, step: int, number: int, rng: random.Random) -> AnswerExample:

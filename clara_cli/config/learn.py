@@ -49,6 +49,12 @@ class LearnConfig(Common):
         "Cut the backbone's layers up among the processes (FSDP2), for GPUs too small for it.",
         False,
     )
+    train_roles: tuple[str, ...] = setting(
+        "Roles trained, of those the stage trains; default: all of them.", ()
+    )
+    checkpointing: bool = setting(
+        "Keep no activations inside layers: far less memory, about a third more time.", False
+    )
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
 
 
@@ -66,6 +72,11 @@ class PretrainConfig(LearnConfig):
         "Checkpoint to start from; default: fresh roles on --backbone.", None, MODEL
     )
     mse_weight: float = setting("Weight of the alignment loss (paper Table 10: 0.1).", 0.1, low=0)
+    mix: dict[str, float] | None = setting(
+        "Visits per pass by kind of pair, {simple = 1, complex = 0.5, paraphrase = 2}; qa is a "
+        "list of questions of no kind. Default: every pair once.",
+        None,
+    )
     passage_tokens: int | None = setting("Longest passage, tokens; fresh: 256.", None, low=1)
     lora_rank: int | None = setting("LoRA rank; fresh: 16.", None, low=1)
     lora_alpha: int | None = setting("LoRA alpha; fresh: 32.", None, low=1)

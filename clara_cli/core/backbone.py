@@ -102,6 +102,35 @@ def inner_model(causal_lm: Any) -> nn.Module:
     return inner if inner is not None else causal_lm.get_decoder()
 
 
+def head_logits(causal_lm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of hidden states after the final norm, as the model's own forward makes them: the
+    head, then the scale or soft cap of the families that have one (Cohere, Granite, Gemma 2)."""
+    config = causal_lm.config.get_text_config()
+    logits = causal_lm.get_output_embeddings()(hidden)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def check_head(causal_lm: Any) -> None:
+    """Losses are computed from hidden states by `head_logits`; see that they would be right.
+
+    Raises:
+        ArtefactError: for a backbone that makes its logits in another way.
+    """
+    embeds_BTD = causal_lm.get_input_embeddings().weight[None, :2].detach()
+    with torch.no_grad():
+        own = causal_lm(inputs_embeds=embeds_BTD, use_cache=False).logits
+        hidden = inner_model(causal_lm)(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
+        found = head_logits(causal_lm, hidden)
+    if own.shape != found.shape or not torch.allclose(own, found, rtol=1e-2, atol=1e-2):
+        raise ArtefactError(
+            f"{type(causal_lm).__name__} makes its logits in a way this program does not know",
+            "train on another backbone; reading and answering work with this one",
+        )
+
+
 def weights_digest(causal_lm: Any) -> str:
     """A digest that tells backbones apart without reading all of them: names, shapes and the first
     16 values of every parameter, rounded to bfloat16 so that the load dtype does not matter."""

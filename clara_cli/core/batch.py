@@ -70,13 +70,12 @@ class Batch:
         encoded = sum(len(row) + self.slots for row in [*self.passages, *self.queries])
         return encoded + sum(map(len, self.rows))
 
-    def add_passages(self, rows: Sequence[list[int]], share: bool = False) -> None:
-        """Give the next example its pool. With `share` a passage already in the batch is not
-        encoded again; an alignment loss wants them all, each one counting as often as it comes."""
+    def add_passages(self, rows: Sequence[list[int]]) -> None:
+        """Give the next example its pool; a passage already in the batch is not encoded again."""
         pool = []
         for row in rows:
             key = tuple(row)
-            if not share or key not in self._known:
+            if key not in self._known:
                 self._known[key] = len(self.passages)
                 self.passages.append(row)
             pool.append(self._known[key])
@@ -99,6 +98,17 @@ class Batch:
         self.rows.append(ids[:limit])
         self.labels.append(labels[:limit])
         return True
+
+
+def pair_length(pair: Pair) -> int:
+    """Characters an SCP example takes, about in proportion to its tokens: sorted by it, examples
+    of like length share a forward pass."""
+    return sum(map(len, (pair.texts[0], *pair.questions, *pair.answers)))
+
+
+def example_length(example: AnswerExample) -> int:
+    """The same of a question with its passages."""
+    return sum(map(len, (example.question, example.answer, *example.texts)))
 
 
 def scp_batch(
@@ -141,7 +151,7 @@ def answer_batch(
             batch.add_stored(example.rows)
         else:
             rows = [prompter.passage(text) for text in example.texts]
-            batch.add_passages(rows, share=top_k is not None)
+            batch.add_passages(rows)
         batch.picks.append(picks)
         if top_k is not None:
             batch.queries.append(prompter.query(example.question))
@@ -153,7 +163,7 @@ def retrieval_batch(prompter: Prompter, examples: Sequence[AnswerExample], slots
     batch = Batch(slots)
     for example in examples:
         batch.sources.append(example.source)
-        batch.add_passages([prompter.passage(text) for text in example.texts], share=True)
+        batch.add_passages([prompter.passage(text) for text in example.texts])
         batch.queries.append(prompter.query(example.question))
         batch.golds.append(example.golds)
     return batch

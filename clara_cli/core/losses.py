@@ -1,9 +1,13 @@
 """The losses of the method as pure functions of tensors.
 
-B batch, N candidates, L passage tokens, M memory tokens, T decoder tokens, D hidden, V vocabulary.
+B batch, N candidates, L passage tokens, M memory tokens, T decoder tokens, P labelled positions,
+D hidden, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +15,8 @@ from torch.nn import functional as F
 
 IGNORE = -100
 """The label of a position without a target."""
+CHUNK_VALUES = 2**23
+"""Logits held at once by `hidden_nll`: 32 MiB of float32, and two tensors more of that size."""
 
 
 def alignment_mse(memory_BMD: Tensor, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -37,6 +43,52 @@ def answer_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     if not wanted_BT.any():
         raise ValueError("no labelled token in the batch")
     return F.cross_entropy(logits_BTV[:, :-1][wanted_BT].float(), targets_BT[wanted_BT])
+
+
+def hidden_nll(hidden_BTD: Tensor, labels_BT: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """`answer_nll` of `head(hidden)`, without ever holding all logits.
+
+    Logits are made at labelled positions only and a chunk of them at a time. Their gradient is
+    taken at once, in the forward pass, so that none is kept and none is made twice; the head
+    itself is frozen.
+
+    Raises:
+        ValueError: when no position is labelled.
+    """
+    targets_BT = labels_BT[:, 1:]
+    wanted_BT = targets_BT != IGNORE
+    if not wanted_BT.any():
+        raise ValueError("no labelled token in the batch")
+    total: Tensor = _ChunkedNll.apply(hidden_BTD[:, :-1][wanted_BT], targets_BT[wanted_BT], head)
+    return total / wanted_BT.sum()
+
+
+class _ChunkedNll(torch.autograd.Function):
+    """Summed cross-entropy of head(hidden_PD) against targets_P, in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        total = torch.zeros((), device=hidden_PD.device)
+        gradients = []
+        size = CHUNK_VALUES // head(hidden_PD[:1]).shape[-1] or 1
+        for part_PD, part_P in zip(hidden_PD.split(size), targets_P.split(size), strict=True):
+            with torch.set_grad_enabled(wanted):
+                leaf_PD = part_PD.detach().requires_grad_(wanted)
+                loss = F.cross_entropy(head(leaf_PD).float(), part_P, reduction="sum")
+            total += loss.detach()
+            if wanted:
+                gradients += torch.autograd.grad(loss, leaf_PD)
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_PD,) = ctx.saved_tensors
+        return gradient_PD * upstream[0].to(gradient_PD.dtype), None, None
 
 
 def infonce(scores_BN: Tensor, positives_BN: Tensor, temperature: float) -> Tensor:

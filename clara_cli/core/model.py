@@ -10,17 +10,19 @@ B batch, L passage tokens, M memory tokens, T decoder tokens, D hidden, V vocabu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from clara_cli.core.backbone import Backbone, inner_model
-from clara_cli.core.losses import IGNORE, answer_nll
+from clara_cli.core.backbone import Backbone, head_logits, inner_model
+from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
+from clara_cli.errors import UsageError
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -49,7 +51,8 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What encoding gives: memory, and the hidden states of the text before it with their mask."""
+    """What encoding gives: memory, and the hidden states of the text before it with their mask (at
+    the memory's positions too, where it is false)."""
 
     memory_BMD: Tensor
     hidden_BLD: Tensor
@@ -117,6 +120,37 @@ class ClaraModel(nn.Module):
             raise ValueError(f"roles {sorted(unknown)} are not in this model: {self.roles}")
         self._trained, self._trains_memory = frozenset(roles), memory
         self._restore_trained()
+        self.train(self.training)
+
+    def trains(self, role: str) -> bool:
+        """Whether a role's LoRA is among what trains."""
+        return role in self._trained
+
+    def train(self, mode: bool = True) -> ClaraModel:
+        """Training mode; the LoRA dropout of roles that do not train stays off."""
+        super().train(mode)
+        still = tuple(f".lora_dropout.{role}" for role in self.roles if role not in self._trained)
+        for name, module in self.named_modules():
+            if name.endswith(still):
+                module.eval()
+        return self
+
+    def checkpoint_layers(self) -> None:
+        """Keep no activations inside the backbone's layers while training: backward computes them
+        again, each layer in the role it ran in.
+
+        Raises:
+            UsageError: where the backbone cannot.
+        """
+        if not self.causal_lm.supports_gradient_checkpointing:
+            message = f"checkpointing = true, but {self.backbone_name} does not support it"
+            raise UsageError(message, "leave checkpointing away")
+
+        def pinned() -> tuple[Any, Any]:
+            return nullcontext(), self.role(self._active)
+
+        settings = {"use_reentrant": False, "context_fn": pinned}
+        self.causal_lm.gradient_checkpointing_enable(settings)
 
     def _restore_trained(self) -> None:
         self.requires_grad_(False)
@@ -172,23 +206,19 @@ class ClaraModel(nn.Module):
         self,
         role: str | None,
         embeds_BTD: Tensor,
-        logits_from: int | None = None,
+        labels_BT: Tensor | None = None,
         mask_BT: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm (B, T, D); with `logits_from`, logits (B, T', V) of
-        the positions from there on. The head is not run otherwise."""
+        """Hidden states after the final norm (B, T, D); with `labels_BT`, the mean loss per
+        labelled token, for which alone the head is run."""
         with self.role(role):
-            if logits_from is None:
-                inner = inner_model(self.causal_lm)
-                out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
+            inner = inner_model(self.causal_lm)
+            out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
+            if labels_BT is None:
                 return out.last_hidden_state
-            keep = embeds_BTD.shape[1] - logits_from
-            return self.causal_lm(
-                inputs_embeds=embeds_BTD,
-                attention_mask=mask_BT,
-                use_cache=False,
-                logits_to_keep=keep,
-            ).logits
+            return hidden_nll(
+                out.last_hidden_state, labels_BT, partial(head_logits, self.causal_lm)
+            )
 
     def embed(self, ids_BT: Tensor, memory_ND: Tensor | None) -> Tensor:
         """Input embeddings (B, T, D); memory positions take the rows of `memory_ND` in reading
@@ -223,26 +253,23 @@ class ClaraModel(nn.Module):
         mask_BT = torch.arange(hidden_BTD.shape[1], device=self.device) < starts_B[:, None]
         return Encoded(memory_BMD, hidden_BTD, mask_BT)
 
-    def encode_frozen(self, rows: Sequence[Sequence[int]], role: str, slots: int) -> Tensor:
-        """memory (B, M, D) as reading gives it: no gradient, and no dropout even while training."""
+    def encode_frozen(self, rows: Sequence[Sequence[int]], role: str, slots: int) -> Encoded:
+        """The same as reading gives it: no gradient, and no dropout even while training."""
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self.encode(rows, role, slots).memory_BMD
+                return self.encode(rows, role, slots)
         finally:
             self.train(training)
 
     def nll(
         self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor | None
     ) -> Tensor:
-        """The generator's mean loss per labelled token; logits only from the first label on."""
+        """The generator's mean loss per labelled token."""
         ids_BT = pad(rows, 0, self.device)
         labels_BT = pad(labels, IGNORE, self.device)
-        labelled = (labels_BT != IGNORE).any(dim=0).nonzero()
-        first = max(int(labelled[0]) - 1, 0) if len(labelled) else 0
-        logits = self("generator", self.embed(ids_BT, memory_ND), logits_from=first)
-        return answer_nll(logits, labels_BT[:, first:])
+        return self("generator", self.embed(ids_BT, memory_ND), labels_BT)
 
     @torch.inference_mode()
     def generate(

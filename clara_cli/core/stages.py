@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import alignment_mse, infonce
-from clara_cli.core.model import ClaraModel
+from clara_cli.core.model import ClaraModel, Encoded
 from clara_cli.core.topk import Mask, flattened_cosine, select, straight_through_topk
 
 TRAINED = {
@@ -37,12 +37,20 @@ class Losses:
 
 def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Losses:
     """SCP and instruct: compress, align, splice, answer. loss = CE + mse_weight x MSE
-    (paper eq. 5); compressor and generator both get gradient."""
-    encoded = model.encode(batch.passages, "compressor", batch.slots)
-    memory_ND = torch.cat([encoded.memory_BMD[pool].flatten(0, 1) for pool in batch.pools])
-    ce = model.nll(batch.rows, batch.labels, memory_ND)
-    mse = alignment_mse(encoded.memory_BMD, encoded.hidden_BLD, encoded.mask_BL)
+    (paper eq. 5); compressor and generator both get gradient where they train. A passage is
+    encoded once and aligned as often as it is read."""
+    encoded = encode(model, batch.passages, "compressor", batch.slots)
+    read = [passage for pool in batch.pools for passage in pool]
+    memory_BMD = encoded.memory_BMD[read]
+    ce = model.nll(batch.rows, batch.labels, memory_BMD.flatten(0, 1))
+    mse = alignment_mse(memory_BMD, encoded.hidden_BLD[read], encoded.mask_BL[read])
     return Losses(ce + mse_weight * mse, ce.item(), mse.item())
+
+
+def encode(model: ClaraModel, rows: list[list[int]], role: str, slots: int) -> Encoded:
+    """Read rows in a role, with gradient and dropout only where it trains."""
+    how = model.encode if model.trains(role) else model.encode_frozen
+    return how(rows, role, slots)
 
 
 def rank_pools(
@@ -53,8 +61,8 @@ def rank_pools(
     gradient (paper section 3.2), and a corpus's may stand in for them (`stored_BMD`)."""
     memory_BMD = stored_BMD
     if memory_BMD is None:
-        memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots)
-    query_BMD = model.encode(batch.queries, "query_reasoner", batch.slots).memory_BMD
+        memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots).memory_BMD
+    query_BMD = encode(model, batch.queries, "query_reasoner", batch.slots).memory_BMD
     scores = [
         flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]
         for b, pool in enumerate(batch.pools)

@@ -17,6 +17,7 @@ PAIR_HINT = (
     'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], '
     '"docs": ["..."]}'
 )
+PAIR_KINDS = {"qa": ("qa", "simple", "complex"), "paraphrase": ("paraphrase",)}
 QUESTION_HINT = (
     'a question looks like {"question": "...", "answers": ["..."], '
     '"paragraphs": [{"title": "...", "text": "...", "gold": true}]}'
@@ -59,13 +60,17 @@ def read_pairs(paths: Sequence[str]) -> list[Pair]:
 
 
 def _pair(where: str, record: dict[str, Any]) -> Pair:
-    kind = record.get("data_type", "qa")
-    if kind not in ("qa", "paraphrase"):
-        raise DataError(f"{where}: data_type is {kind!r}, known: qa, paraphrase", PAIR_HINT)
+    data_type = record.get("data_type", "qa")
+    if data_type not in PAIR_KINDS:
+        raise DataError(f"{where}: data_type is {data_type!r}, known: qa, paraphrase", PAIR_HINT)
+    kind = record.get("kind", data_type)
+    if kind not in PAIR_KINDS[data_type]:
+        known = ", ".join(PAIR_KINDS[data_type])
+        raise DataError(f"{where}: kind is {kind!r}, known of {data_type}: {known}", PAIR_HINT)
     texts = _strings(record, "docs", where, PAIR_HINT)
     answers = _strings(record, "answers", where, PAIR_HINT)
     questions: tuple[str, ...] = ()
-    if kind == "qa":
+    if data_type == "qa":
         questions = _strings(record, "question", where, PAIR_HINT)
         if len(questions) != len(answers):
             raise DataError(

@@ -163,9 +163,11 @@ def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_p
     stage = train.Stage(config(works, asked, tmp_path / "run"), loaded, questions, report)
     (batch,) = stage.batches(0)
     ranking = Retriever.open(works.corpus).bm25
-    for number, pool in zip(stage.visits(0), batch.pools, strict=True):
+    by_source = {question.source: question.question for question in questions}
+    assert {questions[n].source for n in stage.visits(0)} == set(batch.sources)
+    for source, pool in zip(batch.sources, batch.pools, strict=True):
         rows = [batch.stored[place] for place in pool]
-        assert rows == ranking.search(questions[number].question, 4)[1]
+        assert rows == ranking.search(by_source[source], 4)[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from clara_cli.commands import train
+from clara_cli.commands.learning import draw
 from clara_cli.core.batch import retrieval_batch
 from clara_cli.core.checkpoint import load, read_info
 from clara_cli.core.stages import rank_pools
@@ -96,3 +97,73 @@ def test_no_stage_is_a_usage_error_that_names_them(works, report, tmp_path):
     with pytest.raises(UsageError) as caught:
         train.run(config, report)
     assert all(stage in caught.value.hint for stage in ("instruct", "retrieval", "e2e"))
+
+
+# --- a part of the roles ---
+
+
+@pytest.mark.parametrize(
+    ("stage", "roles"),
+    [("instruct", "generator"), ("instruct", "compressor"), ("e2e", "generator")],
+)
+def test_a_variant_trains_its_role_alone_and_says_so(works, report, tmp_path, stage, roles):
+    init = works.scp if stage == "instruct" else works.instruct
+    config = tiny.train(works.questions, init, tmp_path / "run", stage, train_roles=(roles,))
+    train.run(config, report)
+    before, after = (tiny.tensors(path / "checkpoint") for path in (init, tmp_path / "run"))
+    moved = {key.split("/")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {roles}
+    info = read_info(tmp_path / "run" / "checkpoint")
+    assert info.provenance[-1]["roles"] == [roles]
+    same = info.fingerprint == read_info(init / "checkpoint").fingerprint
+    assert same == (roles != "compressor")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_roles": ("compressor",)}, "e2e does not train 'compressor'"),
+        ({"train_roles": ("judge",)}, "does not train 'judge'"),
+        ({"train_roles": ("generator",), "train_memory": True}, "generator alone.*train_memory"),
+    ],
+)
+def test_roles_that_cannot_be_trained_are_refused(works, report, tmp_path, changes, words):
+    config = tiny.train(works.questions, works.instruct, tmp_path / "run", "e2e", **changes)
+    with pytest.raises(UsageError, match=words):
+        train.run(config, report)
+
+
+# --- several answers ---
+
+
+def several(tmp_path: Path) -> Path:
+    return tiny.write_jsonl(
+        tmp_path / "q.jsonl", [{**r, "answers": ["Her", "Him"]} for r in tiny.questions()]
+    )
+
+
+def test_of_several_answers_each_is_learned_at_some_visit_and_the_same_again(tmp_path):
+    """A function of (seed, step): another pass may draw another."""
+    data = several(tmp_path)
+    asked = list(read_questions([str(data)]))
+
+    def drawn(**changes) -> list[str]:
+        changed = tiny.train(data, Path("init"), tmp_path / "run", "instruct", **changes)
+        visits = [draw(changed, step, asked) for step in range(60)]
+        return [train.example(q, changed, rng).answer for picked, rng in visits for q in picked]
+
+    assert drawn() == drawn() != drawn(seed=1)
+    first = asked[0].answers[0]
+    assert set(drawn()) == {"Him", "Her", *{q.answers[0] for q in asked}}
+    assert first in drawn(gold_answer="first") and "Him" not in drawn(gold_answer="first")
+
+
+def test_recomputing_layers_changes_no_run(works, report, tmp_path):
+    """Dropout included: it is drawn again as it was."""
+    for name, value in (("kept", False), ("again", True)):
+        config = tiny.train(works.questions, works.instruct, tmp_path / name, "e2e")
+        config = type(config)(**{**config.__dict__, "checkpointing": value})
+        train.run(config, report)
+    kept, again = (tiny.metrics(tmp_path / name) for name in ("kept", "again"))
+    for line, other in zip(kept, again, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)

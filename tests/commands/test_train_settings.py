@@ -14,6 +14,7 @@ from clara_cli.commands import learning, pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import read_info
+from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 from clara_cli.fields import with_recipe
 
@@ -29,12 +30,15 @@ LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_length": (250, {}),
     "ratios": ((4,), {}),
     "dropout": (0.3, {}),
+    "train_roles": (("generator",), {"train_memory": False}),
+    "checkpointing": (True, {}),
     "save_minutes": (0.0, {}),
 }
 PRETRAIN = {
     **LEARN,
     "train_memory": (False, {}),
     "mse_weight": (0.0, {}),
+    "mix": ({"qa": 1.0, "paraphrase": 0.0}, {}),
     "passage_tokens": (32, {}),
     "lora_rank": (2, {}),
     "lora_alpha": (32, {}),
@@ -70,6 +74,7 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(learning, "fit", spy_fit)
         patch.setattr(loop.RunFolder, "save", spy_save)
+        patch.setattr(ClaraModel, "checkpoint_layers", lambda _: shown.append("checkpointing"))
         if command is PretrainConfig:
             pretrain.run(tiny.scp(works.pairs, works.backbone, out, **settings), Silence())
         else:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.core.losses import IGNORE, alignment_mse, answer_nll, infonce
+from clara_cli.core import losses
+from clara_cli.core.losses import IGNORE, alignment_mse, answer_nll, hidden_nll, infonce
 
 
 def test_alignment_is_between_means_over_attended_positions():
@@ -84,3 +85,40 @@ def test_infonce_gradient_is_the_difference_of_two_softmaxes(seed, count, temper
         share = weights / weights.sum() - among / among.sum()
         expected[row] = share / temperature / len(rows)
     assert (leaf.grad - expected).norm() <= 1e-3 * expected.norm() + 1e-4
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 10_000])
+def test_the_chunked_loss_and_its_gradient_are_those_of_all_logits(monkeypatch, chunk):
+    """Chunks of one position, of three with a rest, and of all; a head that is not linear."""
+    monkeypatch.setattr(losses, "CHUNK_VALUES", chunk)
+    seeded = torch.Generator().manual_seed(0)
+    weight = torch.randn(10, 6, generator=seeded)
+    labels = torch.randint(0, 10, (3, 5), generator=seeded)
+    labels[0], labels[1, :3] = IGNORE, IGNORE
+
+    def head(hidden):
+        return 3 * torch.tanh(hidden @ weight.T / 3)
+
+    found, expected = (torch.randn(3, 5, 6, generator=seeded.manual_seed(1)) for _ in range(2))
+    made = hidden_nll(found.requires_grad_(), labels, head)
+    plain = answer_nll(head(expected.requires_grad_()), labels)
+    assert made.item() == pytest.approx(plain.item(), rel=1e-6)
+    (made * 0.3).backward()
+    (plain * 0.3).backward()
+    assert (found.grad - expected.grad).abs().max() < 1e-7
+    with torch.no_grad():
+        assert hidden_nll(found, labels, head).item() == pytest.approx(plain.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="no labelled token"):
+        hidden_nll(found, torch.full((3, 5), IGNORE), head)
+
+
+def test_the_chunked_loss_never_holds_all_logits(monkeypatch):
+    widest = []
+
+    def head(hidden):
+        widest.append(hidden.shape[0])
+        return hidden.repeat(1, 4)
+
+    monkeypatch.setattr(losses, "CHUNK_VALUES", 64)
+    hidden_nll(torch.randn(2, 41, 8, requires_grad=True), torch.ones(2, 41).long(), head).backward()
+    assert max(widest) == 2 and sum(widest) == 1 + 80

@@ -33,6 +33,9 @@ ROLES = {
 }
 
 
+CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+
+
 @dataclass
 class Case:
     folder: Path
@@ -40,9 +43,14 @@ class Case:
     facts: dict
     tensors: dict[str, torch.Tensor]
 
-    def load(self, stage: str) -> ClaraModel:
+    def load(self, stage: str, checkpointing: bool = False) -> ClaraModel:
         folder = self.folder / f"ckpt_{stage}"
-        return load_released(folder, "recorded", str(self.backbone), "cpu", "float32").model
+        where = (str(self.backbone), "cpu", "float32")
+        model = load_released(folder, "recorded", *where, dropout=0.0).model
+        if checkpointing:
+            model.checkpoint_layers()
+            model.train()
+        return model
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -108,8 +116,9 @@ def assert_rows(batch: Batch, tensors: dict, prefix: str) -> None:
         assert labels == real(expected, mask)
 
 
-def test_stage1_loss_and_gradients(case):
-    model = case.load("stage1")
+@CHECKPOINTING
+def test_stage1_loss_and_gradients(case, checkpointing):
+    model = case.load("stage1", checkpointing)
     model.train_only(("compressor", "generator"), memory=True)
     batch = stage1_batch(model, case.facts["stage1_batch"]["items"])
     assert_rows(batch, case.tensors, "stage1.")
@@ -138,8 +147,9 @@ def answer_examples(items: list) -> list[AnswerExample]:
     return [AnswerExample(question, answer, tuple(docs)) for docs, question, answer, *_ in items]
 
 
-def test_stage1_2_loss_and_norms(case):
-    model = case.load("stage1_2")
+@CHECKPOINTING
+def test_stage1_2_loss_and_norms(case, checkpointing):
+    model = case.load("stage1_2", checkpointing)
     model.train_only(("compressor", "generator"))
     items = case.facts["stage1_2_batch"]["items"]
     batch = answer_batch(model.prompter, answer_examples(items), model.slots, 2048)
@@ -158,8 +168,9 @@ def role_norm(model: ClaraModel, role: str) -> float:
     return torch.stack([g.norm() for g in gradients]).norm().item() if gradients else 0.0
 
 
-def test_stage2_choice_loss_and_gradients(case):
-    model = case.load("stage2")
+@CHECKPOINTING
+def test_stage2_choice_loss_and_gradients(case, checkpointing):
+    model = case.load("stage2", checkpointing)
     model.train_only(("query_reasoner", "generator"))
     facts = case.facts["stage2_batch"]
     k = case.facts["stage2_generation_top_k"]
@@ -178,9 +189,10 @@ def test_stage2_choice_loss_and_gradients(case):
         assert role_norm(model, role) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_infonce_gradient(case):
+@CHECKPOINTING
+def test_infonce_gradient(case, checkpointing):
     """The contrastive stage as it was meant: the released code leaves the wrong adapter active."""
-    model = case.load("stage2")
+    model = case.load("stage2", checkpointing)
     model.train_only(("query_reasoner",))
     items = case.facts["stage2_batch"]["items"]
     examples = [

@@ -92,7 +92,7 @@ def test_a_competent_model(towns: Path, out: Path, report: Any) -> None:
     assert asked == once | {"more": 18, "verify": 30}
     assert rejected(out) == []
     pairs = read_pairs([str(out)])
-    assert Counter(pair.kind for pair in pairs) == {"qa": 12, "paraphrase": 6}
+    assert Counter(pair.kind for pair in pairs) == {"simple": 6, "complex": 6, "paraphrase": 6}
     asked_of = {q for pair in pairs for q in pair.questions if "Arvelowa" in pair.texts[0]}
     assert asked_of == {q for q, _ in [*Town(0).facts, Town(0).linked]}
     assert summary(out)["by_round"] == [

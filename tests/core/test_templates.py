@@ -1,0 +1,109 @@
+"""Where the answer begins, for the chat templates there are: labels stand on the answer and on what
+ends its turn, on nothing before it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from clara_cli.core.losses import IGNORE
+from clara_cli.core.prompts import ANSWER_SYSTEM, Prompter
+
+LOOP = "{% for m in messages %}"
+CHATML = (
+    LOOP + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINK = (  # as Qwen3's: the prompt has an empty think block that the assistant's turn has not
+    LOOP + "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+PHI = (
+    LOOP + "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+)
+MISTRAL_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] ~ '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}"
+    "{% endif %}{{ bos_token }}{% for m in rest %}{% if m['role'] == 'user' %}"
+    " [INST] {{ system }}{{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+MISTRAL_OLD = (  # takes no system turn, and says so in words of its own
+    "{{ bos_token }}" + LOOP + "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+    "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    + LOOP
+    + "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+DEAF = (  # passes over the system turn without a word, as nano's own
+    LOOP + "{% if m['role'] == 'user' %}Q: {{ m['content'] }}\n{% elif m['role'] == 'assistant' %}"
+    "A: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+# name: (template, what the answer's turn ends with)
+TEMPLATES = {
+    "chatml": (CHATML, "<|im_end|>\n"),
+    "think": (THINK, "<|im_end|>\n"),
+    "phi": (PHI, "<|end|></s>"),
+    "mistral": (MISTRAL_SYSTEM, "</s>"),
+    "old mistral": (MISTRAL_OLD, "</s>"),
+    "gemma": (GEMMA, "<end_of_turn>\n"),
+    "deaf": (DEAF, "</s>"),
+    "none": (None, "</s>"),
+}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def prompter(name, tiny_backbone) -> Prompter:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    tokenizer.chat_template = TEMPLATES[name][0]
+    return Prompter(tokenizer, 64)
+
+
+@settings(max_examples=15, deadline=None)
+@given(answer=st.text(min_size=1, max_size=20), question=st.text(min_size=1, max_size=20))
+def test_labels_are_the_answer_and_what_ends_its_turn(name, prompter, answer, question):
+    chat = prompter.answer_chat(question, 2, 4)
+    ids, labels = prompter.example(chat, answer, 10_000)
+    prompt = prompter.prompt(chat)
+    assert ids[: len(prompt)] == prompt
+    assert labels[: len(prompt)] == [IGNORE] * len(prompt)
+    assert labels[len(prompt) :] == ids[len(prompt) :]
+    said = prompter.tokenizer.decode(ids[len(prompt) :])
+    assert said.removeprefix(" ") == (answer + TEMPLATES[name][1]).removeprefix(" ")
+    assert sum(i in prompter.memory_ids for i in ids) == 8
+
+
+def test_the_system_text_is_in_the_prompt_unless_the_template_leaves_it_out(name, prompter):
+    prompt = prompter.render(prompter.answer_chat("Who?", 1, 4), None)
+    assert prompt.count(ANSWER_SYSTEM) == (name != "deaf")
+
+
+def test_an_answer_that_merges_with_the_prompts_end_is_tokenised_apart(tiny_backbone):
+    """A tokenizer with the token "A:No" would give the joint text a token that is half prompt."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    tokenizer.add_tokens(["A:No"])
+    tokenizer.chat_template = DEAF.replace("A: {{", "A:{{")
+    prompter = Prompter(tokenizer, 64)
+    chat = prompter.answer_chat("Who?", 1, 4)
+    prompt = prompter.prompt(chat)
+    ids, labels = prompter.example(chat, "Nora", 10_000)
+    assert ids[: len(prompt)] == prompt
+    assert tokenizer.decode([i for i in labels if i != IGNORE]) == "Nora</s>"
