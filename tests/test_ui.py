@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import sys
 import threading
 import time
@@ -217,6 +218,48 @@ def test_sources_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "1. Title 1 document-1 [0:9] 0.500" in out
     assert out.count("[bold]mayor[/bold]") == 40
+
+
+def test_sources_name_their_place_and_mark_the_answers_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a file.txt"
+    file.write_text("x")
+    hit = make_answer().sources[0]
+    placed = dataclasses.replace(
+        hit, corpus="two.clara", passage=dataclasses.replace(hit.passage, source=f"{file}:7")
+    )
+    gone = dataclasses.replace(
+        hit, passage=dataclasses.replace(hit.passage, source="no/such.txt:3")
+    )
+    answer = make_answer(answer="a mayor", sources=(placed, gone))
+    record = answers.as_json(answer)
+    assert (record["sources"][0]["file"], record["sources"][0]["line"]) == (str(file), 7)
+    assert record["sources"][0]["corpus"] == "two.clara"
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    answers.show(answer)
+    shown = terminal.getvalue()
+    assert f";{file.as_uri()}" in shown and f"{file}:7" in shown and "two.clara" in shown
+    assert "no/such.txt:3" in shown and shown.count("\x1b]8;") == 2  # opened and closed once
+    assert re.search(r"\x1b\[[\d;]*4[\d;]*mmayor", shown)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("in the Red Tower", {"red", "tower"}), ("it is so", {"it", "is", "so"}), ("", set())],
+)
+def test_telling_words(answer: str, words: set[str]) -> None:
+    assert answers.telling_words(answer) == words
+
+
+def test_an_excerpt_surrounds_the_answer() -> None:
+    text = "start " * 50 + "needle " + "end " * 50
+    piece = answers.excerpt(text, {"needle"}, 40)
+    assert len(piece) == 40 and "needle" in piece and piece[0] == piece[-1] == "…"
+    assert answers.excerpt(text, {"absent"}, 40).startswith("start start")
+    assert answers.excerpt("a\n b", set(), 40) == "a b"
 
 
 def test_answer_json_has_the_contracts_keys_in_order() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,9 @@ from clara_cli.answering.reading import like_lengths, texts_within
 from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import model_text
+from clara_cli.corpus.manifest import COUNTS
+from clara_cli.corpus.store import Corpus
+from clara_cli.corpus.writer import open_writer
 from clara_cli.engine import Asking, Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 
@@ -338,3 +344,55 @@ def test_facts_are_names_and_numbers_else_words(clara):
     share = support.text_signals("Who is mayor of Quarrel?", "the mayor", passages)
     assert share == {"facts": 1.0, "asked": 0.0}
     assert support.text_signals("?", "", passages) == {"facts": 0.0, "asked": 0.0}
+
+
+# --- bad input ---
+
+
+def test_an_empty_corpus_is_refused(works, report, tmp_path):
+    identity = Corpus.open(works.corpus).manifest.identity
+    empty = tmp_path / "empty.clara"
+    with open_writer(empty, identity) as writer:
+        writer.finish(dict.fromkeys(COUNTS, 0), "0" * 64)
+    with pytest.raises(ArtefactError, match=r"empty\.clara: no passages in it") as caught:
+        list(ask.run(tiny.ask(QUESTION, empty), report))
+    assert caught.value.code == 3 and caught.value.hint
+
+
+def test_control_characters_of_a_question_do_not_reach_the_terminal(clara, capsys):
+    answer = clara.ask("\x00Who\x1b[2J is\x07 mayor of Elmgate?", max_new_tokens=8)
+    assert answer.sources
+    answers.show(answer, titled=True)
+    out = capsys.readouterr().out
+    assert "Who" in out and not set("\x00\x1b\x07") & set(out)
+
+
+def test_a_model_that_is_not_here_is_named_offline(works, report, tmp_path):
+    corpus = tmp_path / "copy.clara"
+    shutil.copytree(works.corpus, corpus)
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest["checkpoint"]["model"] = "nobody/nothing-7b"
+    (corpus / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="nobody/nothing-7b: not downloaded yet") as caught:
+        list(ask.run(tiny.ask(QUESTION, corpus), report))
+    assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+def test_a_terminal_gets_the_answer_as_it_comes(clara, works, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    config = tiny.ask(QUESTION, works.corpus, top_k=1)
+    shown = {}
+    for name, stream in (("terminal", Terminal()), ("pipe", io.StringIO())):
+        monkeypatch.setattr(sys, "stdout", stream)
+        asking.run(config, as_json=False, quiet=True)
+        shown[name] = stream.getvalue()
+    answer = clara.ask(QUESTION, top_k=1, max_new_tokens=8).answer
+    text = re.sub(r"\x1b(\[[\d;]*m|\]8;.*?\x1b\\\\)", "", shown["terminal"])
+    assert text.startswith(answers.clean(answer)) and "supported" in text
+    assert shown["terminal"].count("\x1b[1m") > 1  # more pieces than one
+    assert "\x1b" not in shown["pipe"] and "supported" in shown["pipe"]
+    assert f"{works.documents}:1" in shown["pipe"]

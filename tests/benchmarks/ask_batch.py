@@ -1,0 +1,86 @@
+"""Questions a second of `clara ask -f` (batches) against single calls in one loaded process.
+
+Both answer the same questions over the same corpus, in alternating slices, so that a busy machine
+slows both. Answers are compared; where they differ, the logits' gap at the first token that differs
+is shown: a near-tie is a gap that the rounding of float32 can turn.
+
+    python tests/benchmarks/ask_batch.py CORPUS QUESTIONS --questions 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from clara_cli.answering.reading import answer_batches, make_prompt
+from clara_cli.engine import Asking, Clara
+
+SLICE = 100  # questions answered one way before the other's turn
+
+
+def gap(clara: Clara, question: str, how: Asking) -> float:
+    """How near the two best first-differing tokens are: the smallest gap between the two highest
+    logits along the greedy answer, alone in its batch."""
+    (found,) = clara.find([question], how)
+    prompt = make_prompt(clara.model, question, found.memory_KMD, (), "memory")
+    ((_, ids),) = answer_batches(clara.model, [prompt], how.max_new_tokens)
+    row = torch.tensor([[*prompt.ids, *ids]])
+    with torch.inference_mode():
+        embeds_BTD = clara.model.embed(row, prompt.memory_ND)
+        logits_TV = clara.model("generator", embeds_BTD, logits_from=len(prompt.ids) - 1)[0]
+    best_T2 = logits_TV.topk(2).values
+    return float((best_T2[:, 0] - best_T2[:, 1]).min())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("file", type=Path, help="JSON lines with `question`")
+    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    args = parser.parse_args()
+    lines = args.file.read_text(encoding="utf-8").splitlines()
+    known = [json.loads(line)["question"] for line in lines]
+    asked = [known[i % len(known)] for i in range(args.questions)]
+    clara = Clara.open(args.corpus, device="cpu", dtype="float32")
+    how = Asking(max_new_tokens=args.max_new_tokens)
+    clara.ask_all(asked[:4], how)  # what loads late is loaded
+    spent, differ = {"single": 0.0, "batch": 0.0}, []
+    for first in range(0, len(asked), SLICE):
+        part = asked[first : first + SLICE]
+        began = time.perf_counter()
+        alone = [clara.ask_all([question], how)[0] for question in part]
+        middle = time.perf_counter()
+        together = clara.ask_all(part, how)
+        spent["single"] += middle - began
+        spent["batch"] += time.perf_counter() - middle
+        pairs = zip(alone, together, strict=True)
+        differ += [(a, b) for a, b in pairs if a.answer != b.answer]
+    result = {
+        "questions": len(asked),
+        "distinct": len(set(asked)),
+        "single_per_second": round(len(asked) / spent["single"], 2),
+        "batch_per_second": round(len(asked) / spent["batch"], 2),
+        "ratio": round(spent["single"] / spent["batch"], 2),
+        "identical": round(1 - len(differ) / len(asked), 4),
+        "differ": [
+            {
+                "question": a.question,
+                "single": a.answer,
+                "batch": b.answer,
+                "smallest_gap": gap(clara, a.question, how),
+            }
+            for a, b in differ
+        ],
+        "threads": torch.get_num_threads(),
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

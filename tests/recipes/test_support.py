@@ -1,0 +1,79 @@
+"""The calibration of support: its figures by hand, and that nano's belongs to nano."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara_cli.answering.support import MEMORY_SIGNALS, TEXT_SIGNALS, read_calibration
+from clara_cli.core.checkpoint import NANO, read_info
+
+RECIPES = Path(__file__).parent.parent.parent / "recipes" / "nano"
+
+
+def module(name: str):
+    sys.path.insert(0, str(RECIPES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(RECIPES))
+
+
+recipe, controls = module("support"), module("controls")
+
+
+def test_nanos_calibration_is_of_its_memory_space():
+    """After nano is made anew: python recipes/nano/support.py (see its head)."""
+    info = read_info(NANO)
+    calibration = read_calibration(NANO, info.fingerprint)
+    assert calibration is not None
+    certain = dict.fromkeys(TEXT_SIGNALS, 0.0) | {"facts": 1.0, "asked": 1.0}
+    nothing = dict.fromkeys(TEXT_SIGNALS, 0.0)
+    assert calibration.judge(certain)[0] > calibration.judge(nothing)[0]
+    memory = dict.fromkeys(MEMORY_SIGNALS, 0.0)
+    assert 0 < calibration.judge(memory)[0] < 1
+
+
+def test_figures_by_hand():
+    p_N, y_N = torch.tensor([0.9, 0.8, 0.3, 0.3]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    assert recipe.auroc(p_N, y_N) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert recipe.precision(p_N, y_N, 0.5) == 0.5 and recipe.recall(p_N, y_N, 0.5) == 0.5
+    assert recipe.ece(p_N, y_N) == pytest.approx(0.25 * 0.1 + 0.25 * 0.8 + 0.5 * 0.2)
+    assert recipe.f1(p_N >= 0.5, y_N) == 0.5
+
+
+def test_the_fit_finds_the_signal_that_tells():
+    rng, rows = random.Random(0), []
+    for number in range(400):
+        right = number % 2 == 0
+        signals = {name: rng.gauss(0, 1) for name in TEXT_SIGNALS}
+        signals["facts"] += 3 * right
+        rows.append(recipe.Case(str(number), False, right, signals, 0.5))
+    train = [row for row in rows if recipe.first_half(row)]
+    test = [row for row in rows if not recipe.first_half(row)]
+    assert 150 < len(train) < 250
+    fitted = recipe.fit(train, TEXT_SIGNALS)
+    weights = {name: abs(w) for name, w in fitted["weights"].items()}
+    assert max(weights, key=weights.get) == "facts"
+    figures = recipe.measure(recipe.scores(fitted, test), test, fitted["threshold"], 0)
+    assert figures["auroc"][0] > 0.95 and figures["ece"][0] < 0.1
+    assert figures["auroc"][1] <= figures["auroc"][0] <= figures["auroc"][2]
+
+
+def test_controls_are_held_out_and_the_same_each_time(tmp_path):
+    made = list(controls.invented(12, 0))
+    assert made == list(controls.invented(12, 0)) != list(controls.invented(12, 1))
+    for document, asked in made:
+        assert asked["gold"] == [document["id"]] and asked["answers"][0] in document["text"]
+    file = tmp_path / "dev.jsonl"
+    record = {"title": "T", "text": "x", "qas": [{"question": "q", "answers": ["x"]}]}
+    file.write_text((json.dumps(record) + "\n") * 7)
+    assert [asked is not None for _, asked in controls.squad(file)] == [
+        *(True, False, False, False, False, True, False)
+    ]
