@@ -7,11 +7,11 @@ Tensor letters: B rows, N vectors, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from clara_cli.core.backbone import head_logits
 from clara_cli.core.model import ClaraModel, pad, until
 
 
@@ -59,13 +59,11 @@ def log_likelihoods(
     Every answer has a token at least; `memory_ND` fills the prompts' memory positions in order.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    first = min(map(len, prompts)) - 1
-    embeds_BTD = model.embed(pad(rows, 0, model.device), memory_ND)
-    logits_BTV = model(role, embeds_BTD, logits_from=first)
+    hidden_BTD = model(role, model.embed(pad(rows, 0, model.device), memory_ND))
     means = []
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        start = len(prompt) - 1 - first
-        logp_TV = logits_BTV[row, start : start + len(answer)].float().log_softmax(-1)
+        before_TD = hidden_BTD[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)]
+        logp_TV = head_logits(model.causal_lm, before_TD).float().log_softmax(-1)
         ids_T = torch.tensor(answer, device=logp_TV.device)
         means.append(logp_TV.gather(1, ids_T[:, None]).mean().item())
     return means
@@ -75,9 +73,8 @@ def log_likelihoods(
 def lens(model: ClaraModel, memory_ND: Tensor, words: int) -> list[list[str]]:
     """The tokens whose output embeddings each memory vector is nearest to, best first (logit lens,
     paper Fig. 4). Memory already went through the final norm, so the head reads it as it is."""
-    head: Any = model.causal_lm.get_output_embeddings()
-    known = len(model.prompter.tokenizer)
-    weight = head.weight
-    logits_NV = head(memory_ND.to(weight.device, weight.dtype))[:, :known]
+    table = model.causal_lm.get_output_embeddings().weight
+    logits_NV = head_logits(model.causal_lm, memory_ND.to(table.device, table.dtype))
+    logits_NV = logits_NV[:, : len(model.prompter.tokenizer)]
     decode = model.prompter.tokenizer.decode
     return [[decode([i]) for i in row] for row in logits_NV.topk(words).indices.tolist()]

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from clara_cli.answering.reading import answer_batches, make_prompt
+from clara_cli.core.backbone import head_logits
 from clara_cli.engine import Asking, Clara
 
 SLICE = 100  # questions answered one way before the other's turn
@@ -32,7 +33,8 @@ def gap(clara: Clara, question: str, how: Asking) -> float:
     row = torch.tensor([[*prompt.ids, *ids]])
     with torch.inference_mode():
         embeds_BTD = clara.model.embed(row, prompt.memory_ND)
-        logits_TV = clara.model("generator", embeds_BTD, logits_from=len(prompt.ids) - 1)[0]
+        hidden_TD = clara.model("generator", embeds_BTD)[0, len(prompt.ids) - 1 :]
+        logits_TV = head_logits(clara.model.causal_lm, hidden_TD)
     best_T2 = logits_TV.topk(2).values
     return float((best_T2[:, 0] - best_T2[:, 1]).min())
 

@@ -73,7 +73,8 @@ def test_likelihood_is_the_mean_log_probability_whatever_the_batch(model):
     together = log_likelihoods(model, prompts, answers, memory_ND)
     for i, memory in enumerate((memory_ND, None)):
         ids = torch.tensor([[*prompts[i], *answers[i]]])
-        logits_TV = model("generator", model.embed(ids, memory), logits_from=0)[0]
+        hidden_TD = model("generator", model.embed(ids, memory))[0]
+        logits_TV = model.causal_lm.get_output_embeddings()(hidden_TD)
         logp = logits_TV.log_softmax(-1)
         start = len(prompts[i]) - 1
         by_hand = [logp[start + t, token].item() for t, token in enumerate(answers[i])]
