@@ -94,6 +94,7 @@ class _Budget:
     starts: Sequence[int]  # where each token of `text` starts, never decreasing
     limit: int
     count_tokens: CountTokens
+    overlap: int = 0
 
     def exact(self, start: int, end: int) -> int:
         """Tokens of the model text of text[start:end]."""
@@ -110,6 +111,7 @@ def split_document(
     count_tokens: CountTokens,
     how: Split,
     with_title: bool,
+    overlap: int = 0,
 ) -> list[Passage]:
     """Cut a document into passages of at most `max_tokens` tokens of `model_text`.
 
@@ -118,6 +120,10 @@ def split_document(
     `tokens` cuts windows as full as they get; `none` gives the document as one passage, however
     long: `tokens` above `max_tokens` then tells that the model will see its beginning only.
 
+    `overlap`: tokens, at most, at the end of a passage that the next one repeats: as many whole
+    sentences as that holds where the passage ended with one, else just so many tokens. A title
+    lessens it in the proportion in which it lessens the text.
+
     A document that fits is one passage of exactly its text; otherwise the passages' texts are
     `document.text[start:end]`, in order, and hold everything but white space between them. An
     empty or blank document gives one passage. A passage exceeds the budget only where a single
@@ -125,10 +131,12 @@ def split_document(
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, the least is 1")
+    if not 0 <= overlap < max_tokens:
+        raise ValueError(f"overlap is {overlap}, it must be less than max_tokens, {max_tokens}")
     text, title = document.text, document.title
     if with_title and how != "none":
         title = _cut_title(title, max_tokens, count_tokens)
-    budget = _budget(text, title if with_title else "", max_tokens, count_tokens)
+    budget = _budget(text, title if with_title else "", max_tokens, count_tokens, overlap)
     tokens = budget.title_tokens + len(budget.starts)
     if how == "none" or tokens <= max_tokens:
         tokens = budget.exact(0, len(text)) if len(text) <= _BLOCK or how != "none" else tokens
@@ -182,7 +190,9 @@ def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
     return title
 
 
-def _budget(text: str, title: str, limit: int, count_tokens: CountTokens) -> _Budget:
+def _budget(
+    text: str, title: str, limit: int, count_tokens: CountTokens, overlap: int
+) -> _Budget:
     """Tokenise a text once, in blocks that bound the tokenizer's memory on huge ones."""
     starts = array("q")
     latest = 0
@@ -191,7 +201,8 @@ def _budget(text: str, title: str, limit: int, count_tokens: CountTokens) -> _Bu
             latest = max(latest, block_start + start)
             starts.append(latest)
     title_tokens = len(count_tokens(f"{title}\n")) if title else 0
-    return _Budget(text, title, title_tokens, starts, limit, count_tokens)
+    overlap = overlap * max(0, limit - title_tokens) // limit
+    return _Budget(text, title, title_tokens, starts, limit, count_tokens, overlap)
 
 
 def _blocks(text: str) -> Iterator[Span]:
@@ -206,18 +217,41 @@ def _blocks(text: str) -> Iterator[Span]:
 
 
 def _pack(units: list[Span], budget: _Budget) -> Iterator[tuple[Span, int]]:
-    """Greedily join neighbouring units while they fit; cut a unit that alone does not."""
+    """Greedily join neighbouring units while they fit; cut a unit that alone does not. A passage
+    begins up to `budget.overlap` tokens before the text that is new in it."""
     ends = [end for _, end in units]
-    index, start = 0, units[0][0]
+    index, fresh, start = 0, units[0][0], units[0][0]
     while index < len(units):
         span, count = _most_units(start, index, ends, budget)
+        if count > budget.limit and start < fresh and units[index][0] == fresh:
+            start = fresh  # the next unit fits only without a repetition, if at all
+            continue
         if count > budget.limit:
             span, count = _cut((start, ends[index]), budget)
+        if span[1] <= fresh and start < fresh:
+            start = fresh
+            continue
         yield span, count
         index = bisect_right(ends, span[1], lo=index)
         if index < len(units):
             rest = _next_text(budget.text, span[1], ends[index])
-            start = max(units[index][0], rest)
+            fresh = max(units[index][0], rest)
+            start = _repeat_from(units, index, span, fresh, budget)
+
+
+def _repeat_from(
+    units: list[Span], index: int, last: Span, fresh: int, budget: _Budget
+) -> int:
+    """Where the passage whose new text begins at `fresh` begins: within `budget.overlap` tokens of
+    the end of the passage before, `last`."""
+    if not budget.overlap:
+        return fresh
+    token = max(0, budget.before(last[1]) - budget.overlap)
+    earliest = max(budget.starts[token], last[0] + 1)
+    if fresh > units[index][0]:  # `last` ended inside a unit
+        return min(fresh, _next_text(budget.text, earliest, fresh))
+    first = bisect_left(units, (earliest, 0), hi=index)
+    return units[first][0] if first < index else fresh
 
 
 def _most_units(start: int, index: int, ends: list[int], budget: _Budget) -> tuple[Span, int]:

@@ -1,4 +1,4 @@
-"""Documents in: one stream of `Document` from JSONL, text, CSV and Parquet, each line checked.
+"""Documents in: one stream of `Document` from files, datasets and stdin, each record checked.
 
 Memory grows with the longest line and with one hashed id per document, not with the corpus.
 Knows nothing of tokens, passages or models.
@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import IO, Any, NoReturn
 
-from clara_cli.corpus import sources
+from clara_cli.corpus import hub, sources
 from clara_cli.corpus.sources import Source
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Document
@@ -24,6 +24,7 @@ from clara_cli.records import Document
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
 _PARQUET_ROWS = 256
+_PARQUET_BUFFER = 2**20
 
 _Record = tuple[str, Any]  # where it stands (file:line), the parsed record or a _Bad
 
@@ -33,40 +34,80 @@ class _Bad(Exception):  # noqa: N818  (a verdict on one record; turned into Data
 
 
 def read_documents(
-    inputs: Sequence[str], skip_bad: bool, on_bad: Callable[[str], None]
-) -> Iterator[Document]:
-    """Stream the documents of `inputs` (files, folders, `-`), in order, `text` kept exactly.
+    inputs: Sequence[str],
+    skip_bad: bool,
+    on_bad: Callable[[str], None],
+    text_field: str | None = None,
+    refuse: Callable[[str], str] | None = None,
+) -> Reading:
+    """Stream the documents of `inputs` (files, folders, datasets, `-`), in order, their text kept
+    exactly; it is taken from `text_field`, else from `text` or `contents`.
 
     A bad record (not JSON, not an object, no string text, not UTF-8, a wrong id or title, an id
-    seen before) raises DataError, or, with `skip_bad`, is told to `on_bad` and passed over.
-    Raises UsageError at once for a missing path or a type that is not read, and DataError for
-    damaged files and where there is no document at all.
+    seen before, or one that `refuse` has a word against) raises DataError, or, with `skip_bad`,
+    is told to `on_bad` and passed over. Raises UsageError at once for a missing path or a type
+    that is not read, and DataError for damaged files and where there is no document at all.
     """
-    files = sources.list_sources(inputs)
-    return _documents(list(inputs), files, skip_bad, on_bad)
+    return Reading(inputs, skip_bad, on_bad, text_field, refuse)
 
 
-def _documents(
-    inputs: list[str], files: list[Source], skip_bad: bool, on_bad: Callable[[str], None]
-) -> Iterator[Document]:
-    seen: set[int] = set()
-    for source in files:
-        with sources.opened(source) as (kind, stream):
-            for where, record in _READERS[kind](source, stream):
-                number = where.rpartition(":")[2]
-                default_id = source.label if kind == "text" else f"{source.label}:{number}"
-                try:
-                    document = _document(record, default_id, where)
-                    _refuse_second(document.id, seen)
-                except _Bad as bad:
-                    message = f"{where}: {bad}"
-                    if not skip_bad:
-                        raise DataError(message, LINE_HINT) from None
-                    on_bad(message)
-                else:
-                    yield document
-    if not seen:
-        raise DataError(f"no documents in {', '.join(inputs)}", sources.ACCEPTED)
+class Reading(Iterator[Document]):
+    """The documents of some inputs, and how far into them the reading is."""
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        skip_bad: bool,
+        on_bad: Callable[[str], None],
+        text_field: str | None,
+        refuse: Callable[[str], str] | None,
+    ) -> None:
+        fields = (text_field,) if text_field else sources.TEXT_FIELDS
+        self._inputs, self._files = list(inputs), sources.list_sources(inputs, fields)
+        self._skip_bad, self._on_bad, self._refuse = skip_bad, on_bad, refuse
+        known = all(file.path.is_file() for file in self._files)
+        self._total = sum(file.path.stat().st_size for file in self._files) if known else None
+        self._bytes = 0
+        self._documents = self._read()
+
+    def __next__(self) -> Document:
+        return next(self._documents)
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the files' bytes, as they lie on disk, that was read; None where their size
+        is not known (pipes, datasets by name)."""
+        return min(1.0, self._bytes / self._total) if self._total else None
+
+    def _read(self) -> Iterator[Document]:
+        seen: set[int] = set()
+        for source, where, record in self._records():
+            number = where.rpartition(":")[2]
+            default_id = source.label if where == source.name else f"{source.label}:{number}"
+            try:
+                document = _document(record, default_id, where, source.fields)
+                if self._refuse and (reason := self._refuse(document.id)):
+                    raise _Bad(reason)
+                _refuse_second(document.id, seen)
+            except _Bad as bad:
+                message = f"{where}: {bad}"
+                if not self._skip_bad:
+                    raise DataError(message, LINE_HINT) from None
+                self._on_bad(message)
+            else:
+                yield document
+        if not seen:
+            raise DataError(f"no documents in {', '.join(self._inputs)}", sources.ACCEPTED)
+
+    def _records(self) -> Iterator[tuple[Source, str, Any]]:
+        before = 0
+        for source in self._files:
+            with sources.opened(source) as (kind, stream):
+                for where, record in _READERS[kind](source, stream):
+                    if self._total:
+                        self._bytes = before + sources.position(stream)
+                    yield source, where, record
+            before += source.path.stat().st_size if self._total else 0
 
 
 def _refuse_second(document_id: str, seen: set[int]) -> None:
@@ -77,23 +118,23 @@ def _refuse_second(document_id: str, seen: set[int]) -> None:
     seen.add(key)
 
 
-def _document(record: Any, default_id: str, where: str) -> Document:
+def _document(record: Any, default_id: str, where: str, fields: tuple[str, ...]) -> Document:
     """A parsed record as a Document, or _Bad saying what is wrong with it."""
     if isinstance(record, _Bad):
         raise record
     if not isinstance(record, dict):
         raise _Bad(f"not a JSON object: {_short(record)}")
-    key = "text" if record.get("text") is not None else "contents"
+    key = next((name for name in fields if record.get(name) is not None), fields[-1])
     text, title = record.get(key), record.get("title")
     if text is None:
-        fields = ", ".join(map(str, record)) or "none"
-        raise _Bad(f"no text (nor contents); its fields: {_short(fields)}")
+        known = ", ".join(map(str, record)) or "none"
+        raise _Bad(f"no {' (nor '.join(fields)}{')' * (len(fields) - 1)}; its fields: {_short(known)}")
     if not isinstance(text, str):
         raise _Bad(f"{key} is {_short(text)}, not a string")
     if not isinstance(title, str | None):
         raise _Bad(f"title is {_short(title)}, not a string")
     document_id = _id(record.get("id"), default_id)
-    taken = {key, "text", "title", "id", *DROPPED_FIELDS}
+    taken = {key, fields[0], "title", "id", *DROPPED_FIELDS}
     metadata = {name: value for name, value in record.items() if name not in taken}
     for name, value in (("text", text), ("title", title or ""), ("id", document_id)):
         _refuse_surrogates(name, value)
@@ -172,7 +213,7 @@ def _read_text(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
         return
     title = PurePath(PurePath(source.label).name.removesuffix(".gz").removesuffix(".xz")).stem
     try:
-        yield source.name, {"title": title, "text": data.decode()}
+        yield source.name, {"title": title, source.fields[0]: data.decode()}
     except UnicodeDecodeError as error:
         yield source.name, _Bad(f"not UTF-8: byte 0x{data[error.start]:02x} at {error.start:,}")
 
@@ -193,17 +234,18 @@ def _read_csv(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
             continue
         where = f"{source.name}:{reader.line_num}"
         if header is None:
-            header = _csv_header(row, where)
+            header = _csv_header(row, where, source.fields)
         elif row and len(row) != len(header):
             yield where, _Bad(f"{len(row)} fields under a header of {len(header)}")
         elif row:
             yield where, dict(zip(header, row, strict=True))
 
 
-def _csv_header(row: list[str], where: str) -> list[str]:
-    if not {"text", "contents"} & set(row):
+def _csv_header(row: list[str], where: str, fields: tuple[str, ...]) -> list[str]:
+    if not set(fields) & set(row):
         columns = ", ".join(map(repr, row[:20]))
-        raise DataError(f"{where}: no column 'text' among {columns}", "name one in the header")
+        message = f"{where}: no column {fields[0]!r} among {columns}"
+        raise DataError(message, "name the documents' column: --text-field NAME")
     return row
 
 
@@ -225,15 +267,16 @@ def _read_parquet(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
     if not stream.seekable():
         raise UsageError(f"{source.name}: Parquet needs a file, not a pipe", sources.ACCEPTED)
     try:
-        table = pq.ParquetFile(stream)
+        table = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
         columns = [
             column.name
             for column in table.schema_arrow
             if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type))
         ]
-        if not {"text", "contents"} & set(columns):
-            message = f"{source.name}: no string column 'text' among {', '.join(columns)}"
-            raise DataError(message, "name the column of the documents 'text'")
+        if not set(source.fields) & set(columns):
+            known = ", ".join(columns)
+            message = f"{source.name}: no string column {source.fields[0]!r} among {known}"
+            raise DataError(message, "name the documents' column: --text-field NAME")
         row = 0
         for batch in table.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False):
             for record in batch.to_pylist():
@@ -257,9 +300,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _read_hub(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
+    for number, row in enumerate(hub.stream_rows(source.label), 1):
+        yield f"{source.name}:{number}", {key: _plain(value) for key, value in row.items()}
+
+
 _READERS: dict[str, Callable[[Source, IO[bytes]], Iterator[_Record]]] = {
     "jsonl": _read_jsonl,
     "text": _read_text,
     "csv": _read_csv,
     "parquet": _read_parquet,
+    "hub": _read_hub,
 }

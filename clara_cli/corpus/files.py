@@ -38,6 +38,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file, and to the disk, before returning. Raises ClaraError."""
+    try:
+        with path.open("ab") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        _cannot_write(path, len(data), error)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; one that exists is fine. Raises ClaraError."""
     try:
@@ -52,6 +63,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         cannot_write(path, 0, error)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove an empty folder. Raises ClaraError."""
+    try:
+        path.rmdir()
+    except OSError as error:
+        _cannot_write(path, 0, error)
 
 
 def remove_temporaries(folder: Path) -> None:

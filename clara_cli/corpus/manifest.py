@@ -1,24 +1,23 @@
-"""What a corpus says of itself: `manifest.json` when finished, `journal.json` while it is made.
+"""What a finished corpus says of itself, `manifest.json`, read with every key checked.
 
-Both are read with every key checked. Knows no tensors, no passages and no locks.
+Knows no tensors, no passages and no locks.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from clara_cli.corpus import quantize
 from clara_cli.corpus.files import sha256_bytes, write_atomic
 from clara_cli.errors import ArtefactError
 
-MANIFEST, JOURNAL = "manifest.json", "journal.json"
+MANIFEST = "manifest.json"
 VERSION = 1
-DTYPES = {"float32": "F32", "bf16": "BF16", "fp16": "F16"}  # our name: safetensors' name
-DTYPE_BYTES = {"float32": 4, "bf16": 2, "fp16": 2}
 COUNTS = ("documents", "passages", "empty", "skipped", "truncated", "text_tokens")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPAIR = "clara compress the documents again with another --out, or delete it first"
@@ -31,8 +30,8 @@ class Identity:
     all of it agrees.
 
     `checkpoint` holds at least `fingerprint`; `memory_tokens` is M, `hidden` is D, `ratio` text
-    tokens per memory token, `dtype` one of float32 bf16 fp16, `text` whether passages keep
-    their text, `options` any further JSON values that change the result.
+    tokens per memory token, `dtype` one of `quantize.DTYPES`, `text` whether passages keep their
+    text, `options` any further JSON values that change the result.
     """
 
     checkpoint: dict[str, Any]
@@ -58,14 +57,36 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one command put into a corpus: what it was given (`inputs`), `counts` and the
+    fingerprint of its documents, its first shard and its first document's id."""
+
+    first_shard: int
+    first_document: str
+    documents_sha256: str
+    inputs: tuple[str, ...]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished corpus. `sha256` is the manifest file's own sum: the corpus's fingerprint."""
+    """A finished corpus: the parts it was made of, at least one, and the shards of them all.
+    `sha256` is the manifest file's own sum: the corpus's fingerprint."""
 
     identity: Identity
-    counts: dict[str, int]
-    documents_sha256: str
+    parts: tuple[Part, ...]
     shards: tuple[Shard, ...]
     sha256: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`COUNTS` over all parts."""
+        return {name: sum(part.counts[name] for part in self.parts) for name in COUNTS}
+
+    def shards_of(self, part: int) -> range:
+        """The numbers of a part's shards."""
+        later = [other.first_shard for other in self.parts[part + 1 :]]
+        return range(self.parts[part].first_shard, later[0] if later else len(self.shards))
 
     @property
     def rows(self) -> int:
@@ -84,25 +105,23 @@ def shard_names(number: int) -> tuple[str, str]:
 
 
 def write_manifest(
-    folder: Path,
-    identity: Identity,
-    counts: Mapping[str, int],
-    documents_sha256: str,
-    shards: list[Shard],
+    folder: Path, identity: Identity, parts: Sequence[Part], shards: Sequence[Shard]
 ) -> Manifest:
     """Write `manifest.json`, which makes the corpus finished. Raises ClaraError."""
+    totals = {name: sum(part.counts[name] for part in parts) for name in COUNTS}
     data = {
         "format": "clara-corpus",
         "version": VERSION,
         **asdict(identity),
-        "counts": {name: int(counts[name]) for name in COUNTS},
-        "documents_sha256": documents_sha256,
+        "quantisation": quantize.described(identity.dtype),
+        "counts": totals,
+        "parts": [{**asdict(part), "inputs": list(part.inputs)} for part in parts],
         "shards": [asdict(shard) for shard in shards],
     }
-    encoded = _encode(data)
-    manifest = _manifest(folder / MANIFEST, data, sha256_bytes(encoded))
+    encoded = encode(data)
+    made = _manifest(folder / MANIFEST, data, sha256_bytes(encoded))
     write_atomic(folder / MANIFEST, encoded)
-    return manifest
+    return made
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -111,32 +130,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises ArtefactError naming the file and the key where it is malformed.
     """
     path = folder / MANIFEST
-    read = _read(path, "clara-corpus")
+    read = read_json(path, "clara-corpus")
     return None if read is None else _manifest(path, *read)
-
-
-def write_journal(folder: Path, identity: Identity, shards: Mapping[int, Shard]) -> None:
-    """Record the shards done so far. Raises ClaraError."""
-    done = {str(number): asdict(shard) for number, shard in sorted(shards.items())}
-    data = {"format": "clara-journal", "version": VERSION, **asdict(identity), "shards": done}
-    write_atomic(folder / JOURNAL, _encode(data))
-
-
-def read_journal(folder: Path) -> tuple[Identity, dict[int, Shard]] | None:
-    """The identity and the finished shards of an unfinished corpus, None where there is none.
-
-    Raises ArtefactError naming the file and the key where it is malformed.
-    """
-    path = folder / JOURNAL
-    read = _read(path, "clara-journal")
-    if read is None:
-        return None
-    shards = _get(path, read[0], "shards", dict)
-    if not all(name.isascii() and name.isdigit() for name in shards):
-        raise _malformed(path, "shards", "its keys are not shard numbers")
-    return _identity(path, read[0]), {
-        int(name): _shard(path, record, int(name)) for name, record in shards.items()
-    }
 
 
 def refuse_difference(folder: Path, stored: Identity, wanted: Identity) -> None:
@@ -160,12 +155,14 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _encode(data: dict[str, Any]) -> bytes:
+def encode(data: dict[str, Any]) -> bytes:
+    """A JSON object as the bytes of its file, always the same."""
     text = json.dumps(data, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
     return (text + "\n").encode()
 
 
-def _read(path: Path, form: str) -> tuple[dict[str, Any], str] | None:
+def read_json(path: Path, form: str) -> tuple[dict[str, Any], str] | None:
+    """A file of ours and its SHA-256, None where there is none. Raises ArtefactError."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -177,7 +174,7 @@ def _read(path: Path, form: str) -> tuple[dict[str, Any], str] | None:
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path}: not JSON: {error}", _REPAIR) from error
     if not isinstance(value, dict) or value.get("format") != form:
-        raise _malformed(path, "format", f"not {form!r}")
+        raise malformed(path, "format", f"not {form!r}")
     if value.get("version") != VERSION:
         found = value.get("version")
         message = f"{path}: format version {found!r}, this program reads {VERSION}"
@@ -186,62 +183,94 @@ def _read(path: Path, form: str) -> tuple[dict[str, Any], str] | None:
 
 
 def _manifest(path: Path, value: dict[str, Any], sha256: str) -> Manifest:
-    counts = _get(path, value, "counts", dict)
-    counts = {name: _count(path, counts, name, "counts.") for name in COUNTS}
-    records = _get(path, value, "shards", list)
-    shards = tuple(_shard(path, record, number) for number, record in enumerate(records))
+    counts = _counts(path, get(path, value, "counts", dict), "counts.")
+    records = get(path, value, "shards", list)
+    shards = tuple(shard_of(path, record, number) for number, record in enumerate(records))
     rows = sum(shard.rows for shard in shards)
     if counts["passages"] != rows:
         wrong = f"{counts['passages']}, and its shards have {rows} rows"
-        raise _malformed(path, "counts.passages", wrong)
-    documents_sha256 = _get(path, value, "documents_sha256", str)
-    return Manifest(_identity(path, value), counts, documents_sha256, shards, sha256)
+        raise malformed(path, "counts.passages", wrong)
+    parts = get(path, {"parts": [_only_part(value)], **value}, "parts", list)
+    identity = read_identity(path, value)
+    if value.get("quantisation") != quantize.described(identity.dtype):
+        raise malformed(path, "quantisation", f"not that of {identity.dtype}")
+    made = tuple(_part(path, record, number) for number, record in enumerate(parts))
+    firsts = [part.first_shard for part in made]
+    if firsts[:1] != [0] or sorted(set(firsts)) != firsts or firsts[-1] >= len(shards):
+        raise malformed(path, "parts", f"they begin at shards {firsts} of {len(shards)}")
+    return Manifest(identity, made, shards, sha256)
 
 
-def _identity(path: Path, value: dict[str, Any]) -> Identity:
-    checkpoint = _get(path, value, "checkpoint", dict)
-    _get(path, checkpoint, "fingerprint", str, "checkpoint.")
-    dtype = _get(path, value, "dtype", str)
-    if dtype not in DTYPES:
-        raise _malformed(path, "dtype", f"{dtype!r}, known: {', '.join(DTYPES)}")
+def _only_part(value: dict[str, Any]) -> dict[str, Any]:
+    """The one part of a corpus written before corpora had several."""
+    kept = {name: value.get(name) for name in ("documents_sha256", "counts")}
+    return {"first_shard": 0, "first_document": "", "inputs": [], **kept}
+
+
+def _part(path: Path, record: Any, number: int) -> Part:
+    prefix = f"parts[{number}]."
+    if not isinstance(record, dict):
+        raise malformed(path, prefix[:-1], "not an object")
+    return Part(
+        first_shard=_count(path, record, "first_shard", prefix),
+        first_document=get(path, record, "first_document", str, prefix),
+        documents_sha256=get(path, record, "documents_sha256", str, prefix),
+        inputs=tuple(map(str, get(path, record, "inputs", list, prefix))),
+        counts=_counts(path, get(path, record, "counts", dict, prefix), f"{prefix}counts."),
+    )
+
+
+def _counts(path: Path, value: dict[str, Any], prefix: str) -> dict[str, int]:
+    return {name: _count(path, value, name, prefix) for name in COUNTS}
+
+
+def read_identity(path: Path, value: dict[str, Any]) -> Identity:
+    """The identity in a manifest or journal. Raises ArtefactError naming the key."""
+    checkpoint = get(path, value, "checkpoint", dict)
+    get(path, checkpoint, "fingerprint", str, "checkpoint.")
+    dtype = get(path, value, "dtype", str)
+    if dtype not in quantize.DTYPES:
+        raise malformed(path, "dtype", f"{dtype!r}, known: {', '.join(quantize.DTYPES)}")
     numbers = {
         name: _count(path, value, name, least=1) for name in ("memory_tokens", "hidden", "ratio")
     }
-    text, options = _get(path, value, "text", bool), _get(path, value, "options", dict)
+    text, options = get(path, value, "text", bool), get(path, value, "options", dict)
     return Identity(checkpoint=checkpoint, dtype=dtype, text=text, options=options, **numbers)
 
 
-def _shard(path: Path, record: Any, number: int) -> Shard:
+def shard_of(path: Path, record: Any, number: int) -> Shard:
+    """The record of a shard. Raises ArtefactError naming the key."""
     prefix = f"shards[{number}]."
     if not isinstance(record, dict):
-        raise _malformed(path, prefix[:-1], "not an object")
+        raise malformed(path, prefix[:-1], "not an object")
     for key, name in zip(("memory", "passages"), shard_names(number), strict=True):
         if record.get(key) != name:
-            raise _malformed(path, prefix + key, f"{str(record.get(key))[:80]!r}, not {name!r}")
+            raise malformed(path, prefix + key, f"{str(record.get(key))[:80]!r}, not {name!r}")
     for key in ("sha256_memory", "sha256_passages"):
-        if not _SHA256.fullmatch(_get(path, record, key, str, prefix)):
-            raise _malformed(path, prefix + key, "not a SHA-256")
+        if not _SHA256.fullmatch(get(path, record, key, str, prefix)):
+            raise malformed(path, prefix + key, "not a SHA-256")
     for key, least in (("rows", 1), ("bytes_memory", 0), ("bytes_passages", 0)):
         _count(path, record, key, prefix, least)
     return Shard(**{field.name: record[field.name] for field in fields(Shard)})
 
 
 def _count(path: Path, value: dict[str, Any], key: str, prefix: str = "", least: int = 0) -> int:
-    number = _get(path, value, key, int, prefix)
+    number = get(path, value, key, int, prefix)
     if number < least:
-        raise _malformed(path, prefix + key, f"{number}, the least is {least}")
+        raise malformed(path, prefix + key, f"{number}, the least is {least}")
     return int(number)
 
 
-def _get(path: Path, value: dict[str, Any], key: str, kind: type, prefix: str = "") -> Any:
+def get(path: Path, value: dict[str, Any], key: str, kind: type, prefix: str = "") -> Any:
     """value[key], of exactly the type `kind` (a bool is no int)."""
     found = value.get(key, _MISSING)
     if found is _MISSING:
-        raise _malformed(path, prefix + key, "missing")
+        raise malformed(path, prefix + key, "missing")
     if type(found) is not kind:
-        raise _malformed(path, prefix + key, f"{str(found)[:80]!r}, not of type {kind.__name__}")
+        raise malformed(path, prefix + key, f"{str(found)[:80]!r}, not of type {kind.__name__}")
     return found
 
 
-def _malformed(path: Path, key: str, what: str) -> ArtefactError:
+def malformed(path: Path, key: str, what: str) -> ArtefactError:
+    """The error for a key that is not what it must be."""
     return ArtefactError(f"{path}: key {key!r}: {what}", _REPAIR)

@@ -29,9 +29,15 @@ KINDS = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
-ACCEPTED = "accepted: .jsonl .txt .md .csv (also .gz, .xz), .parquet, a folder, or - for stdin"
+HUB = "hf:"  # before the name of a Hugging Face dataset
+ACCEPTED = (
+    "accepted: .jsonl .txt .md .csv (also .gz, .xz), .parquet, a folder, hf:OWNER/DATASET, or - "
+    "for stdin"
+)
+MAX_XZ_BYTES = 128 * 2**20  # memory to decompress: twice what xz -9 asks for
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
 _BUFFER = 2**17
+TEXT_FIELDS = ("text", "contents")
 _BOM = b"\xef\xbb\xbf"
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFile, failing disks
 
@@ -39,17 +45,19 @@ _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFil
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file to read. `label` names its documents, `name` names it in errors; `kind` is
-    jsonl, text, csv, parquet, or empty where the content decides."""
+    jsonl, text, csv, parquet, hub (a dataset, no file), or empty where the content decides; a
+    record's text is in the first of `fields` that it has."""
 
     path: Path
     label: str
     name: str
     kind: str
+    fields: tuple[str, ...] = TEXT_FIELDS
 
 
-def list_sources(inputs: Sequence[str]) -> list[Source]:
-    """The files that `inputs` name: `-` is stdin, a folder is walked in sorted order (hidden
-    entries and compressed corpora left out), anything else is a file.
+def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -> list[Source]:
+    """The files that `inputs` name: `-` is stdin, `hf:...` a dataset, a folder is walked in sorted
+    order (hidden entries and compressed corpora left out), anything else is a file.
 
     Raises UsageError for a path that does not exist, a type that is not read, or a second `-`.
     """
@@ -60,21 +68,24 @@ def list_sources(inputs: Sequence[str]) -> list[Source]:
     for item in inputs:
         path = Path(item)
         if item == "-":
-            sources.append(Source(path, "stdin", "<stdin>", "jsonl"))
+            sources.append(Source(path, "stdin", "<stdin>", "jsonl", fields))
+        elif item.startswith(HUB):
+            sources.append(Source(path, item.removeprefix(HUB), item, "hub", fields))
         elif _is_corpus(path):
             raise UsageError(f"{item}: a compressed corpus, not documents", ACCEPTED)
         elif path.is_dir():
-            sources.extend(_walk(path))
+            sources.extend(_walk(path, fields))
         elif path.exists():
             kind = _kind(path)
             unique = names[path.name] == 1 and kind != "text"
-            sources.append(Source(path, path.name if unique else path.as_posix(), item, kind))
+            label = path.name if unique else path.as_posix()
+            sources.append(Source(path, label, item, kind, fields))
         else:
             raise UsageError(f"{item}: no such file or folder", ACCEPTED)
     return sources
 
 
-def _walk(folder: Path) -> Iterator[Source]:
+def _walk(folder: Path, fields: tuple[str, ...]) -> Iterator[Source]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _skipped(Path(parent), name))
         for name in sorted(files):
@@ -82,7 +93,7 @@ def _walk(folder: Path) -> Iterator[Source]:
             kind = _kind(path)
             if kind and not name.startswith("."):
                 label = path.relative_to(folder).as_posix()
-                yield Source(path, label, str(path), kind)
+                yield Source(path, label, str(path), kind, fields)
 
 
 def _skipped(parent: Path, name: str) -> bool:
@@ -109,6 +120,9 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     Raises UsageError where the file cannot be opened or is of a type that is not read, and
     DataError where it cannot be read to its end (damaged compressed data, a failing disk).
     """
+    if source.kind == "hub":
+        yield source.kind, io.BytesIO()
+        return
     try:
         raw: Any = sys.stdin.buffer if source.name == "<stdin>" else source.path.open("rb")
     except OSError as error:
@@ -127,14 +141,56 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
             stream.close()
 
 
+def position(stream: IO[bytes]) -> int:
+    """How many bytes of the file, as it lies on disk, were read so far."""
+    packed = getattr(stream, "raw", None)
+    if isinstance(packed, gzip.GzipFile):
+        return int(packed.fileobj.tell())
+    return int(packed.file.tell() if isinstance(packed, _XzStream) else stream.tell())
+
+
 def _decompressed(stream: Any) -> Any:
     """A buffered stream of what `stream` holds, told by its first bytes."""
     magic = stream.peek(6)[:6]
     if magic.startswith(_GZIP):
         return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), _BUFFER)
     if magic.startswith(_XZ):
-        return io.BufferedReader(lzma.LZMAFile(stream, mode="rb"), _BUFFER)
+        return io.BufferedReader(_XzStream(stream), _BUFFER)
     return stream
+
+
+class _XzStream(io.RawIOBase):
+    """What an xz file holds, its streams one after another, within `MAX_XZ_BYTES`: the file itself
+    says how large a dictionary to decompress it with takes, up to 4 GiB, and `LZMAFile` obeys."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self._packed = b""
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_BYTES)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, perhaps not wholly; 0 at the end. Raises EOFError where it comes early."""
+        while True:
+            if self._decoder.eof:
+                self._packed = (self._decoder.unused_data or self.file.read(_BUFFER)).lstrip(
+                    b"\0"  # between streams
+                )
+                if not self._packed:
+                    return 0
+                self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_BYTES)
+            elif self._decoder.needs_input and not self._packed:
+                self._packed = self.file.read(_BUFFER)
+                if not self._packed:
+                    raise EOFError("the compressed data ends early")
+            data = self._decoder.decompress(self._packed, len(buffer))
+            self._packed = b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
 
 
 def _sniff(stream: Any, name: str) -> str:

@@ -18,7 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara_cli.corpus.manifest import DTYPES, JOURNAL, Manifest, Shard, read_journal, read_manifest
+from clara_cli.corpus import journal, quantize
+from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
 from clara_cli.corpus.writer import damage_of
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
@@ -56,9 +57,9 @@ def _finished(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is not None:
         return manifest
-    journal = read_journal(folder) if (folder / JOURNAL).exists() else None
-    if journal is not None:
-        message = f"{folder} is not finished: {len(journal[1])} shards so far"
+    unfinished = journal.read(folder)
+    if unfinished is not None:
+        message = f"{folder} is not finished: {len(unfinished.shards)} shards so far"
         raise ArtefactError(message, "run the same clara compress command again: it goes on")
     what = "not a corpus: no manifest.json" if folder.exists() else "no such corpus"
     raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {folder}")
@@ -95,17 +96,15 @@ class Corpus:
         memory_NMD = torch.empty(len(rows), identity.memory_tokens, identity.hidden)
         for position, row in enumerate(rows):
             number, inside = self._locate(row)
-            memory_NMD[position] = self._slice(number)[inside : inside + 1][0]
+            memory_NMD[position] = self._read(number, inside, inside + 1)[0]
         return memory_NMD
 
     def memory_chunks(self, rows_per_chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
         """All memory in order, as (first row, [N, M, D]) with N at most `rows_per_chunk`."""
-        import torch
-
         for number, shard in enumerate(self.manifest.shards):
             for inside in range(0, shard.rows, rows_per_chunk):
-                chunk_NMD = self._slice(number)[inside : inside + rows_per_chunk]
-                yield self._first_rows[number] + inside, chunk_NMD.to(torch.float32, copy=True)
+                memory_NMD = self._read(number, inside, inside + rows_per_chunk)
+                yield self._first_rows[number] + inside, memory_NMD
 
     def passage(self, row: int) -> Passage:
         """One passage. Raises IndexError for a row that does not exist."""
@@ -133,8 +132,15 @@ class Corpus:
         number = bisect_right(self._first_rows, row) - 1
         return number, row - self._first_rows[number]
 
-    def _slice(self, number: int) -> Any:
-        """A shard's tensor, memory-mapped and sliced on demand; the last ones stay open."""
+    def _read(self, number: int, start: int, end: int) -> Tensor:
+        """Some rows of a shard as [N, M, D] float32."""
+        stored, scales = self._slices_of(number)
+        packed = None if scales is None else scales[start:end]
+        return quantize.unpack(stored[start:end], packed, self.manifest.identity.dtype)
+
+    def _slices_of(self, number: int) -> tuple[Any, Any]:
+        """A shard's memory and its scales (or None), memory-mapped and sliced on demand; the last
+        ones stay open."""
         from safetensors import SafetensorError, safe_open
 
         if number not in self._slices:
@@ -143,7 +149,9 @@ class Corpus:
                 handle: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise self._damaged(path, str(error)) from error
-            self._slices[number] = handle.get_slice("memory")
+            scaled = self.manifest.identity.dtype in quantize.SCALES
+            scales = handle.get_slice("scales") if scaled else None
+            self._slices[number] = (handle.get_slice("memory"), scales)
             if len(self._slices) > _OPEN_SHARDS:
                 self._slices.popitem(last=False)
         self._slices.move_to_end(number)
@@ -186,10 +194,12 @@ class Corpus:
             if found != size:
                 raise self._damaged(path, f"{found:,} bytes, recorded {size:,}")
         path = self.folder / shard.memory
-        wanted = {
-            "dtype": DTYPES[identity.dtype],
-            "shape": [shard.rows, identity.memory_tokens, identity.hidden],
-        }
+        slots, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
+        memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, slots, hidden]}
+        wanted = {"memory": memory}
+        if groups := quantize.groups(dtype, hidden):
+            shape = [shard.rows, slots, groups]
+            wanted["scales"] = {"dtype": quantize.SCALES[dtype], "shape": shape}
         header = _header(path)
         if header != wanted:
             raise self._damaged(path, f"its header is {header}, the manifest says {wanted}")
@@ -199,13 +209,13 @@ class Corpus:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """dtype and shape of the tensor `memory`, None where the header is not readable."""
+    """dtype and shape of each tensor of a shard, None where the header is not readable."""
     with path.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
         raw = stream.read(length) if length <= _MAX_HEADER else b""
     try:
-        entry = json.loads(raw)["memory"]
-        return {"dtype": entry["dtype"], "shape": entry["shape"]}
+        tensors = json.loads(raw)
+        return {name: {key: tensors[name][key] for key in ("dtype", "shape")} for name in tensors}
     except (ValueError, TypeError, KeyError):
         return None

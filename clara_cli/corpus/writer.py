@@ -15,43 +15,45 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara_cli.corpus import files, manifest
-from clara_cli.corpus.manifest import Identity, Manifest, Shard
+from clara_cli.corpus import files, journal, manifest, quantize
+from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.records import Passage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OURS = {files.LOCK_NAME, manifest.MANIFEST, manifest.JOURNAL, "shards", "passages", "index"}
+_OURS = {
+    *{files.LOCK_NAME, manifest.MANIFEST, journal.JOURNAL, journal.LINES},
+    *{"shards", "passages", "index"},
+}
 _GZIP_LEVEL = 6
 
 
 @contextmanager
-def open_writer(folder: Path, identity: Identity, command: str = "") -> Iterator[CorpusWriter]:
-    """Open a corpus for writing, new, unfinished or finished, holding its lock meanwhile.
+def open_writer(
+    folder: Path, identity: Identity, command: str = "", part: int = 0, extends: str | None = None
+) -> Iterator[CorpusWriter]:
+    """Open a corpus for writing, holding its lock meanwhile: part 0 is what the corpus was made
+    of, the part after the last adds to it. `extends` is the fingerprint the corpus must have.
 
-    On a finished corpus of the same identity the writer only compares: `finished` answers for
-    every shard, and `write` refuses. Raises ArtefactError where the folder holds something else,
-    another process writes it (named), or it was made with another identity (key and values
-    named), and ClaraError where it cannot be written.
+    In a part that is finished the writer compares, and writes again only what is damaged. Raises
+    ArtefactError where the folder holds something else, another process writes it (named), or it
+    was made with another identity (key and values named), and ClaraError where it cannot be
+    written.
     """
     _refuse_foreign(folder)
     files.make_folder(folder)
     with files.locked(folder, command):
-        done = manifest.read_manifest(folder)
-        journal = manifest.read_journal(folder)
-        stored = done.identity if done else journal[0] if journal else identity
-        manifest.refuse_difference(folder, stored, identity)
+        writer = CorpusWriter(folder, identity, part)
+        if extends is not None and writer.fingerprint != extends:
+            message = f"{folder} was changed by another command meanwhile"
+            raise ArtefactError(message, "run the same command again")
         for name in ("", "shards", "passages"):
             files.make_folder(folder / name)
             files.remove_temporaries(folder / name)
-        if done:
-            known = dict(enumerate(done.shards))
-        else:
-            known = journal[1] if journal else {}
-            manifest.write_journal(folder, identity, known)
-        yield CorpusWriter(folder, identity, known, done)
+        writer.begin()
+        yield writer
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -65,79 +67,130 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 class CorpusWriter:
-    """Writes one corpus; made by `open_writer`. Shards are numbered from 0 without gaps, in any
-    order of writing."""
+    """Writes one part of a corpus; made by `open_writer`, or for the ranks besides the first by
+    itself, while the first holds the corpus open. Shards are numbered from 0 in a part, without
+    gaps, in any order of writing."""
 
-    def __init__(
-        self, folder: Path, identity: Identity, known: dict[int, Shard], done: Manifest | None
-    ) -> None:
-        self.folder = folder
-        self.identity = identity
-        self._known = known
-        self._done = done
-        self._seen: set[int] = set()
+    def __init__(self, folder: Path, identity: Identity, part: int = 0, rank: int = 0) -> None:
+        self.folder, self.identity, self._rank = folder, identity, rank
+        self._done = manifest.read_manifest(folder)
+        self.fingerprint = self._done.sha256 if self._done else ""
+        unfinished = journal.read(folder)
+        if unfinished and unfinished.extends != self.fingerprint:  # of before the manifest
+            unfinished = None
+        stored = self._done or unfinished
+        manifest.refuse_difference(folder, stored.identity if stored else identity, identity)
+        done_parts = self._done.parts if self._done else ()
+        self._part = done_parts[part] if part < len(done_parts) else None
+        if self._done and self._part:
+            numbers = self._done.shards_of(part)
+            self._first = numbers.start
+            self._known = {number: self._done.shards[number] for number in numbers}
+        else:
+            self._first = len(self._done.shards) if self._done else 0
+            self._known = unfinished.shards if unfinished else {}
+        self.made: dict[int, Shard] = {}
+
+    def begin(self) -> None:
+        """Record the identity, and what is known, before the first shard."""
+        if self._part is None:
+            journal.write(self.folder, self.identity, self._known, self.fingerprint)
 
     def finished(self, number: int, passages: Sequence[Passage]) -> bool:
         """Whether shard `number` was already written, with exactly these passages, and its files
-        are whole. Then it counts as written: its memory need not be computed."""
-        shard = self._known.get(number)
-        if shard is None or shard.rows != len(passages):
+        are whole. Then it counts as written: its memory need not be computed. Raises ArtefactError
+        where a finished part has other passages there."""
+        shard = self._known.get(self._first + number)
+        damage = damage_of(self.folder, shard) if shard else []
+        if shard is None or not self._same(shard, passages, damage):
+            if self._part:
+                raise self._other(f"its documents differ at shard {number}")
             return False
-        if damage_of(self.folder, shard):
+        if damage:
+            return False
+        self.made[self._first + number] = shard
+        return True
+
+    def _same(self, shard: Shard, passages: Sequence[Passage], damage: list[str]) -> bool:
+        """Whether a shard was made of these passages; the same documents may have moved. Of one
+        whose record is damaged the documents' fingerprint will tell."""
+        if shard.rows != len(passages):
             return False
         encoded = encode_passages(passages, self.identity.text)
-        if files.sha256_bytes(encoded) != shard.sha256_passages:
-            stored = gzip.decompress((self.folder / shard.passages).read_bytes())
-            if _unplaced(stored) != _unplaced(gzip.decompress(encoded)):
-                return False
-        self._seen.add(number)
-        return True
+        if files.sha256_bytes(encoded) == shard.sha256_passages:
+            return True
+        if any(item.startswith(shard.passages) for item in damage):
+            return self._part is not None
+        stored = gzip.decompress((self.folder / shard.passages).read_bytes())
+        return _unplaced(stored) == _unplaced(gzip.decompress(encoded))
 
     def write(self, number: int, passages: Sequence[Passage], memory_NMD: Tensor) -> None:
         """Write one shard (at least one passage) in the stored dtype and record it.
 
-        Raises ArtefactError on a finished corpus (the documents are others, or it is damaged),
-        ClaraError where a memory is not finite or the files cannot be written.
+        Raises ClaraError where a memory is not finite or the files cannot be written.
         """
-        if self._done:
-            known = self._known.get(number)
-            what = damage_of(self.folder, known) if known else []
-            reason = f"{what[0]} is damaged" if what else f"its documents differ at shard {number}"
-            message = f"{self.folder} is a finished corpus, and {reason}"
-            raise ArtefactError(message, f"use another --out, or delete {self.folder}")
-        self.record(number, write_shard(self.folder, self.identity, number, passages, memory_NMD))
+        number += self._first
+        encoded = self._kept(number) or encode_passages(passages, self.identity.text)
+        shard = write_shard(self.folder, self.identity, number, passages, memory_NMD, encoded)
+        self.made[number] = shard
+        if self._part is None:
+            journal.append(self.folder, self._rank, number, shard)
 
-    def record(self, number: int, shard: Shard) -> None:
-        """Record a shard that `write_shard` wrote, perhaps in another process."""
-        self._known[number] = shard
-        self._seen.add(number)
-        manifest.write_journal(self.folder, self.identity, self._known)
+    def _kept(self, number: int) -> bytes | None:
+        """The passages of a finished shard as they are, where they are whole: a repair of its
+        memory leaves them."""
+        shard = self._known.get(number) if self._part else None
+        if shard is None or any(d.startswith(shard.passages) for d in damage_of(self.folder, shard)):
+            return None
+        return (self.folder / shard.passages).read_bytes()
 
-    def finish(self, counts: Mapping[str, int], documents_sha256: str) -> Manifest:
-        """Make the corpus finished: manifest last, then the journal and stale shards go.
+    def finish(
+        self,
+        counts: Mapping[str, int],
+        documents_sha256: str,
+        first_document: str = "",
+        inputs: Sequence[str] = (),
+    ) -> Manifest:
+        """Make the part finished: manifest last, then the journal and stale shards go.
 
         `counts` has the keys of `manifest.COUNTS`; `documents_sha256` is the caller's
-        fingerprint of the input. Raises ArtefactError where a finished corpus was opened and
-        its documents differ.
+        fingerprint of the input; `inputs` is what the user named. Raises ArtefactError where the part was finished and its
+        documents differ.
         """
-        count = len(self._seen)
-        if self._seen != set(range(count)):
-            raise ValueError(f"shards {sorted(self._seen)} were written, with gaps")
-        shards = [self._known[number] for number in range(count)]
-        if self._done:
-            if list(self._done.shards) != shards or self._done.documents_sha256 != documents_sha256:
-                message = f"{self.folder} is a finished corpus of other documents"
-                raise ArtefactError(message, f"use another --out, or delete {self.folder}")
-            files.remove(self.folder / manifest.JOURNAL)
-            return self._done
-        done = manifest.write_manifest(self.folder, self.identity, counts, documents_sha256, shards)
-        files.remove(self.folder / manifest.JOURNAL)
-        kept = {name for shard in shards for name in (shard.memory, shard.passages)}
+        numbers = sorted(self.made)
+        if numbers != list(range(self._first, self._first + len(numbers))):
+            raise ValueError(f"shards {numbers} were written, with gaps")
+        shards = list(self._done.shards) if self._done else []
+        parts = list(self._done.parts) if self._done else []
+        if self._part is None:
+            shards += [self.made[number] for number in numbers]
+            whole = {name: int(counts[name]) for name in manifest.COUNTS}
+            made = Part(self._first, first_document, documents_sha256, tuple(inputs), whole)
+            parts.append(made)
+        else:
+            if self._part.documents_sha256 != documents_sha256 or len(numbers) != len(self._known):
+                raise self._other("it is of other documents")
+            shards[self._first : self._first + len(numbers)] = [self.made[n] for n in numbers]
+        if self._done is None or tuple(shards) != self._done.shards:
+            self._done = manifest.write_manifest(self.folder, self.identity, parts, shards)
+        self._clean(self._done)
+        return self._done
+
+    def _clean(self, done: Manifest) -> None:
+        """Remove what no reader needs, unless somebody's unfinished addition to this corpus does."""
+        unfinished = journal.read(self.folder)
+        if unfinished and unfinished.extends == done.sha256:
+            return
+        journal.remove(self.folder)
+        kept = {name for shard in done.shards for name in (shard.memory, shard.passages)}
         for sub in ("shards", "passages"):
             for path in sorted((self.folder / sub).iterdir()):
                 if f"{sub}/{path.name}" not in kept:
                     files.remove(path)
-        return done
+
+    def _other(self, what: str) -> ArtefactError:
+        hint = f"use another --out, or delete {self.folder}; --into {self.folder} adds documents"
+        return ArtefactError(f"{self.folder} is a finished corpus, and {what}", hint)
 
 
 def write_shard(
@@ -146,15 +199,16 @@ def write_shard(
     number: int,
     passages: Sequence[Passage],
     memory_NMD: Tensor,
+    encoded: bytes,
 ) -> Shard:
-    """Write a shard's two files and describe them; records nothing (see `CorpusWriter.record`).
+    """Write a shard's two files (`encoded` is that of its passages) and describe them; records nothing (`CorpusWriter` does).
 
     Raises ClaraError where a memory is not finite in the stored dtype, or the disk refuses.
     """
     from safetensors.torch import save
 
-    stored_NMD = _stored(identity, number, passages, memory_NMD)
-    memory, encoded = save({"memory": stored_NMD}), encode_passages(passages, identity.text)
+    stored = _stored(identity, number, passages, memory_NMD)
+    memory = save(stored)
     names = manifest.shard_names(number)
     for name, data in zip(names, (memory, encoded), strict=True):
         files.make_folder((folder / name).parent)
@@ -172,21 +226,21 @@ def write_shard(
 
 def _stored(
     identity: Identity, number: int, passages: Sequence[Passage], memory_NMD: Tensor
-) -> Tensor:
-    """The memory as it is stored: on the CPU, contiguous, in the stored dtype, and finite."""
+) -> dict[str, Tensor]:
+    """The tensors that are stored: on the CPU, contiguous, in the stored format, and finite."""
     import torch
 
     wanted = (len(passages), identity.memory_tokens, identity.hidden)
     if tuple(memory_NMD.shape) != wanted or not passages:
         raise ValueError(f"shard {number}: memory of shape {tuple(memory_NMD.shape)}, not {wanted}")
-    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    stored_NMD = memory_NMD.detach().to("cpu", dtypes[identity.dtype]).contiguous()
-    finite_N = torch.isfinite(stored_NMD).flatten(1).all(1)
-    if not bool(finite_N.all()):
-        first = passages[int((~finite_N).nonzero()[0])].passage_id
-        message = f"the memory of passage {first!r} is not finite as {identity.dtype}"
-        raise ClaraError(message, "try --dtype float32 and --store-dtype bf16")
-    return stored_NMD
+    stored = quantize.pack(memory_NMD, identity.dtype)
+    for tensor in stored.values():
+        finite_N = torch.isfinite(tensor.float()).flatten(1).all(1)
+        if not bool(finite_N.all()):
+            first = passages[int((~finite_N).nonzero()[0])].passage_id
+            message = f"the memory of passage {first!r} is not finite as {identity.dtype}"
+            raise ClaraError(message, "try --dtype float32 and --store-dtype bf16")
+    return stored
 
 
 def encode_passages(passages: Sequence[Passage], keep_text: bool) -> bytes:

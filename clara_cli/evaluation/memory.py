@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.model import ClaraModel
-from clara_cli.corpus.manifest import DTYPE_BYTES
+from clara_cli.corpus.quantize import passage_bytes
 from clara_cli.corpus.store import Corpus
 
 
@@ -113,4 +113,4 @@ class StoredMemories:
     def bytes_per_passage(self, slots: int) -> int:
         """Bytes of one passage's memory."""
         identity = self._corpus.manifest.identity
-        return slots * identity.hidden * DTYPE_BYTES[identity.dtype]
+        return passage_bytes(identity.dtype, slots, identity.hidden)
