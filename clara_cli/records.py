@@ -170,7 +170,8 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompressResult:
-    """What `compress` made; the keys of its JSON line."""
+    """What `compress` made or added; the keys of its JSON line. Of a dry run, `bytes` are those of
+    the memory, `seconds` and `passages_per_second` the estimate."""
 
     corpus: str
     documents: int

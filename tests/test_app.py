@@ -37,7 +37,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "compress": {
         *{"INPUTS", "--backbone", "--batch-tokens", "--dry-run", "--model", "--no-text"},
         *{"--no-title", "--out", "--ratio", "--shard-size", "--skip-bad", "--split"},
-        *{"--store-dtype", "--text", "--title"},
+        *{"--store-dtype", "--text", "--title", "--into", "--nproc", "--overlap", "--text-field"},
     },
     "index": {
         *{"CORPUS", "--backbone", "--candidates", "--check", "--engine", "--model"},

@@ -1,74 +1,139 @@
-"""`clara compress`: documents in, a corpus of memory tokens out, shard by shard, resumable."""
+"""`clara compress`: documents in, a corpus of memory tokens out, shard by shard, resumable.
+
+A thread reads, splits and tokenises a shard ahead; another writes the shard before; with several
+processes shard n is the work of process n modulo their number.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.model import ClaraModel
+from clara_cli.core.encode import encode_rows
+from clara_cli.core.team import Team, joined
+from clara_cli.corpus import quantize
+from clara_cli.corpus.additions import Additions
 from clara_cli.corpus.chunk import model_text, split_document
-from clara_cli.corpus.documents import read_documents
-from clara_cli.corpus.manifest import DTYPE_BYTES, Identity
+from clara_cli.corpus.documents import Reading, read_documents
+from clara_cli.corpus.manifest import Identity
+from clara_cli.corpus.shards import ahead, in_shards
+from clara_cli.corpus.tally import Tally
 from clara_cli.corpus.writer import CorpusWriter, open_writer
-from clara_cli.errors import ArtefactError, Interrupted, UsageError
-from clara_cli.records import CompressResult, Document, Passage, Progress, Report
+from clara_cli.errors import ArtefactError, ClaraError, Interrupted, UsageError
+from clara_cli.records import CompressResult, Passage, Report
 
 STORE = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TIMED = 64  # passages that a dry run compresses to time it
 
 
 def run(config: CompressConfig, report: Report) -> CompressResult:
-    """Compress until every document is stored; resumes an unfinished corpus.
+    """Compress until every document is stored; resumes an unfinished corpus, repairs a damaged
+    one. Called in every process of a launcher, it does their part together.
 
     Raises:
         Interrupted: on Ctrl-C; finished shards are kept.
         ArtefactError: where `out` holds a corpus of other documents or settings.
     """
+    with joined() as team:
+        with team.together():
+            job = prepare(config, report, team)
+        if config.dry_run:
+            return plan(job)
+        try:
+            return store(job)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; the finished shards are kept in {job.out}",
+                "run the same command again: it goes on after the last one",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command with everything it needs open, and its passages not yet read."""
+
+    config: CompressConfig
+    out: Path
+    loaded: Loaded
+    identity: Identity
+    additions: Additions | None
+    tally: Tally
+    team: Team
+    started: float
+
+    @property
+    def part(self) -> int:
+        """Which part of the corpus this is; known once a document was read."""
+        return (self.additions.part or 0) if self.additions else 0
+
+
+def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
+    """Load the checkpoint and settle every option.
+
+    Raises:
+        UsageError: for options that do not go together.
+    """
     started = time.monotonic()
-    out = config.out or default_out(config.inputs)
+    additions = None
+    if config.into is not None:
+        additions = Additions(config.into)
+        config = as_stored(config, additions.manifest.identity)
+    if team.size > 1 and "-" in config.inputs:
+        raise UsageError("stdin cannot be read by several processes", "compress a file")
+    out = config.into or config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
     loaded = load(model, config.backbone, config.device, config.dtype, ratio=config.ratio)
     if "compressor" not in loaded.model.roles:
         message = f"{loaded.path}: no compressor in this checkpoint"
         raise ArtefactError(message, "use another --model")
-    slots = loaded.info.slots(config.ratio)
-    identity = corpus_identity(config, loaded, slots)
-    tally = Tally(report)
-    passages = split_all(config, loaded, tally)
-    if config.dry_run:
-        for _ in passages:
-            pass
-        return tally.result(out, identity, stored_bytes(identity, tally.passages), started)
+    refuse_overlap(config, loaded.info.max_passage_tokens)
+    identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
+    tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
     loaded.model.merge("compressor")
-    command = "clara compress " + " ".join(config.inputs)
-    try:
-        with open_writer(out, identity, command) as writer:
-            shards = in_shards(passages, config.shard_size)
-            for number, shard in enumerate(shards):
-                if not writer.finished(number, shard):
-                    write_shard(writer, number, shard, loaded.model, slots, config, tally)
-                tally.show(len(shard))
-            manifest = writer.finish(tally.counts(), tally.digest.hexdigest())
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; the finished shards are kept in {out}",
-            "run the same command again: it goes on after the last one",
-        ) from None
-    return tally.result(out, identity, manifest.bytes, started)
+    return Job(config, out, loaded, identity, additions, tally, team, started)
+
+
+def as_stored(config: CompressConfig, stored: Identity) -> CompressConfig:
+    """The options of an addition: what was left open is as in the corpus.
+
+    Raises:
+        UsageError: with `--out` too.
+    """
+    if config.out is not None:
+        raise UsageError("--out and --into were both given", "give one of them")
+    store = stored.dtype if config.store_dtype == "auto" else config.store_dtype
+    return dataclasses.replace(
+        config,
+        model=config.model or stored.checkpoint.get("model"),
+        ratio=config.ratio or stored.ratio,
+        store_dtype=store,  # type: ignore[arg-type]
+    )
+
+
+def refuse_overlap(config: CompressConfig, longest: int) -> None:
+    """Raise UsageError for an overlap that leaves no passage anything new."""
+    if config.overlap >= longest:
+        message = f"--overlap {config.overlap}: a passage has at most {longest} tokens"
+        raise UsageError(message, f"give less than {longest}")
+    if config.overlap and config.split == "none":
+        raise UsageError("--overlap does nothing with --split none", "leave one of them away")
 
 
 def default_out(inputs: tuple[str, ...]) -> Path:
     """The corpus beside the current directory, named after the first input."""
-    name = Path(inputs[0]).name.split(".")[0]
+    name = Path(inputs[0].partition(":")[2] if inputs[0].startswith("hf:") else inputs[0]).name
+    name = name.split(":")[0].split(".")[0]
     if inputs[0] == "-" or not name:
         message = f"--out is needed for input {inputs[0]!r}"
         raise UsageError(message, "name the corpus: --out NAME.clara")
@@ -89,6 +154,7 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
     }
     options = {
         "split": config.split,
+        "overlap": config.overlap,
         "title": config.title,
         "shard_size": config.shard_size,
         "batch_tokens": config.batch_tokens,
@@ -106,138 +172,162 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
     )
 
 
-def stored_bytes(identity: Identity, passages: int) -> int:
-    """Bytes of memory that many passages take."""
-    return passages * identity.memory_tokens * identity.hidden * DTYPE_BYTES[identity.dtype]
+def shape(identity: Identity) -> tuple[int, int]:
+    """M and D."""
+    return identity.memory_tokens, identity.hidden
 
 
-@dataclass
-class Tally:
-    """Counts of a run, and what is said of it while it goes."""
-
-    report: Report
-    documents: int = 0
-    passages: int = 0
-    empty: int = 0
-    skipped: int = 0
-    truncated: int = 0
-    text_tokens: int = 0
-    computed: int = 0
-    shown: int = 0
-    began: float = field(default_factory=time.monotonic)
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-
-    def bad(self, message: str) -> None:
-        """A record was left out."""
-        self.skipped += 1
-        self.report.warn(f"skipped {message}")
-
-    def document(self, document: Document) -> None:
-        """A document was read."""
-        self.documents += 1
-        self.empty += not document.text.strip()
-        fields = [document.id, document.title, document.text, document.metadata]
-        self.digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
-
-    def passage(self, passage: Passage, limit: int) -> None:
-        """A passage was cut."""
-        self.passages += 1
-        self.text_tokens += min(passage.tokens, limit)
-        self.truncated += passage.tokens > limit
-
-    def show(self, passages: int) -> None:
-        """Some passages are stored."""
-        self.shown += passages
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        figures = {"passages/s": f"{self.computed / seconds:,.1f}"}
-        self.report.progress(Progress("compress", self.shown, None, "passages", figures))
-
-    def counts(self) -> dict[str, int]:
-        """As the manifest keeps them."""
-        names = ("documents", "passages", "empty", "skipped", "truncated", "text_tokens")
-        return {name: getattr(self, name) for name in names}
-
-    def result(self, out: Path, identity: Identity, size: int, started: float) -> CompressResult:
-        """The command's record."""
-        seconds = time.monotonic() - started
-        stored = max(1, self.passages * identity.memory_tokens)
-        return CompressResult(
-            corpus=str(out),
-            documents=self.documents,
-            passages=self.passages,
-            empty=self.empty,
-            skipped=self.skipped,
-            truncated=self.truncated,
-            memory_tokens=identity.memory_tokens,
-            ratio=identity.ratio,
-            effective_ratio=round(self.text_tokens / stored, 3),
-            bytes=size,
-            seconds=round(seconds, 3),
-            passages_per_second=round(self.computed / max(time.monotonic() - self.began, 1e-9), 2),
-        )
+def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
+    """The command's record."""
+    tally, identity = job.tally, job.identity
+    slots = max(1, tally.passages * identity.memory_tokens)
+    return CompressResult(
+        corpus=str(job.out),
+        documents=tally.documents,
+        passages=tally.passages,
+        empty=tally.empty,
+        skipped=tally.skipped,
+        truncated=tally.truncated,
+        memory_tokens=identity.memory_tokens,
+        ratio=identity.ratio,
+        effective_ratio=round(tally.text_tokens / slots, 3),
+        bytes=size,
+        seconds=round(seconds, 3),
+        passages_per_second=round(rate, 2),
+    )
 
 
-def split_all(config: CompressConfig, loaded: Loaded, tally: Tally) -> Iterator[Passage]:
-    """Every passage of every document, in the order of the input."""
-    limit, offsets = loaded.info.max_passage_tokens, loaded.model.prompter.offsets
-    for document in read_documents(config.inputs, config.skip_bad, tally.bad):
-        tally.document(document)
-        for passage in split_document(document, limit, offsets, config.split, config.title):
-            tally.passage(passage, limit)
-            yield passage
+def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
+    """The reading, and every passage of every document in the order of the input."""
+    config, tally = job.config, job.tally
+    limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
+    refuse = job.additions.refuse if job.additions else None
+    reading = read_documents(config.inputs, config.skip_bad, tally.bad, config.text_field, refuse)
+
+    def passages() -> Iterator[Passage]:
+        for document in reading:
+            tally.document(document)
+            cut = split_document(
+                document, limit, offsets, config.split, config.title, config.overlap
+            )
+            for passage in cut:
+                tally.passage(passage, limit)
+                yield passage
+
+    return reading, passages()
 
 
-def in_shards(passages: Iterator[Passage], size: int) -> Iterator[list[Passage]]:
-    """Runs of consecutive passages, decided by the input alone."""
-    shard: list[Passage] = []
-    for passage in passages:
-        shard.append(passage)
-        if len(shard) == size:
-            yield shard
-            shard = []
-    if shard:
-        yield shard
+def token_rows(job: Job, passages: list[Passage]) -> list[list[int]]:
+    """What the compressor reads of each passage."""
+    titles = [passage.title if job.config.title else "" for passage in passages]
+    texts = [model_text(t, passage.text or "") for t, passage in zip(titles, passages, strict=True)]
+    return [job.loaded.model.prompter.passage(text) for text in texts]
 
 
-def write_shard(
-    writer: CorpusWriter,
-    number: int,
-    shard: list[Passage],
-    model: ClaraModel,
-    slots: int,
-    config: CompressConfig,
-    tally: Tally,
-) -> None:
-    """Compute and store one shard."""
-    titles = [passage.title if config.title else "" for passage in shard]
-    texts = [model_text(t, passage.text or "") for t, passage in zip(titles, shard, strict=True)]
-    rows = [model.prompter.passage(text) for text in texts]
-    memory_NMD = encode_rows(model, rows, slots, config.batch_tokens)
-    writer.write(number, shard, memory_NMD)
-    tally.computed += len(shard)
+def plan(job: Job) -> CompressResult:
+    """Count everything, time the first passages, and say how long all would take.
+
+    The time is the positions of all passages at the pace of the first `TIMED`, shared by the
+    processes; or that of reading and splitting, where it is longer.
+    """
+    _, passages = read(job)
+    first = list(islice(passages, TIMED))
+    rows = token_rows(job, first)
+    slots, budget = job.identity.memory_tokens, job.config.batch_tokens
+    encode_rows(job.loaded.model, rows[:1], slots, budget)  # the first call is slower
+    began = time.monotonic()
+    encode_rows(job.loaded.model, rows, slots, budget)
+    pace = sum(len(row) + slots for row in rows) / (time.monotonic() - began)
+    began = time.monotonic()
+    for _ in passages:
+        pass
+    reading = time.monotonic() - began
+    tally = job.tally
+    positions = tally.text_tokens + tally.passages * (3 + slots)
+    seconds = max(reading, positions / pace / job.team.size)
+    job.tally.report.note(f"the time is estimated from the first {len(first)} passages")
+    return result(job, tally.passages * tally.each, seconds, tally.passages / seconds)
 
 
-@torch.inference_mode()
-def encode_rows(model: ClaraModel, rows: list[list[int]], slots: int, budget: int) -> Tensor:
-    """memory (N, M, D) of token rows, in their order; batched by length, `budget` positions
-    each."""
-    table = model.causal_lm.get_input_embeddings().weight
-    memory_NMD = torch.empty(len(rows), slots, table.shape[1], dtype=table.dtype)
-    for batch in length_batches([len(row) + slots for row in rows], budget):
-        encoded = model.encode([rows[i] for i in batch], "compressor", slots)
-        memory_NMD[batch] = encoded.memory_BMD.cpu()
-    return memory_NMD
+@dataclass(frozen=True)
+class Piece:
+    """A shard on its way: `rows` is None where its memory need not be computed here. `read` is the
+    share of the input that was read when it was cut."""
+
+    number: int
+    passages: list[Passage]
+    rows: list[list[int]] | None
+    read: float | None
 
 
-def length_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Indices of rows of like length, longest first, padded size at most `budget` (one row at
-    least)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def store(job: Job) -> CompressResult:
+    """Write every shard that is this process's and not there yet; the first process finishes."""
+    team = job.team
+    reading, passages = read(job)
+    shards = in_shards(passages, job.config.shard_size)
+    with ExitStack() as stack:
+        with team.together():
+            first = next(shards)  # decides the part
+            writer = stack.enter_context(opened(job)) if team.leads else None
+        with team.together():
+            writer = writer or CorpusWriter(job.out, job.identity, job.part, team.rank)
+        with team.together():
+            pieces = cut(job, writer, chain([first], shards), reading)
+            compress(job, writer, ahead(pieces))
+        tally = job.tally
+        seen = (tally.counts(), tally.digest.hexdigest())
+        everything = team.gathered((writer.made, seen, tally.computed))
+        with team.together():
+            if any(other != seen for _, other, _ in everything):
+                message = "the processes read different documents"
+                raise ClaraError(message, "give every machine the same files, and leave them be")
+            for made, _, _ in everything:
+                writer.made.update(made)
+            if team.leads:
+                writer.finish(*seen, first[0].document_id, command_words(job.config))
+    seconds = time.monotonic() - tally.began
+    size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
+    rate = sum(computed for _, _, computed in everything) / max(seconds, 1e-9)
+    return result(job, size, time.monotonic() - job.started, rate)
+
+
+def opened(job: Job) -> AbstractContextManager[CorpusWriter]:
+    """The corpus, locked for this command."""
+    extends = job.additions.manifest.sha256 if job.additions else None
+    command = "clara compress " + " ".join(job.config.inputs)
+    return open_writer(job.out, job.identity, command, job.part, extends)
+
+
+def command_words(config: CompressConfig) -> list[str]:
+    """The inputs, and the options besides the identity's that the same command needs again."""
+    words = [*config.inputs]
+    for name, value in (("--backbone", config.backbone), ("--text-field", config.text_field)):
+        words += [name, value] if value else []
+    return [*words, "--skip-bad"] if config.skip_bad else words
+
+
+def cut(
+    job: Job, writer: CorpusWriter, shards: Iterator[list[Passage]], reading: Reading
+) -> Iterator[Piece]:
+    """Shards, those that are to be computed here with their token rows."""
+    for number, passages in enumerate(shards):
+        wanted = job.team.has(number) and not writer.finished(number, passages)
+        rows = token_rows(job, passages) if wanted else None
+        yield Piece(number, passages, rows, reading.fraction)
+
+
+def compress(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
+    """Compute and store; a shard is written while the next one is computed."""
+    model, tally = job.loaded.model, job.tally
+    slots, budget = job.identity.memory_tokens, job.config.batch_tokens
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for piece in pieces:
+            if piece.rows is not None:
+                memory_NMD = encode_rows(model, piece.rows, slots, budget, tally.batch)
+                if writing:
+                    writing.result()
+                writing = pool.submit(writer.write, piece.number, piece.passages, memory_NMD)
+            tally.shard(len(piece.passages), piece.read)
+        if writing:
+            writing.result()

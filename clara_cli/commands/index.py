@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,7 +17,9 @@ from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import sentence_spans
 from clara_cli.corpus.examples import read_questions
-from clara_cli.corpus.store import Corpus, verify
+from clara_cli.corpus.health import repairs
+from clara_cli.corpus.manifest import read_manifest
+from clara_cli.corpus.store import Corpus
 from clara_cli.engine import Clara, named_model
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import IndexResult, Progress, Report
@@ -75,17 +79,21 @@ def check(folder: Path, started: float) -> IndexResult:
     """Verify every file, the index's too, against its recorded checksum.
 
     Raises:
-        ArtefactError: naming each damaged file.
+        ArtefactError: naming every damaged file, and the command that repairs just that.
     """
-    damage = verify(folder)
-    if damage:
-        named = "; ".join(f"{item.file}: {item.what}" for item in damage)
-        hint = f"delete {folder} and compress the documents again"
-        raise ArtefactError(f"{folder}: {named}", hint)
+    found = repairs(folder)
+    manifest = read_manifest(folder)
+    fingerprint = manifest.sha256 if manifest else ""
+    for load_index, place in ((HnswIndex.load, "index"), (BM25.load, "index/bm25")):
+        try:
+            load_index(folder / place, fingerprint)
+        except ArtefactError as error:
+            again = f"clara index {shlex.quote(str(folder))}"
+            found.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
+    if found:
+        named = "; ".join(chain.from_iterable(found.values()))
+        raise ArtefactError(f"{folder}: {named}", "repair it: " + "; then ".join(found))
     corpus = Corpus.open(folder)
-    fingerprint = corpus.manifest.sha256
-    HnswIndex.load(folder / "index", fingerprint)
-    BM25.load(folder / "index" / "bm25", fingerprint)
     seconds = round(time.monotonic() - started, 3)
     hidden, size = corpus.manifest.identity.hidden, corpus.manifest.bytes
     return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, size)

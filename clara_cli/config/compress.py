@@ -18,10 +18,15 @@ class CompressConfig(Common):
       clara compress recipes/sample/corpus.jsonl --ratio 16 --out sample.clara
       clara compress notes/ reports.jsonl.gz --out everything.clara
       cat corpus.jsonl | clara compress - --out piped.clara
+      clara compress hf:wikimedia/wikipedia/20231101.en --dry-run --out wiki.clara
+      clara compress more.jsonl --into sample.clara
+      clara compress big.jsonl --nproc 8 --out big.clara
+      torchrun --nnodes 2 --nproc-per-node 8 ... -m clara_cli compress big.jsonl --out s/big.clara
     """
 
     inputs: tuple[str, ...] = argument(
-        "Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet, or - for JSONL on stdin."
+        "Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet; hf:OWNER/DATASET, also with "
+        "/CONFIG and :SPLIT; or - for JSONL on stdin."
     )
     ratio: int | None = option(
         "Text tokens per memory token; default: what the checkpoint was trained at.",
@@ -38,21 +43,43 @@ class CompressConfig(Common):
     out: Path | None = option(
         "The corpus to write; default: the first input's name with .clara.", None, OUTPUT
     )
+    into: Path | None = option(
+        "Add the documents to this finished corpus instead of making one; ids it has are refused.",
+        None,
+        OUTPUT,
+    )
     split: Literal["sentences", "tokens", "none"] = option(
         "How long documents are cut; none keeps one passage per document and truncates it.",
         "sentences",
         METHOD,
     )
+    overlap: int = option(
+        "Tokens, at most, that a passage repeats of the one before; whole sentences where it can.",
+        0,
+        METHOD,
+        low=0,
+    )
     title: bool = option(
         "Prefix each passage with its document's title when compressing.", True, METHOD
     )
     text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
-    store_dtype: Literal["auto", "float32", "bf16", "fp16"] = option(
+    store_dtype: Literal["auto", "float32", "bf16", "fp16", "fp8", "int8"] = option(
         "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
     )
     shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
     batch_tokens: int = option("Text tokens per batch; bounds memory.", 8192, MACHINE, low=1)
+    nproc: int | None = option(
+        "Processes on this machine, each writing its own shards; default: one.",
+        None,
+        MACHINE,
+        low=1,
+    )
+    text_field: str | None = option(
+        "Field or column that holds the text; default: text, else contents.", None, INPUT
+    )
     skip_bad: bool = option(
         "Count and report bad lines and duplicate ids instead of stopping.", False, INPUT
     )
-    dry_run: bool = option("Count passages and bytes, compress nothing.", False, OUTPUT)
+    dry_run: bool = option(
+        "Count passages and bytes and estimate the time; write nothing.", False, OUTPUT
+    )

@@ -190,9 +190,7 @@ def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
     return title
 
 
-def _budget(
-    text: str, title: str, limit: int, count_tokens: CountTokens, overlap: int
-) -> _Budget:
+def _budget(text: str, title: str, limit: int, count_tokens: CountTokens, overlap: int) -> _Budget:
     """Tokenise a text once, in blocks that bound the tokenizer's memory on huge ones."""
     starts = array("q")
     latest = 0
@@ -239,9 +237,7 @@ def _pack(units: list[Span], budget: _Budget) -> Iterator[tuple[Span, int]]:
             start = _repeat_from(units, index, span, fresh, budget)
 
 
-def _repeat_from(
-    units: list[Span], index: int, last: Span, fresh: int, budget: _Budget
-) -> int:
+def _repeat_from(units: list[Span], index: int, last: Span, fresh: int, budget: _Budget) -> int:
     """Where the passage whose new text begins at `fresh` begins: within `budget.overlap` tokens of
     the end of the passage before, `last`."""
     if not budget.overlap:

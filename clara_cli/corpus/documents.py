@@ -128,7 +128,8 @@ def _document(record: Any, default_id: str, where: str, fields: tuple[str, ...])
     text, title = record.get(key), record.get("title")
     if text is None:
         known = ", ".join(map(str, record)) or "none"
-        raise _Bad(f"no {' (nor '.join(fields)}{')' * (len(fields) - 1)}; its fields: {_short(known)}")
+        wanted = " (nor ".join(fields) + ")" * (len(fields) - 1)
+        raise _Bad(f"no {wanted}; its fields: {_short(known)}")
     if not isinstance(text, str):
         raise _Bad(f"{key} is {_short(text)}, not a string")
     if not isinstance(title, str | None):

@@ -29,7 +29,8 @@ def described(dtype: str) -> dict[str, Any] | None:
     """A format's scheme as a manifest says it, None where nothing is scaled."""
     if dtype not in SCALES:
         return None
-    return {"scheme": "absmax", "group": GROUP if dtype == "int8" else None, "scales": SCALES[dtype]}
+    group = GROUP if dtype == "int8" else None  # None: a memory token
+    return {"scheme": "absmax", "group": group, "scales": SCALES[dtype]}
 
 
 def passage_bytes(dtype: str, slots: int, hidden: int) -> int:

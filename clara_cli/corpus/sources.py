@@ -145,8 +145,10 @@ def position(stream: IO[bytes]) -> int:
     """How many bytes of the file, as it lies on disk, were read so far."""
     packed = getattr(stream, "raw", None)
     if isinstance(packed, gzip.GzipFile):
-        return int(packed.fileobj.tell())
-    return int(packed.file.tell() if isinstance(packed, _XzStream) else stream.tell())
+        beneath: Any = packed.fileobj
+    else:
+        beneath = packed.file if isinstance(packed, _XzStream) else stream
+    return int(beneath.tell())
 
 
 def _decompressed(stream: Any) -> Any:

@@ -27,7 +27,7 @@ from clara_cli.records import Passage
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CHECK = "clara index {0} --check names every damaged file; compress again where any is"
+_CHECK = "clara index {0} --check names every damaged file and the command that repairs it"
 _MAX_HEADER = 2**16
 _OPEN_SHARDS = 64
 _DECODED_SHARDS = 4
@@ -109,7 +109,7 @@ class Corpus:
     def passage(self, row: int) -> Passage:
         """One passage. Raises IndexError for a row that does not exist."""
         number, inside = self._locate(row)
-        return self._passages_of(number)[inside]
+        return self.passages_of(number)[inside]
 
     def passages_at(self, rows: Sequence[int]) -> list[Passage]:
         """The passages of the given rows, in the order given."""
@@ -157,7 +157,8 @@ class Corpus:
         self._slices.move_to_end(number)
         return self._slices[number]
 
-    def _passages_of(self, number: int) -> list[Passage]:
+    def passages_of(self, number: int) -> list[Passage]:
+        """The passages of shard `number`. Raises ArtefactError where its file is damaged."""
         if number not in self._decoded:
             self._decoded[number] = self._decode(self.manifest.shards[number])
             if len(self._decoded) > _DECODED_SHARDS:

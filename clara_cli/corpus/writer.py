@@ -140,7 +140,8 @@ class CorpusWriter:
         """The passages of a finished shard as they are, where they are whole: a repair of its
         memory leaves them."""
         shard = self._known.get(number) if self._part else None
-        if shard is None or any(d.startswith(shard.passages) for d in damage_of(self.folder, shard)):
+        damage = damage_of(self.folder, shard) if shard else []
+        if shard is None or any(item.startswith(shard.passages) for item in damage):
             return None
         return (self.folder / shard.passages).read_bytes()
 
@@ -154,8 +155,8 @@ class CorpusWriter:
         """Make the part finished: manifest last, then the journal and stale shards go.
 
         `counts` has the keys of `manifest.COUNTS`; `documents_sha256` is the caller's
-        fingerprint of the input; `inputs` is what the user named. Raises ArtefactError where the part was finished and its
-        documents differ.
+        fingerprint of the input; `inputs` is what the user named. Raises ArtefactError where the
+        part was finished and its documents differ.
         """
         numbers = sorted(self.made)
         if numbers != list(range(self._first, self._first + len(numbers))):
@@ -177,7 +178,7 @@ class CorpusWriter:
         return self._done
 
     def _clean(self, done: Manifest) -> None:
-        """Remove what no reader needs, unless somebody's unfinished addition to this corpus does."""
+        """Remove what no reader needs, unless an unfinished addition to this corpus does."""
         unfinished = journal.read(self.folder)
         if unfinished and unfinished.extends == done.sha256:
             return
@@ -201,7 +202,8 @@ def write_shard(
     memory_NMD: Tensor,
     encoded: bytes,
 ) -> Shard:
-    """Write a shard's two files (`encoded` is that of its passages) and describe them; records nothing (`CorpusWriter` does).
+    """Write a shard's two files (`encoded` is that of its passages) and describe them; records
+    nothing (`CorpusWriter` does).
 
     Raises ClaraError where a memory is not finite in the stored dtype, or the disk refuses.
     """

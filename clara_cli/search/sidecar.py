@@ -20,9 +20,12 @@ REBUILD = "build it again: clara index CORPUS"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a failure to write into one ClaraError naming the folder."""
+    """Turn a failure to write into one ClaraError naming the folder, which is made; what a killed
+    process left half written there goes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".tmp-*"):
+            leftover.unlink()
         yield
     except OSError as error:
         message = f"{error.filename or folder}: cannot be written: {error.strerror or error}"

@@ -17,6 +17,7 @@ from clara_cli.commands import compress
 from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus, verify
+from clara_cli.corpus.writer import CorpusWriter
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 
 KEYS = [
@@ -283,13 +284,13 @@ def test_an_interrupted_corpus_computes_no_finished_shard_again(
     with pytest.raises(Interrupted):
         go(works.documents, works, tmp_path / "out.clara", heard(stop_at=2), shard_size=3)
     written: list[int] = []
-    write = compress.write_shard
+    write = CorpusWriter.write
 
     def spy(writer, number, *rest):
         written.append(number)
         write(writer, number, *rest)
 
-    monkeypatch.setattr(compress, "write_shard", spy)
+    monkeypatch.setattr(CorpusWriter, "write", spy)
     go(works.documents, works, tmp_path / "out.clara", report, shard_size=3)
     assert written and min(written) == 2
 
@@ -297,7 +298,7 @@ def test_an_interrupted_corpus_computes_no_finished_shard_again(
 def test_a_finished_corpus_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     shutil.copytree(works.corpus, tmp_path / "copy.clara")
     before = tiny.files(tmp_path / "copy.clara")
-    monkeypatch.setattr(compress, "write_shard", None)
+    monkeypatch.setattr(CorpusWriter, "write", None)
     result = go(works.documents, works, tmp_path / "copy.clara", report)
     assert tiny.files(tmp_path / "copy.clara") == before
     assert (result.documents, result.passages_per_second) == (len(tiny.documents()), 0)

@@ -183,6 +183,48 @@ def test_a_huge_line_is_tokenised_once_in_blocks(monkeypatch) -> None:
     assert sum(lengths) < 2.2 * len(text)  # once for the offsets, once for each passage's count
 
 
+# --- overlap ---
+
+
+def test_an_overlap_repeats_whole_sentences_else_tokens() -> None:
+    text = "A b c. D e. F g h i. J k."
+    made = split_document(Document("d", text), 8, by_words, "sentences", False, overlap=4)
+    assert [p.text for p in made] == ["A b c. D e.", "D e. F g h i.", "J k."]
+    long = " ".join(str(n) for n in range(20))
+    made = split_document(Document("d", long), 8, by_words, "sentences", False, overlap=3)
+    assert [p.text.split()[0] for p in made] == ["0", "5", "10", "15"]
+    assert [p.tokens for p in made] == [8, 8, 8, 5]
+    for wrong in (-1, 8, 9):
+        with pytest.raises(ValueError, match=f"overlap is {wrong}"):
+            split_document(Document("d", long), 8, by_words, "tokens", False, overlap=wrong)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(alphabet="aB .!?\n\u3000é。", max_size=120),
+    st.sampled_from(["", "T t"]),
+    st.sampled_from(["sentences", "tokens"]),
+    st.sampled_from([by_words, by_bytes, by_pairs]),
+    st.integers(1, 12).flatmap(lambda limit: st.tuples(st.just(limit), st.integers(0, limit - 1))),
+)
+def test_overlapping_passages_go_on_hold_all_and_fit(text, title, how, tokens, sizes) -> None:
+    limit, overlap = sizes
+    made = split_document(Document("d", text, title), limit, tokens, how, True, overlap)
+    assert [p.passage_id for p in made] == [f"d#{n}" for n in range(len(made))]
+    seen = ""
+    for n, passage in enumerate(made):
+        assert passage.text == text[passage.start : passage.end]
+        assert passage.tokens <= limit or len(passage.text) <= 1
+        if n:
+            before = made[n - 1]
+            assert before.start < passage.start and before.end < passage.end
+            assert not text[before.end : passage.start].strip()
+            if before.end > passage.start and tokens is by_words:
+                assert len(by_words(text[passage.start : before.end])) <= overlap
+        seen += text[len(seen) : passage.end]
+    assert not text[len(seen) :].strip()
+
+
 # --- places ---
 
 

@@ -7,8 +7,10 @@ import gzip
 import io
 import json
 import lzma
+import struct
 import sys
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from clara_cli.corpus import sources
 from clara_cli.corpus.documents import read_documents
-from clara_cli.errors import DataError, UsageError
+from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.records import Document
 
 
@@ -184,6 +186,127 @@ def test_parquet(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1nonsense")
     with pytest.raises(DataError, match="not readable as Parquet"):
         read(tmp_path / "broken.parquet")
+
+
+def test_parquet_of_one_huge_row_group_is_streamed(tmp_path: Path) -> None:
+    import random
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.table({"text": [random.Random(n).randbytes(1000).hex() for n in range(12_000)]})
+    plain = {"compression": None, "use_dictionary": False}
+    pq.write_table(texts, tmp_path / "p.parquet", row_group_size=10**9, **plain)
+    pool, before, most = pa.default_memory_pool(), pa.total_allocated_bytes(), 0
+    for _ in read_documents([str(tmp_path / "p.parquet")], False, print):
+        most = max(most, pool.bytes_allocated() - before)
+    assert most < 8 * 2**20  # the file has 24 MB
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_the_text_can_be_in_another_field(tmp_path: Path, form: str) -> None:
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    path, record = tmp_path / f"a.{form}", {"id": "1", "context": "the text", "text": "not this"}
+    if form == "jsonl":
+        jsonl(path, record)
+    else:
+        table = pa.table({name: [value] for name, value in record.items()})
+        (pc.write_csv if form == "csv" else pq.write_table)(table, path)
+    (document,) = read_documents([str(path)], False, print, "context")
+    assert (document.text, document.metadata) == ("the text", {"text": "not this"})
+    with pytest.raises(DataError, match=r"no (string )?(column )?'?body") as caught:
+        list(read_documents([str(path)], False, print, "body"))
+    assert "a." + form in caught.value.message
+
+
+def test_how_far_a_reading_is(tmp_path: Path, monkeypatch) -> None:
+    records = [{"text": f"{n} " * 2000} for n in range(200)]
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(jsonl(tmp_path / "a.jsonl", *records).read_bytes()))
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress((tmp_path / "a.jsonl").read_bytes()))
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz"):
+        reading = read_documents([str(tmp_path / name)], False, print)
+        shares = [reading.fraction for _ in reading]
+        assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
+        assert shares[-1] > 0.99
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": packed.open("rb")}))
+    reading = read_documents(["-"], False, print)
+    assert [reading.fraction for _ in reading] == [None] * 200
+
+
+def test_an_id_that_is_refused_is_a_bad_record(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"text": "x", "id": "a"}, {"text": "y", "id": "b"})
+    had = {"a": "the id 'a' is in it already"}
+    bad: list[str] = []
+    kept = list(read_documents([str(path)], True, bad.append, refuse=lambda i: had.get(i, "")))
+    assert [d.id for d in kept] == ["b"] and bad == [f"{path}:1: the id 'a' is in it already"]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the id 'a' is in it already"):
+        list(read_documents([str(path)], False, print, refuse=lambda i: had.get(i, "")))
+
+
+# --- datasets ---
+
+
+def test_a_dataset_is_streamed_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [{"id": "1", "text": "a", "n": 3}, {"id": "2", "text": "b", "n": 4}]
+    jsonl(folder / "train.jsonl", *rows)
+    jsonl(folder / "test.jsonl", {"id": "3", "text": "c", "n": 5})
+    name = f"hf:{folder}"
+    documents, _ = read(name)
+    assert documents[1] == Document("2", "b", "", {"n": 4}, f"{name}:2")
+    assert [d.id for d in read(f"{name}:test")[0]] == ["3"]
+    with pytest.raises(UsageError, match="Bad split: dev"):
+        read(f"{name}:dev")
+    for odd in ("hf:", "hf:squad", "hf:a/b/c/d", f"hf:{tmp_path}/none"):
+        with pytest.raises(UsageError, match="names no dataset|no such folder"):
+            read(odd)
+
+
+def test_only_plain_data_is_read(tmp_path: Path) -> None:
+    """A tar of pickles is a dataset too; it is refused before anything is opened."""
+    import tarfile
+
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        member = tarfile.TarInfo("a.pkl")
+        archive.addfile(member, io.BytesIO())
+    with pytest.raises(UsageError, match="of the format 'webdataset', not read"):
+        read(f"hf:{tmp_path}")
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch) -> None:
+    import datasets
+
+    def offline(*args: object, **options: object) -> None:
+        raise ConnectionError("Couldn't reach 'rajpurkar/squad' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", offline)
+    with pytest.raises(ArtefactError, match="hf:rajpurkar/squad: not downloaded yet, and the Hub"):
+        read("hf:rajpurkar/squad")
+
+
+# --- damage and bombs ---
+
+
+def test_an_xz_file_of_several_streams(tmp_path: Path) -> None:
+    one, two = (lzma.compress(b'{"text": "%d"}\n' % n) for n in range(2))
+    (tmp_path / "a.jsonl.xz").write_bytes(one + bytes(8) + two)
+    assert [d.text for d in read(tmp_path / "a.jsonl.xz")[0]] == ["0", "1"]
+
+
+def test_an_xz_file_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    """It says that its dictionary is 512 MiB, however short it is; LZMAFile would take them."""
+    packed = bytearray(lzma.compress(b'{"text": "a"}\n'))
+    packed[16] = 34  # in the block's header, whose sum follows
+    packed[20:24] = struct.pack("<I", zlib.crc32(packed[12:20]))
+    assert lzma.decompress(bytes(packed)) == b'{"text": "a"}\n'
+    (tmp_path / "bomb.jsonl.xz").write_bytes(packed)
+    with pytest.raises(DataError, match="cannot be read to its end: Memory usage limit exceeded"):
+        read(tmp_path / "bomb.jsonl.xz")
 
 
 def test_stdin(monkeypatch) -> None:

@@ -1,0 +1,90 @@
+"""What a run of `compress` counts of documents and passages, and says of its progress.
+
+Knows no models and no files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from clara_cli.corpus.manifest import COUNTS
+from clara_cli.records import Document, Passage, Progress, Report
+
+SHOW_SECONDS = 1.0
+
+
+@dataclass
+class Tally:
+    """Counts of a run, and what is said of it while it goes. `each` is the bytes that a passage's
+    memory takes."""
+
+    report: Report
+    each: int
+    documents: int = 0
+    passages: int = 0
+    empty: int = 0
+    skipped: int = 0
+    truncated: int = 0
+    text_tokens: int = 0
+    computed: int = 0
+    tokens: int = 0
+    stored: int = 0
+    bytes: int = 0
+    read: float | None = None  # the share of the input behind the shards that are stored
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def bad(self, message: str) -> None:
+        """A record was left out."""
+        self.skipped += 1
+        self.report.warn(f"skipped {message}")
+
+    def document(self, document: Document) -> None:
+        """A document was read."""
+        self.documents += 1
+        self.empty += not document.text.strip()
+        fields = [document.id, document.title, document.text, document.metadata]
+        self.digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
+
+    def passage(self, passage: Passage, limit: int) -> None:
+        """A passage was cut."""
+        self.passages += 1
+        self.text_tokens += min(passage.tokens, limit)
+        self.truncated += passage.tokens > limit
+
+    def batch(self, passages: int, tokens: int) -> None:
+        """Some passages of a shard are computed."""
+        self.computed += passages
+        self.tokens += tokens
+        if time.monotonic() - self.said >= SHOW_SECONDS:
+            self.say(min(self.computed, self.passages))
+
+    def shard(self, passages: int, read: float | None) -> None:
+        """A shard is stored, by this process or another."""
+        self.stored += passages
+        self.read = read
+        self.say(self.stored)
+
+    def say(self, passages: int) -> None:
+        """Show how far the work is."""
+        self.said = time.monotonic()
+        seconds = max(self.said - self.began, 1e-9)
+        figures = {
+            "passages/s": f"{self.computed / seconds:,.1f}",
+            "tokens/s": f"{self.tokens / seconds:,.0f}",
+            "MB": f"{passages * self.each / 1e6:,.1f}",
+        }
+        if self.read:
+            left = seconds * (1 - self.read) / self.read
+            figures["ETA"] = str(timedelta(seconds=round(left)))
+        done = max(self.stored, passages)
+        self.report.progress(Progress("compress", done, None, "passages", figures))
+
+    def counts(self) -> dict[str, int]:
+        """As the manifest keeps them."""
+        return {name: getattr(self, name) for name in COUNTS}
