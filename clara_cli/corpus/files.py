@@ -46,7 +46,7 @@ def append(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        _cannot_write(path, len(data), error)
+        cannot_write(path, len(data), error)
 
 
 def make_folder(path: Path) -> None:
@@ -70,7 +70,7 @@ def remove_folder(path: Path) -> None:
     try:
         path.rmdir()
     except OSError as error:
-        _cannot_write(path, 0, error)
+        cannot_write(path, 0, error)
 
 
 def remove_temporaries(folder: Path) -> None:
