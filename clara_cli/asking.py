@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clara_cli import answers, repl, ui
+from clara_cli import answers, repl, slash, ui
 from clara_cli.config import AskConfig, CompressConfig
 from clara_cli.errors import DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer
@@ -36,16 +36,13 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
     with ui.TerminalReport(quiet=quiet) as report:
         config = _with_documents(config, report)
+        module = importlib.import_module("clara_cli.commands.ask")
         if config.file is None and not as_json and sys.stdout.isatty():
-            given = _streamed(config, report)
+            session = module.open_session(config, report)
+            given: Iterable[Answer] = [_streamed(session, config.question or "", report)]
         else:
-            module = importlib.import_module("clara_cli.commands.ask")
-            given = _shown(
-                module.run(config, report),
-                report,
-                as_json=as_json,
-                titled=config.file is not None,
-            )
+            answered = module.run(config, report)
+            given = _shown(answered, report, as_json=as_json, titled=config.file is not None)
         _check_support(given, required=config.require_support)
 
 
@@ -95,29 +92,36 @@ def _absolute(given: str) -> str:
 def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     report = ui.TerminalReport(quiet=quiet, hold=True)
 
-    def open_session() -> repl.Session:
+    def open_session() -> slash.Session:
         ask = importlib.import_module("clara_cli.commands.ask")
-        session: repl.Session = ask.open_session(_with_documents(config, report), report)
+        session: slash.Session = ask.open_session(_with_documents(config, report), report)
         return session
 
     def show(answer: Answer) -> None:
         shown = _shown([answer], report, as_json=as_json, titled=False)
         _check_support(shown, required=config.require_support)
 
+    def reply(session: slash.Session, question: str) -> None:
+        if as_json or not sys.stdout.isatty():
+            show(session.ask(question))
+        else:
+            answered = _streamed(session, question, report)
+            _check_support([answered], required=config.require_support)
+
     with report:
-        repl.run(open_session, show)
+        repl.run(open_session, reply, show)
 
 
-def _streamed(config: AskConfig, report: TerminalReport) -> Iterator[Answer]:
-    """The one answer, its words shown as they come, its sources after it."""
-    module = importlib.import_module("clara_cli.commands.ask")
-    session = module.open_session(config, report)
+def _streamed(session: slash.Session, question: str, report: TerminalReport) -> Answer:
+    """The answer, its words shown as they come, its sources after it."""
     report.pause()
     stream = answers.Stream()
-    answer: Answer = session.ask(config.question, stream.say)
-    stream.end()
+    try:
+        answer = session.ask(question, stream.say)
+    finally:
+        stream.end()
     answers.show(answer, said=stream.said)
-    yield answer
+    return answer
 
 
 def _shown(

@@ -1,4 +1,5 @@
-"""The conversation of `clara ask` without a question: a prompt, answers, and a few commands.
+"""The conversation of `clara ask` without a question: a prompt with a status line, answers, and the
+commands of `slash`.
 
 The model loads in a background thread while the first question is typed. Prompts and remarks go to
 stderr, so that stdout holds answers only. Knows nothing of how a question is answered or an answer
@@ -14,9 +15,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from clara_cli.errors import ClaraError, UsageError, nearest
+from clara_cli import slash
+from clara_cli.errors import ClaraError
+from clara_cli.slash import Session
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -24,45 +27,25 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.input import Input
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import Output
 
     from clara_cli.records import Answer
-
-HELP = """\
-Type a question. /sources shows the last answer's passages in full, /top-k N reads N passages,
-/corpus names the corpus, /quit (or exit, quit, Ctrl-D) leaves. Ctrl-C stops an answer.
-Up and Ctrl-R find earlier questions."""
-
-COMMANDS = ("/help", "/sources", "/top-k", "/corpus", "/quit")
-LEAVE = ("/quit", "exit", "quit")
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM. Ends the program as Ctrl-C does, where Ctrl-C here only stops an answer."""
 
 
-class Session(Protocol):
-    """What answers: a checkpoint and a corpus, loaded."""
-
-    top_k: int
-
-    @property
-    def corpus_name(self) -> str:
-        """The corpus as the user knows it."""
-
-    def ask(self, question: str) -> Answer:
-        """The answer to one question."""
-
-
 class Loader:
     """Opens a session in a daemon thread (leaving early does not wait for it) and keeps what came
     of it: the session, or the error, raised where the session is asked for."""
 
-    def __init__(self, open_session: Callable[[], Session], failed: Callable[[], None]) -> None:
+    def __init__(self, open_session: Callable[[], Session], ended: Callable[[], None]) -> None:
         from concurrent.futures import Future
 
         self._open = open_session
-        self._failed = failed
+        self._ended = ended
         self.future: Future[Session] = Future()
         threading.Thread(target=self._load, daemon=True, name="clara-load").start()
 
@@ -70,6 +53,7 @@ class Loader:
         with contextlib.ExitStack() as stack:
             stack.push(self._keep)
             self.future.set_result(self._open())
+            self._ended()
 
     def _keep(
         self,
@@ -79,7 +63,7 @@ class Loader:
     ) -> bool:
         if error is not None:
             self.future.set_exception(error)
-            self._failed()
+            self._ended()
         return error is not None
 
     def check(self) -> None:
@@ -89,19 +73,19 @@ class Loader:
 
 
 class Repl:
-    """The loop's state: the prompt, the loading session, the last answer."""
+    """The loop: a line is a question or a command. `reply` answers a question and shows it."""
 
     def __init__(
         self,
         open_session: Callable[[], Session],
+        reply: Callable[[Session, str], object],
         show: Callable[[Answer], None],
         prompt: PromptSession[str],
     ) -> None:
-        self._show = show
-        self._prompt = prompt
+        self._reply, self._show, self._prompt = reply, show, prompt
         self._loader = Loader(open_session, self._wake)
-        self._top_k: int | None = None
-        self._last: Answer | None = None
+        self._talk: slash.Talk | None = None
+        prompt.bottom_toolbar = self.status
 
     def loop(self) -> None:
         """Take lines until the user leaves. A failed load ends it, a failed question does not."""
@@ -109,7 +93,7 @@ class Repl:
 
         while (line := self._line()) is not None:
             try:
-                self._answer(line)
+                self._do(line)
             except Terminated:
                 raise
             except KeyboardInterrupt:
@@ -117,6 +101,17 @@ class Repl:
             except (ClaraError, MemoryError, RuntimeError) as error:
                 self._loader.check()
                 ui.show_error(ui.explain(error))
+
+    def status(self) -> str:
+        """The line below the prompt: what is asked, and how."""
+        future = self._loader.future
+        if not future.done():
+            return "loading the model ..."
+        if future.exception() is not None:
+            return ""
+        session = future.result()
+        ratio = "" if session.ratio is None else f"  ratio {session.ratio}"
+        return f"{session.corpus_name}  top-k {session.top_k}{ratio}  /help"
 
     def _line(self) -> str | None:
         """The next line that holds something; None at the end."""
@@ -131,62 +126,32 @@ class Repl:
             except EOFError:
                 self._loader.check()  # a failed load ends the prompt as Ctrl-D does
                 return None
-            if line in LEAVE:
+            if line in slash.LEAVE:
                 return None
             if line:
                 return line
 
-    def _answer(self, line: str) -> None:
+    def _do(self, line: str) -> None:
+        talk = self._ready()
         if line.startswith("/"):
-            self._command(line)
-            return
-        session = self._session()
-        self._last = session.ask(line)
-        self._show(self._last)
-
-    def _session(self) -> Session:
-        """The session, waited for; `/top-k` given meanwhile holds."""
-        from clara_cli import ui
-
-        if not self._loader.future.done():
-            ui.say("loading the model ...")
-        session = self._loader.future.result()
-        if self._top_k is not None:
-            session.top_k = self._top_k
-        return session
-
-    def _command(self, line: str) -> None:
-        from clara_cli import ui
-
-        name, _, rest = line.partition(" ")
-        if name == "/help":
-            ui.say(HELP)
-        elif name == "/corpus":
-            ui.say(self._session().corpus_name)
-        elif name == "/sources":
-            if self._last is None or not self._last.sources:
-                raise UsageError("there are no sources yet", "ask a question first")
-            from clara_cli import answers
-
-            answers.show_sources(self._last)
-        elif name == "/top-k":
-            self._set_top_k(rest.strip())
+            slash.run(line, talk)
         else:
-            raise UsageError(f"no such command: {name}", nearest(name, COMMANDS))
+            self._reply(talk.session, line)
 
-    def _set_top_k(self, value: str) -> None:
-        from clara_cli import ui
+    def _ready(self) -> slash.Talk:
+        """The conversation, its session waited for."""
+        from clara_cli import answers, ui
 
-        if value:
-            if not value.isdecimal() or int(value) < 1:
-                raise UsageError(f"/top-k {value}: not a number of passages", "write /top-k 5")
-            self._top_k = int(value)
-            ui.say(f"top-k is {self._top_k}")
-        else:
-            ui.say(f"top-k is {self._session().top_k}")
+        if self._talk is None:
+            if not self._loader.future.done():
+                ui.say("loading the model ...")
+            session = self._loader.future.result()
+            self._talk = slash.Talk(session, ui.say, self._show, answers.show_sources)
+        return self._talk
 
     def _wake(self) -> None:
-        """Called from the loading thread when it failed: end the prompt that may be waiting."""
+        """Called from the loading thread when it ended: redraw the status, or end the prompt that
+        may be waiting for nothing."""
         app = self._prompt.app
         loop = app.loop
         if loop is not None and not loop.is_closed():
@@ -199,24 +164,50 @@ class Repl:
         future = self._loader.future
         if future.done() and future.exception() is not None and app.is_running and not app.is_done:
             app.exit(exception=EOFError)
+        app.invalidate()
 
 
 def run(
     open_session: Callable[[], Session],
+    reply: Callable[[Session, str], object],
     show: Callable[[Answer], None],
     *,
     terminal: Input | None = None,
     screen: Output | None = None,
 ) -> None:
-    """Converse until the user leaves. Tests give a `terminal` and a `screen` of their own."""
+    """Converse until the user leaves: `reply` answers a question and shows the answer, `show` shows
+    one that is there. Tests give a `terminal` and a `screen` of their own."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.output import create_output
+    from prompt_toolkit.shortcuts import CompleteStyle
 
     screen = screen or create_output(stdout=sys.stderr)
     with create_app_session(input=terminal, output=screen):
-        prompt: PromptSession[str] = PromptSession(history=_history(), reserve_space_for_menu=0)
-        Repl(open_session, show, prompt).loop()
+        prompt: PromptSession[str] = PromptSession(
+            history=_history(),
+            key_bindings=_keys(),
+            completer=WordCompleter(list(slash.COMMANDS), sentence=True),
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
+            prompt_continuation="  ...> ",
+            reserve_space_for_menu=0,
+        )
+        Repl(open_session, reply, show, prompt).loop()
+
+
+def _keys() -> KeyBindings:
+    """Alt-Enter begins a new line of the question."""
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
 
 
 def history_path() -> Path:

@@ -26,6 +26,7 @@ LAYERS = [
     {"app"},
     {"asking"},
     {"repl"},
+    {"slash"},
     {"answers"},
     {"ui", "parameters"},
     {"scorecard", "harvest"},
@@ -41,7 +42,7 @@ LAYERS = [
     {"records"},
     {"errors"},
 ]
-HELPERS = {"clara_cli.commands.learning", "clara_cli.commands.retrieved"}
+HELPERS = {f"clara_cli.commands.{name}" for name in ("learning", "retrieved", "session")}
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
     "rich": tuple(f"clara_cli/{part}.py" for part in ("ui", "answers", "scorecard", "harvest")),

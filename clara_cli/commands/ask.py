@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from clara_cli.answering.answerer import Asking
+from clara_cli.commands.session import Session, refuse_unreadable
 from clara_cli.config import AskConfig
 from clara_cli.core.checkpoint import read_info, resolve
 from clara_cli.corpus.cache import cached_corpus
@@ -30,42 +30,6 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer]:
             report.progress(Progress("ask", done, len(questions), "questions"))
 
 
-class Session:
-    """Corpora held open; `top_k` may change between questions."""
-
-    def __init__(self, clara: Clara, config: AskConfig) -> None:
-        self.clara, self.config, self.top_k = clara, config, config.top_k
-
-    @property
-    def corpus_name(self) -> str:
-        """The corpora as the user knows them."""
-        return ", ".join(str(one.corpus.folder) for one in self.clara.retrievers)
-
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
-        """Answer one question; `on_text` is told each piece of the answer as it comes."""
-        return self.ask_all([question], on_text)[0]
-
-    def ask_all(
-        self, questions: list[str], on_text: Callable[[str], None] | None = None
-    ) -> list[Answer]:
-        """Answer several questions together, in their order."""
-        if not all(question.strip() for question in questions):
-            raise UsageError("the question is empty", 'ask something: clara ask "Who ...?"')
-        config = self.config
-        how = Asking(
-            top_k=self.top_k,
-            first_stage=None if config.first_stage == "auto" else config.first_stage,
-            candidates=config.candidates,
-            max_new_tokens=config.max_new_tokens,
-            ratio=config.ratio,
-            read=config.read,
-            text_tokens=config.text_tokens,
-            explain=config.explain,
-            where=config.where,
-        )
-        return self.clara.ask_all(questions, how, on_text)
-
-
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
     if config.where is not None:
@@ -75,18 +39,8 @@ def open_session(config: AskConfig, report: Report) -> Session:
     if "generator" not in clara.model.roles:
         message = f"{clara.loaded.path}: no generator in this checkpoint"
         raise ArtefactError(message, "use another --model")
-    for retriever in clara.retrievers:
-        folder = retriever.corpus.folder
-        if not len(retriever.corpus):
-            raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
-        if not (folder / "index").exists() and not config.documents:
-            report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
-    if clara.query_role == "compressor" and config.first_stage in ("latent", "hybrid"):
-        report.note("this checkpoint has no query reasoner: questions are read by the compressor")
-    slots = clara.slots(config.ratio)
-    if any(one.index and one.scans(slots) for one in clara.retrievers):
-        report.note(f"a graph is of another ratio than {slots} memory tokens: memory is scanned")
-    return Session(clara, config)
+    refuse_unreadable(clara, config, report)
+    return Session(clara, config, report)
 
 
 def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
