@@ -111,7 +111,7 @@ class Repl:
             return ""
         session = future.result()
         ratio = "" if session.ratio is None else f"  ratio {session.ratio}"
-        return f"{session.corpus_name}  top-k {session.top_k}{ratio}  /help"
+        return f"top-k {session.top_k}{ratio}  /help  {session.corpus_name}"
 
     def _line(self) -> str | None:
         """The next line that holds something; None at the end."""

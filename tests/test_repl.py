@@ -258,6 +258,6 @@ def test_the_status_line_says_what_is_asked_and_how(tmp_path: Path) -> None:
     assert made.status() == "loading the model ..."
     go.set()
     made._loader.future.result(5)
-    assert made.status() == "sample.clara  top-k 5  /help"
+    assert made.status() == "top-k 5  /help  sample.clara"
     session.ratio = 32
     assert "ratio 32" in made.status()
