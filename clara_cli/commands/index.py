@@ -57,7 +57,7 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     pair = choose_key(corpus, asked, config)
     index = build(corpus, pair, asked.k, config.seed, report)
     found = asked.recall(index, pair.candidates)
-    engine = config.engine
+    engine: str = config.engine
     if engine == "auto":
         engine = choose(pair, found, len(corpus), numbers_of(corpus), index.ef)
     size = save(engine, index, corpus)

@@ -20,17 +20,30 @@ ESCAPES = re.compile(
     r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-B]?|\r"
 )
 
+CLARA = "from clara_cli.app import main; main()"
+SLOWLY = f"""
+import time
+from clara_cli.core.model import ClaraModel
+generate = ClaraModel.generate
+def slowly(*args):
+    print("answering", flush=True)
+    time.sleep({SECONDS})
+    return generate(*args)
+ClaraModel.generate = slowly
+{CLARA}
+"""
+
 
 class Terminal:
     """A program in a terminal; it answers the one question a terminal is asked (where the cursor
     is)."""
 
-    def __init__(self, words: list[str], folder: Path) -> None:
+    def __init__(self, words: list[str], folder: Path, program: str = CLARA) -> None:
         env = {**os.environ, "TERM": "xterm-256color", "XDG_STATE_HOME": str(folder / "state")}
         env |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         self.child = pexpect.spawn(
             sys.executable,
-            ["-m", "clara_cli", *words],
+            ["-c", program, *words],
             cwd=folder,
             env=env,
             dimensions=(24, 80),
@@ -92,23 +105,23 @@ def test_a_conversation_in_a_terminal(words, works, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_only_and_ctrl_r_finds_it_in_the_next_run(words, tmp_path):
-    terminal = Terminal([*words, "--max-new-tokens", "900", "--top-k", "1"], tmp_path)
-    terminal.until(PROMPT)
-    terminal.type("/top-k\r")
-    terminal.until("top-k is 1")
+    terminal = Terminal(words, tmp_path, SLOWLY)
     terminal.until(PROMPT)
     terminal.type("Tell me of Pinewick\r")
-    terminal.until("\r\n")
+    terminal.until("answering")
     terminal.type("\x03")
     terminal.until("stopped")
+    terminal.until(PROMPT)
+    terminal.type("/top-k 3\r")
+    terminal.until("top-k is 3")
     terminal.until(PROMPT)
     terminal.type("\x04")
     assert terminal.end() == 0
     again = Terminal(words, tmp_path)
     again.until(PROMPT)
-    again.type("\x12Pinew")
-    again.until("Pinewick")
-    again.type("\x03\x04")
+    again.type("\x12k 3\r\r")
+    again.until("top-k is 3")
+    again.type("\x04")
     assert again.end() == 0
 
 
