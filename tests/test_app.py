@@ -563,8 +563,18 @@ def test_ask_on_a_terminal_opens_the_repl(
         def isatty(self) -> bool:
             return True
 
-    def run(open_session: Callable[[], Any], show: Callable[[records.Answer], None]) -> None:
+    class Answering:
+        def ask(self, question: str) -> records.Answer:
+            opened.append(question)
+            return make_answer()
+
+    def run(
+        open_session: Callable[[], Any],
+        reply: Callable[[Any, str], None],
+        show: Callable[[records.Answer], None],
+    ) -> None:
         opened.append(open_session())
+        reply(Answering(), "Who?")
         show(make_answer())
 
     module = sys.modules["clara_cli.commands.ask"]
@@ -574,7 +584,7 @@ def test_ask_on_a_terminal_opens_the_repl(
     with pytest.raises(SystemExit) as left:
         get_command(application.app).main(["ask", "--top-k", "3"])
     assert left.value.code == 0
-    assert opened == [3]
+    assert opened == [3, "Who?"]
 
 
 def test_a_stdout_without_the_letters_still_works() -> None:
