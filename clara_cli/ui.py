@@ -235,8 +235,11 @@ def _trained(r: TrainResult, only: str | None) -> list[str]:
         following = f"clara train QUESTIONS --stage instruct --init {place} --out DIR"
     elif r.stage == "instruct":
         following = f"clara train QUESTIONS --stage e2e --init {place} --out DIR"
+    best = [f"{name} {value:.4g}" for name, value in r.validation.items()]
+    said = [f"best of the checks, and the checkpoint: step {r.best_step}, {', '.join(best)}"]
     return [
         f"{r.checkpoint}: {r.stage}, {r.steps:,} steps{figures}",
+        *(said if best else []),
         f"{duration(r.seconds)} ({r.tokens_per_second:,.0f} tokens/s)",
         f"next: {following}",
     ]

@@ -42,7 +42,9 @@ LAYERS = [
     {"records"},
     {"errors"},
 ]
-HELPERS = {f"clara_cli.commands.{name}" for name in ("learning", "retrieved", "session")}
+HELPERS = {
+    f"clara_cli.commands.{name}" for name in ("learning", "retrieved", "session", "validation")
+}
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
     "rich": tuple(f"clara_cli/{part}.py" for part in ("ui", "answers", "scorecard", "harvest")),

@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli import __version__
+from clara_cli.commands.validation import HeldOut, checks_of
 from clara_cli.config import LearnConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import CheckpointInfo, Loaded, save
+from clara_cli.core.checks import Checks, best
 from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
+from clara_cli.core.model import ClaraModel
 from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder
+from clara_cli.core.runs import RunFolder, room
 from clara_cli.core.shard import shard
 from clara_cli.core.stages import TRAINED
+from clara_cli.core.trackers import check_tracker, open_trackers
 from clara_cli.corpus.files import locked
 from clara_cli.errors import UsageError
+from clara_cli.evaluation.report import environment
 from clara_cli.records import Report, TrainResult
 
 Record = TypeVar("Record")
-UNRECORDED = ("out", "recipe", "set", "save_minutes", "device", "nproc", "fsdp", "corpus")
+UNRECORDED = (
+    "out",
+    "recipe",
+    "set",
+    "save_minutes",
+    "device",
+    "nproc",
+    "fsdp",
+    "corpus",
+    "tracker",
+)
+WINDOW = 50  # batches among which records of like length are put together
 
 
 def run_settings(
@@ -36,15 +55,20 @@ def run_settings(
     """What identifies a run: every setting that changes its result, a digest of the data, and
     `facts` that a stage adds."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in UNRECORDED}
-    digest = hashlib.sha256()
-    for record in data:
-        digest.update(repr(record).encode())
-    named = {"command_stage": stage, "data_sha256": digest.hexdigest(), "records": len(data)}
+    named = {"command_stage": stage, "data_sha256": digest(data), "records": len(data)}
     return {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()},
         **named,
         **(facts or {}),
     }
+
+
+def digest(records: Sequence[Any]) -> str:
+    """SHA-256 of what records say."""
+    found = hashlib.sha256()
+    for record in records:
+        found.update(repr(record).encode())
+    return found.hexdigest()
 
 
 def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
@@ -60,15 +84,27 @@ def count_steps(config: LearnConfig, records: int) -> int:
 
 
 def draw(
-    config: LearnConfig, step: int, records: Sequence[Record]
+    config: LearnConfig,
+    step: int,
+    records: Sequence[Record],
+    length: Callable[[Record], int],
 ) -> tuple[list[Record], random.Random]:
     """A step's examples and its own random source, a function of (seed, step) alone: every pass
-    visits the records in a new order."""
+    visits the records in a new order; with `group_by_length` those of like `length` together."""
     size = min(config.batch_size, len(records))
-    per_pass = math.ceil(len(records) / size)
+    number, place = divmod(step, math.ceil(len(records) / size))
     order = list(range(len(records)))
-    random.Random(f"{config.seed} pass {step // per_pass}").shuffle(order)
-    start = (step % per_pass) * size
+    random.Random(f"{config.seed} pass {number}").shuffle(order)
+    if config.group_by_length:
+        window, place = divmod(place, WINDOW)
+        order = order[window * WINDOW * size : (window + 1) * WINDOW * size]
+        order.sort(key=lambda i: length(records[i]))
+        whole = len(order) // size * size  # a smaller last batch keeps its place
+        starts = list(range(0, whole, size))
+        random.Random(f"{config.seed} pass {number} window {window}").shuffle(starts)
+        start = [*starts, whole][place]
+    else:
+        start = place * size
     picked = [records[i] for i in order[start : start + size]]
     return picked, random.Random(f"{config.seed} step {step}")
 
@@ -123,7 +159,8 @@ def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:
 @dataclass(frozen=True)
 class Task:
     """A stage to train: its checkpoint, its records, its micro-batches by step and their losses;
-    `facts` about it go into the folder's settings and the checkpoint's provenance."""
+    `facts` about it go into the folder's settings and the checkpoint's provenance; `held_out` are
+    records to validate on."""
 
     stage: str
     loaded: Loaded
@@ -131,31 +168,41 @@ class Task:
     batches: Callable[[int], list[Batch]]
     losses: LossFunction
     facts: dict[str, Any] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
 
 def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -> TrainResult:
     """Run a stage in its run folder, which is locked meanwhile, and write the checkpoint."""
     settings = run_settings(config, task.stage, task.data, task.facts)
+    if task.held_out is not None:
+        settings["validation_sha256"] = digest(task.held_out.examples)
     ranks.agree({**settings, "init": task.loaded.info.fingerprint})
+    check_tracker(config.tracker)
     run = RunFolder(config.out, settings, ranks)
-    ranks.lead(run.open)
     steps = count_steps(config, len(task.data))
+    checks = checks_of(config, task.loaded.model, task.held_out, steps, run)
+    ranks.lead(run.open)
     with locked(config.out) if ranks.first else nullcontext():
         if ranks.lead(lambda: run.finished):
             report.note(f"{config.out} is finished; nothing to do")
-            return result(run, task.stage, ranks.lead(lambda: summary(run, steps, 0.0, 0.0)))
-        done = train_model(config, task, steps, run, report)
-        made = (task.stage, task.loaded, len(task.data), done, task.facts)
-        ranks.lead(lambda: finish(config, *made))
+            done = ranks.lead(lambda: summary(run, steps, 0.0, 0.0))
+        else:
+            done = train_model(config, task, steps, run, checks, report)
+            conclude(config, task, run, done, report)
     if done.cut:
         report.warn(f"answers cut to fit max_length = {config.max_length}: {done.cut}")
-    return result(run, task.stage, done)
+    return result(run, task.stage, done, ranks.lead(lambda: run.lines(run.checks)), config.best_by)
 
 
 def train_model(
-    config: LearnConfig, task: Task, steps: int, run: RunFolder, report: Report
+    config: LearnConfig,
+    task: Task,
+    steps: int,
+    run: RunFolder,
+    checks: Checks | None,
+    report: Report,
 ) -> FitSummary:
-    """Train what the stage trains, for all its steps."""
+    """Train what the stage trains, until its steps are done or the checks end it."""
     model = task.loaded.model
     if config.fsdp:
         shard(model, run.ranks)
@@ -170,9 +217,52 @@ def train_model(
         config.seed,
         config.save_minutes,
     )
-    done = fit(model.trained_parameters(), task.batches, task.losses, settings, run, report)
+    if run.ranks.first:
+        note_environment(run, model)
+        run.trackers = open_trackers(config.tracker, run.path, run.settings, report)
+    trained = model.trained_parameters()
+    try:
+        done = fit(trained, task.batches, task.losses, settings, run, report, checks)
+    finally:
+        for tracker in run.trackers:
+            tracker.finish()
     model.eval()
     return done
+
+
+def note_environment(run: RunFolder, model: ClaraModel) -> None:
+    """Add to the run folder what this start of the run computes with."""
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    found = {"began": began, "processes": run.ranks.size, **environment(model.device)}
+    with (run.path / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def conclude(
+    config: LearnConfig, task: Task, run: RunFolder, done: FitSummary, report: Report
+) -> None:
+    """Write the checkpoint: the best weights where the run was validated (the last ones beside it
+    where they are others), else the last ones. Draw the losses."""
+    ranks = run.ranks
+    found = best(ranks.lead(lambda: run.lines(run.checks)), config.best_by)
+    facts, steps = dict(task.facts), done.steps
+
+    def write(name: str) -> None:
+        finish(config, task.stage, task.loaded, len(task.data), steps, facts, name)
+
+    if found is not None:
+        if found["step"] != done.steps:
+            ranks.lead(lambda: write("checkpoint-last"))
+            run.restore_best(task.loaded.model.trained_parameters())
+        steps = found["step"]
+        facts["validation"] = {name: value for name, value in found.items() if name != "step"}
+    ranks.lead(lambda: write("checkpoint"))
+    if find_spec("matplotlib") is None:
+        report.note("no plot of the losses: install clara-cli[plot] for it")
+    elif ranks.first:
+        from clara_cli.evaluation.curves import draw_losses
+
+        draw_losses(run.path / "losses.svg", run.lines(run.metrics), run.lines(run.checks))
 
 
 def finish(
@@ -180,13 +270,14 @@ def finish(
     stage: str,
     loaded: Loaded,
     records: int,
-    done: FitSummary,
+    steps: int,
     facts: dict[str, Any] | None = None,
+    name: str = "checkpoint",
 ) -> None:
-    """Write the checkpoint with its provenance; a bundled backbone travels with it."""
+    """Write a checkpoint with its provenance; a bundled backbone travels with it."""
     entry = {
         "stage": stage,
-        "steps": done.steps,
+        "steps": steps,
         "records": records,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
@@ -201,11 +292,22 @@ def finish(
     if config.ratios:
         info = replace(info, ratios=tuple(sorted({*config.ratios, *info.ratios})))
     bundled = loaded.path / "backbone"
-    save(loaded.model, info, config.out / "checkpoint", bundled if bundled.is_dir() else None)
+    files = bundled.rglob("*") if bundled.is_dir() else ()
+    parts = [p for role in loaded.model.roles for p in loaded.model.role_parameters(role).values()]
+    needed = sum(p.numel() * p.element_size() for p in [*parts, loaded.model.memory_MD])
+    with room(config.out / name, needed + sum(file.stat().st_size for file in files)):
+        save(loaded.model, info, config.out / name, bundled if bundled.is_dir() else None)
 
 
-def result(run: RunFolder, stage: str, done: FitSummary) -> TrainResult:
+def result(
+    run: RunFolder,
+    stage: str,
+    done: FitSummary,
+    checks: list[dict[str, Any]] | None = None,
+    best_by: str = "ce",
+) -> TrainResult:
     """The command's record."""
+    found = best(checks or [], best_by) or {}
 
     def rounded(value: float | None) -> float | None:
         return None if value is None or not math.isfinite(value) else round(value, 6)
@@ -218,4 +320,6 @@ def result(run: RunFolder, stage: str, done: FitSummary) -> TrainResult:
         rounded(done.mse),
         round(done.seconds, 3),
         round(done.tokens_per_second, 1),
+        found.get("step"),
+        {name: value for name, value in found.items() if name != "step"},
     )

@@ -19,6 +19,7 @@ from clara_cli.commands.learning import (
     train_stage,
     trained_roles,
 )
+from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import (
     check_head,
@@ -46,7 +47,10 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
     check_settings(config)
     facts = {"roles": list(trained_roles(config, "scp"))}
     ranks = join(config.device)
-    pairs = mix(read_pairs(config.pairs), config)
+    check_validation(config, "scp")
+    held_out = read_pairs(config.validation) if config.validation else []
+    pairs, held_out = split(config, read_pairs(config.pairs), held_out)
+    pairs = mix(pairs, config)
     torch.manual_seed(config.seed)
     loaded = start(config, *place(config, ranks))
     check_head(loaded.model.causal_lm)
@@ -54,7 +58,7 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
     prompter = loaded.model.prompter
 
     def batches(step: int) -> list[Batch]:
-        picked, rng = draw(config, step, pairs)
+        picked, rng = draw(config, step, pairs, pair_length)
         m = rng.choice(slots)
         asked = [(pair, rng.randrange(len(PARAPHRASE_INSTRUCTIONS))) for pair in picked]
         asked.sort(key=lambda one: pair_length(one[0]))
@@ -66,7 +70,11 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
     def losses(batch: Batch, aligned: float) -> Losses:
         return read_memory_loss(loaded.model, batch, config.mse_weight * aligned)
 
-    task = Task("scp", loaded, pairs, batches, losses, facts)
+    def build(part: Sequence[Pair]) -> Batch:
+        return scp_batch(prompter, part, [0] * len(part), slots[0], config.max_length)
+
+    checked = HeldOut([Example(pair) for pair in held_out], build, losses, lambda _: (None, []))
+    task = Task("scp", loaded, pairs, batches, losses, facts, checked if held_out else None)
     return train_stage(config, task, ranks, report)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clara_cli.commands.learning import (
     Task,
@@ -25,6 +26,7 @@ from clara_cli.commands.learning import (
     trained_roles,
 )
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
+from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import TrainConfig
 from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import (
@@ -41,8 +43,10 @@ from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import (
     TRAINED,
     Losses,
+    choose,
     contrastive_loss,
     end_to_end_loss,
+    rank_pools,
     read_memory_loss,
 )
 from clara_cli.corpus.chunk import model_text
@@ -65,7 +69,8 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         )
     check_pool_settings(config)
     roles = trained_roles(config, config.stage)
-    questions = list(read_questions(config.questions, need_answers=config.stage != "retrieval"))
+    check_validation(config, config.stage)
+    questions, held_out = read_both(config, config.stage)
     if config.pool == "retrieved":
         questions = [replace(question, pool=()) for question in questions]
     else:
@@ -81,7 +86,8 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
         report.note(
             stage.pools.said() if stage.pools else "pools: labelled, gold passages included"
         )
-    task = Task(config.stage, loaded, questions, stage.batches, stage.losses, facts)
+    checked = stage.held_out(held_out) if held_out else None
+    task = Task(config.stage, loaded, questions, stage.batches, stage.losses, facts, checked)
     return train_stage(config, task, ranks, report)
 
 
@@ -113,13 +119,18 @@ class Stage:
         """Where the pools come from, for the log, the run folder and the checkpoint."""
         return {"pool": "labelled"} if self.pools is None else self.pools.facts()
 
+    def draw(self, step: int) -> tuple[list[int], random.Random]:
+        """Numbers of the questions a step reads, and its random source."""
+        numbers = range(len(self.questions))
+        return draw(self.config, step, numbers, lambda n: len(repr(self.questions[n])))
+
     def visits(self, step: int) -> list[int]:
         """Numbers of the questions a step reads."""
-        return draw(self.config, step, range(len(self.questions)))[0]
+        return self.draw(step)[0]
 
     def batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of a step."""
-        picked, rng = draw(self.config, step, range(len(self.questions)))
+        picked, rng = self.draw(step)
         m = rng.choice(self.slots)
         examples = [self.example(step, number, rng) for number in picked]
         examples.sort(key=example_length)
@@ -147,9 +158,47 @@ class Stage:
         if config.stage == "retrieval":
             return contrastive_loss(self.model, batch, config.temperature)
         if config.stage == "e2e":
-            stored_BMD = None if self.pools is None else self.pools.memory(batch)
+            stored_BMD = self.pools.memory(batch) if self.pools and batch.stored else None
             return end_to_end_loss(self.model, batch, config.temperature, config.mask, stored_BMD)
         return read_memory_loss(self.model, batch, config.mse_weight * aligned)
+
+    def held_out(self, questions: Sequence[Question]) -> HeldOut:
+        """Questions to validate on, each with its own pool, drawn once."""
+        examples = []
+        for number, question in enumerate(questions):
+            rng = random.Random(f"{self.config.seed} validation {number}")
+            given = example(question, self.config, rng)
+            answers = question.answers if "generator" in TRAINED[str(self.config.stage)] else ()
+            golds = given.golds if self.config.stage != "instruct" else ()
+            examples.append(Example(given, answers, golds))
+        return HeldOut(
+            examples,
+            lambda part: self.build(part, self.slots[0]),
+            self.losses,
+            self.read,
+            self.config.answer_tokens,
+        )
+
+    def read(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
+        """(memory_ND the generator would be given, scores_N per example where the stage ranks)."""
+        if self.config.stage == "instruct":
+            encoded = self.model.encode_frozen(batch.passages, "compressor", batch.slots)
+            memory_BMD = encoded.memory_BMD
+            return torch.cat([memory_BMD[pool].flatten(0, 1) for pool in batch.pools]), []
+        if self.config.stage == "retrieval":
+            return None, rank_pools(self.model, batch)[1]
+        chosen = choose(self.model, batch, self.config.temperature, self.config.mask)
+        return chosen[0], chosen[2]
+
+
+def read_both(config: TrainConfig, stage: str) -> tuple[list[Question], list[Question]]:
+    """(questions to train on, questions to validate on); the latter come with their pools."""
+    answered = stage != "retrieval"
+    questions = list(read_questions(config.questions, need_answers=answered))
+    named = list(read_questions(config.validation, answered)) if config.validation else []
+    questions, held_out = split(config, questions, named)
+    check_pools(held_out, stage)
+    return questions, held_out
 
 
 def check_pools(questions: Sequence[Question], stage: str) -> None:
@@ -183,7 +232,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     if run.finished:
         report.note(f"{config.out} is finished; nothing to do")
     else:
-        finish(config, stage, loaded, 0, FitSummary(0, None, None, 0.0, 0.0))
+        finish(config, stage, loaded, 0, 0)
     return result(run, stage, FitSummary(0, None, None, time.monotonic() - started, 0.0))
 
 

@@ -28,6 +28,9 @@ class LearnConfig(Common):
     nproc: int | None = option(
         "Processes on this machine, one a GPU; default: one.", None, MACHINE, low=1
     )
+    validation: tuple[str, ...] = option(
+        "JSONL file of records to validate on while training; repeatable.", (), INPUT
+    )
     batch_size: int = setting("Examples per optimiser step.", 128, low=1)
     micro_batch: int | None = setting(
         "Examples per forward pass; None: the whole batch.", None, low=1
@@ -45,6 +48,26 @@ class LearnConfig(Common):
     )
     dropout: float = setting("LoRA dropout while training.", 0.1, low=0)
     train_memory: bool = setting("Train the memory tokens too.", False)
+    group_by_length: bool = setting(
+        "Put records of like length in a batch: less padding, the same records in a pass.", False
+    )
+    validation_share: float = setting(
+        "Share of the records kept aside to validate on, instead of --validation.", 0.0, low=0
+    )
+    validate_every: int | None = setting(
+        "Steps between checks on them; None: ten checks a run.", None, low=1
+    )
+    validate_limit: int = setting("Most records to validate on.", 200, low=1)
+    best_by: Literal["ce", "mse", "em", "f1", "recall@1", "recall@3", "recall@5"] = setting(
+        "The figure by which a check is best; its weights become the checkpoint.", "ce"
+    )
+    patience: int | None = setting(
+        "Checks in a row without a better one that end the run early; None: never.", None, low=1
+    )
+    tracker: Literal["auto", "none", "tensorboard", "wandb", "trackio"] = setting(
+        "Who follows the run; auto: tensorboard, into the run folder, where it is installed.",
+        "auto",
+    )
     fsdp: bool = setting(
         "Cut the backbone's layers up among the processes (FSDP2), for GPUs too small for it.",
         False,
@@ -127,6 +150,7 @@ class TrainConfig(LearnConfig):
     mask: Literal["exact", "released"] = setting(
         "Mask of taken candidates: exact, or released (the published penalty).", "exact"
     )
+    answer_tokens: int = setting("Longest greedy answer of a check, tokens.", 32, low=1)
     mse_weight: float = setting(
         "Weight of the alignment loss in instruct (0.1 in the released runs).", 0.1, low=0
     )

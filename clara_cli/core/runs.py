@@ -137,19 +137,11 @@ class RunFolder:
         work = folder.with_name(folder.name + ".writing")
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        try:
+        with room(folder, needed):
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             save_file(tensors, work / "state.safetensors")
             (work / "step.json").write_text(json.dumps({"step": step}))
-        except SafetensorError as error:  # carries the system's error as text only
-            shutil.rmtree(work, ignore_errors=True)
-            if f"os error {errno.ENOSPC}" not in str(error):
-                raise
-            raise no_space(folder, needed) from error
-        except OSError as error:
-            shutil.rmtree(work, ignore_errors=True)
-            cannot_write(folder, needed, error)
         with undisturbed():
             replace_folder(work, folder)
 
@@ -228,6 +220,26 @@ def _keep_until(file: Path, step: int) -> None:
         file.write_text("".join(kept), encoding="utf-8")
     else:
         file.unlink()
+
+
+@contextmanager
+def room(folder: Path, needed: int) -> Iterator[None]:
+    """Where writing `folder` fails for want of space, take back what was written of it.
+
+    Raises:
+        ClaraError: with the bytes needed and free.
+    """
+    work = folder.with_name(folder.name + ".writing")
+    try:
+        yield
+    except SafetensorError as error:  # carries the system's error as text only
+        shutil.rmtree(work, ignore_errors=True)
+        if f"os error {errno.ENOSPC}" not in str(error):
+            raise
+        raise no_space(folder, needed) from error
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        cannot_write(folder, needed, error)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """The machine and the versions that made the numbers."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found: dict[str, Any] = {"clara": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "numpy", "bm25s"):
+    for name in ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "bm25s"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import compress, pretrain, train
+from clara_cli.commands import compress, learning, pretrain, train
 
 
 @contextmanager
@@ -27,7 +27,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and no plot of every run's losses."""
+    monkeypatch.setattr(learning, "find_spec", lambda name: None)
     with one_thread():
         yield
 

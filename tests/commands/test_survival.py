@@ -154,9 +154,7 @@ def two(work: Callable[[int], object]) -> list[int]:
     return [ended(pid) for pid in pids]
 
 
-def test_two_ranks_write_the_bytes_of_one_each_its_own_shards(
-    works, heard, tmp_path, monkeypatch
-):
+def test_two_ranks_write_the_bytes_of_one_each_its_own_shards(works, heard, tmp_path, monkeypatch):
     config = tiny.compress(works.documents, works.e2e, tmp_path / "out.clara", shard_size=SHARD)
     one = tiny.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=SHARD)
     expected = compress.run(one, heard())

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import learning, pretrain, train
+from clara_cli.commands import learning, pretrain, train, validation
 from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import read_info
@@ -19,6 +19,7 @@ from clara_cli.errors import UsageError
 from clara_cli.fields import with_recipe
 
 # key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.
+CHECKED = {"validation_share": 0.25, "validate_every": 1}
 LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
     "batch_size": (3, {}),
     "micro_batch": (1, {}),
@@ -33,6 +34,12 @@ LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_roles": (("generator",), {"train_memory": False}),
     "checkpointing": (True, {}),
     "save_minutes": (0.0, {}),
+    "group_by_length": (True, {"batch_size": 2, "steps": 4}),
+    "tracker": ("tensorboard", {}),
+    "validation_share": (0.5, {}),
+    "validate_every": (2, {"validation_share": 0.25}),
+    "validate_limit": (1, {"validation_share": 0.25}),
+    "patience": (1, {**CHECKED, "learning_rate": 3.0, "steps": 6}),
 }
 PRETRAIN = {
     **LEARN,
@@ -42,6 +49,7 @@ PRETRAIN = {
     "passage_tokens": (32, {}),
     "lora_rank": (2, {}),
     "lora_alpha": (32, {}),
+    "best_by": ("mse", {**CHECKED, "learning_rate": 3.0, "steps": 6}),
 }
 TRAIN = {
     **LEARN,
@@ -54,6 +62,8 @@ TRAIN = {
     "temperature": (1.0, {}),
     "mask": ("released", {"temperature": 0.002}),
     "mse_weight": (0.0, {"stage": "instruct"}),
+    "best_by": ("recall@1", {**CHECKED, "learning_rate": 0.1, "steps": 6}),
+    "answer_tokens": (2, {**CHECKED, "learning_rate": 0.1, "validation_share": 0.5}),
 }
 
 
@@ -63,15 +73,21 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
     shown: list[Any] = []
     fit, save = loop.fit, loop.RunFolder.save
 
-    def spy_fit(trained, batches, losses, values, run, report):
+    def spy_fit(trained, batches, losses, values, run, report, checks):
         shown.append([len(batches(step)) for step in range(2)])
-        return fit(trained, batches, losses, values, run, report)
+        return fit(trained, batches, losses, values, run, report, checks)
 
     def spy_save(run, step, trained, optimizer):
         shown.append(f"save {step}")
         save(run, step, trained, optimizer)
 
+    def spy_greedy(*given):
+        shown.append(greedy(*given))
+        return shown[-1]
+
+    greedy = validation.greedy
     with monkeypatch.context() as patch:
+        patch.setattr(validation, "greedy", spy_greedy)
         patch.setattr(learning, "fit", spy_fit)
         patch.setattr(loop.RunFolder, "save", spy_save)
         patch.setattr(ClaraModel, "checkpoint_layers", lambda _: shown.append("checkpointing"))
@@ -88,6 +104,8 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
             init = works.scp if stage == "instruct" else works.instruct
             train.run(tiny.train(asked, init, out, stage, **settings), Silence())
     info = dataclasses.replace(read_info(out / "checkpoint"), provenance=())
+    checks = tiny.metrics(out, "validation.jsonl") if (out / "validation.jsonl").exists() else []
+    shown += [checks, sorted(path.name for path in out.iterdir())]
     return [*shown, tiny.numbers(out), tiny.tensors(out / "checkpoint"), info]
 
 

@@ -170,9 +170,13 @@ def test_one_pass_reads_every_record_once(works):
     config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=5, steps=None)
     records = list(range(12))
     steps = learning.count_steps(config, len(records))
-    seen = [record for step in range(steps) for record in learning.draw(config, step, records)[0]]
+    seen = [
+        record for step in range(steps) for record in learning.draw(config, step, records, int)[0]
+    ]
     assert sorted(seen) == records
-    again = [r for step in range(steps, 2 * steps) for r in learning.draw(config, step, records)[0]]
+    again = [
+        r for step in range(steps, 2 * steps) for r in learning.draw(config, step, records, int)[0]
+    ]
     assert sorted(again) == records and again != seen
 
 
@@ -224,10 +228,10 @@ def test_a_run_interrupted_after_a_step_goes_on_to_the_bit(
 def test_a_run_interrupted_while_a_batch_is_made_goes_on_to_the_bit(
     works, unbroken, report, tmp_path, monkeypatch
 ):
-    def interrupt(config, step, records):
+    def interrupt(config, step, records, length):
         if step == 4:
             raise KeyboardInterrupt
-        return learning.draw(config, step, records)
+        return learning.draw(config, step, records, length)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "draw", interrupt)

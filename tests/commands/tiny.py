@@ -32,6 +32,7 @@ LEARN = {
     "batch_size": 2,
     "learning_rate": 1e-2,
     "max_length": 1024,
+    "tracker": "none",
 }
 FRESH = {"passage_tokens": 64, "ratios": (4, 16), "lora_rank": 4, "lora_alpha": 8}
 
@@ -112,8 +113,8 @@ def ask(question: str | None, corpus: Path | None, **changes: Any) -> AskConfig:
     return AskConfig(**{**settings, **changes})
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def metrics(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
 def numbers(run: Path) -> list[list[Any]]:

@@ -360,9 +360,7 @@ def test_an_addition_follows_and_leaves_the_rest_untouched(tmp_path: Path) -> No
     assert [p.document_id for p in corpus.passages()][8:] == ["x"] * 3
     assert [part.first_shard for part in corpus.manifest.parts] == [0, 3]
     changed = {name for name, stamp in stamps(folder).items() if stamp != before.get(name)}
-    assert changed == {
-        *{"manifest.json", "shards/00003.safetensors", "passages/00003.jsonl.gz"}
-    }
+    assert changed == {*{"manifest.json", "shards/00003.safetensors", "passages/00003.jsonl.gz"}}
     once = tree(folder)
     added(folder)
     make(folder)
