@@ -87,7 +87,7 @@ def draw(
     config: LearnConfig,
     step: int,
     records: Sequence[Record],
-    length: Callable[[Record], int],
+    length: Callable[[Record], int] = lambda record: len(repr(record)),
 ) -> tuple[list[Record], random.Random]:
     """A step's examples and its own random source, a function of (seed, step) alone: every pass
     visits the records in a new order; with `group_by_length` those of like `length` together."""
