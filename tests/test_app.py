@@ -26,7 +26,7 @@ from clara_cli import errors, records
 ROOT = Path(__file__).parent.parent
 
 GENERAL = {"--device", "--dtype", "--help", "--json", "--quiet", "--seed", "--traceback"}
-LEARN = {"--backbone", "--init", "--nproc", "--out", "--recipe", "--set", "--steps"}
+LEARN = {"--backbone", "--init", "--nproc", "--out", "--recipe", "--set", "--steps", "--validation"}
 FLAGS = {  # frozen: a new flag is a decision, made here as well
     "synth": {
         *{"DOCUMENTS", "--concurrency", "--kinds", "--limit", "--llm", "--llm-model", "--out"},
