@@ -179,7 +179,7 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
         several = typing.get_origin(hint) is tuple
         value = Path("some/where")
         return [flag, "some/where"], (value,) if several else value
-    return [flag, "word"], "word"
+    return [flag, "word"], ("word",) if typing.get_origin(hint) is tuple else "word"
 
 
 @pytest.mark.parametrize("name", FLAGS)
