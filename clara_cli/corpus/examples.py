@@ -154,7 +154,8 @@ def _list(record: dict[str, Any], key: str, where: str) -> list[Any]:
 def _asked(record: dict[str, Any], where: str, need_answers: bool) -> tuple[str, tuple[str, ...]]:
     question = record.get("question")
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: question is {question!r}, wanted a string", QUESTION_HINT)
+        shown = "missing" if question is None else repr(question)[:60]
+        raise DataError(f"{where}: question is {shown}, wanted a string", QUESTION_HINT)
     answers: list[str] = []
     for key in ("answer", "answers", "golden_answers", "answer_aliases"):
         if record.get(key):

@@ -61,8 +61,10 @@ def _finished(folder: Path) -> Manifest:
     if unfinished is not None:
         message = f"{folder} is not finished: {len(unfinished.shards)} shards so far"
         raise ArtefactError(message, "run the same clara compress command again: it goes on")
-    what = "not a corpus: no manifest.json" if folder.exists() else "no such corpus"
-    raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {folder}")
+    there = folder.exists()
+    what = "not a corpus: no manifest.json" if there else "no such corpus"
+    out = "NAME.clara" if there else folder
+    raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {out}")
 
 
 class Corpus:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,27 @@ from clara_cli.app import app
 CASES = int(os.environ.get("CLARA_FUZZ", "100"))
 ODD = [b"\x00", b"\xff\xfe", b"{", b"}", b'"', b"null", b"NaN", b"1e999", b"../", b"\\ud800", b"\n"]
 RECIPE = b'batch_size = 2\nlearning_rate = 1e-3\nratios = [4]\nschedule = "cosine"\n'
+
+
+SECONDS = 10  # no case may take longer
+
+
+class Hung(BaseException):
+    """Nothing in the program catches it."""
+
+
+@contextmanager
+def in_time(what: str) -> Iterator[None]:
+    def ring(signum: int, frame: object) -> None:
+        raise Hung(what)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -89,7 +113,7 @@ def test_no_damage_ends_in_a_traceback_a_wrong_code_or_a_changed_original(works,
         folder = tmp_path / str(case)
         folder.mkdir()
         words = attack(works, folder, rng)
-        with pytest.raises(SystemExit) as left:
+        with in_time(f"case {case}: {' '.join(words)}"), pytest.raises(SystemExit) as left:
             app(words)
         said = capsys.readouterr()
         where = f"case {case}: {' '.join(words)}\n{said.err}"
