@@ -89,7 +89,7 @@ def test_recall_is_measured_with_the_users_questions(works, report, corpus):
 
 
 def test_a_question_file_without_questions_is_bad_data(works, report, corpus, tmp_path):
-    with pytest.raises(DataError, match=r"q\.jsonl:1: question is None"):
+    with pytest.raises(DataError, match=r"q\.jsonl:1: question is missing"):
         index.run(
             tiny.index(corpus, queries=tiny.write_jsonl(tmp_path / "q.jsonl", [{"q": "?"}])), report
         )
