@@ -78,7 +78,8 @@ def list_files(repository: str) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return list(HfApi().list_repo_files(repository))
+        found = HfApi().model_info(repository, revision="main").siblings  # tried once
+        return [file.rfilename for file in found or []]
     except HfHubHTTPError as error:
         raise refused(repository, error) from error
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:
