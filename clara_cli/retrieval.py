@@ -20,7 +20,7 @@ from clara_cli.records import Passage
 from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
-from clara_cli.search.hnsw import HnswIndex
+from clara_cli.search.graph import GraphIndex
 from clara_cli.search.keys import make_key
 
 FirstStage = Literal["latent", "bm25", "hybrid"]
@@ -42,7 +42,7 @@ class Filtered:
 class Retriever:
     """A corpus, its graph where one was built, and its words where text was kept."""
 
-    def __init__(self, corpus: Corpus, index: HnswIndex | None = None) -> None:
+    def __init__(self, corpus: Corpus, index: GraphIndex | None = None) -> None:
         self.corpus, self.index = corpus, index
         self._bm25: BM25 | None = None
         self._filtered: Filtered | None = None
@@ -52,7 +52,7 @@ class Retriever:
         """Open a corpus with its index, if it has one. Raises ArtefactError where either is
         missing, damaged, or the index is of another corpus."""
         corpus = Corpus.open(folder)
-        return cls(corpus, HnswIndex.load(corpus.folder / "index", corpus.manifest.sha256))
+        return cls(corpus, GraphIndex.load(corpus.folder / "index", corpus.manifest.sha256))
 
     @property
     def has_text(self) -> bool:

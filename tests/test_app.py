@@ -41,7 +41,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     },
     "index": {
         *{"CORPUS", "--backbone", "--candidates", "--check", "--engine", "--model"},
-        *{"--queries", "--top-k"},
+        *{"--queries", "--top-k", "--uri"},
     },
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},

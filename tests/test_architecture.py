@@ -50,6 +50,7 @@ ONLY_IN = {
     "rich": tuple(f"clara_cli/{part}.py" for part in ("ui", "answers", "scorecard", "harvest")),
     "peft": ("clara_cli/core/",),
     "hnswlib": ("clara_cli/search/hnsw.py",),
+    "pymilvus": ("clara_cli/search/milvus.py",),
     "prompt_toolkit": ("clara_cli/repl.py",),
 }
 NOT_CORE = ("corpus", "search", "synthesis")

@@ -24,7 +24,6 @@ from clara_cli.engine import Clara, named_model
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import IndexResult, Progress, Report
 from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
-from clara_cli.search import sidecar
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.choice import (
     GOOD_RECALL,
@@ -37,8 +36,10 @@ from clara_cli.search.choice import (
     scan_is_cheaper,
 )
 from clara_cli.search.exact import scan
-from clara_cli.search.hnsw import GRAPH, SIDECAR, TABLES, HnswIndex, HnswSettings
+from clara_cli.search.graph import Graph, GraphIndex, forget
+from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, sample_size
+from clara_cli.search.milvus import MilvusGraph
 
 PSEUDO_QUESTIONS = 200
 
@@ -49,17 +50,19 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     if config.check:
         return check(config.corpus, started)
     corpus = Corpus.open(config.corpus)
+    if config.engine == "milvus":  # what is there points to a collection that is written anew
+        forget(corpus.folder / "index")
     model = named_model(corpus, config.model)
     ratio = corpus.manifest.identity.ratio
     loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio)
     clara = Clara(loaded, Retriever(corpus))
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)
-    index = build(corpus, pair, asked.k, config.seed, report)
+    index = build(corpus, pair, asked.k, config, report)
     found = asked.recall(index, pair.candidates)
     engine: str = config.engine
     if engine == "auto":
-        engine = choose(pair, found, len(corpus), numbers_of(corpus), index.ef)
+        engine = choose(pair, found, len(corpus), numbers_of(corpus), HnswSettings().ef)
     size = save(engine, index, corpus)
     report.note(explain(engine, pair, found, asked.k, len(corpus)))
     return IndexResult(
@@ -84,7 +87,7 @@ def check(folder: Path, started: float) -> IndexResult:
     found = repairs(folder)
     manifest = read_manifest(folder)
     fingerprint = manifest.sha256 if manifest else ""
-    for load_index, place in ((HnswIndex.load, "index"), (BM25.load, "index/bm25")):
+    for load_index, place in ((GraphIndex.load, "index"), (BM25.load, "index/bm25")):
         try:
             load_index(folder / place, fingerprint)
         except ArtefactError as error:
@@ -99,39 +102,38 @@ def check(folder: Path, started: float) -> IndexResult:
     return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, size)
 
 
-def forget_graph(folder: Path) -> None:
-    """Leave no graph behind, and a folder that says the corpus was indexed."""
-    with sidecar.writing(folder):
-        for name in (SIDECAR, GRAPH, TABLES):
-            (folder / name).unlink(missing_ok=True)
-
-
-def build(corpus: Corpus, pair: Pair, k: int, seed: int, report: Report) -> HnswIndex:
-    """The graph over every passage's narrow key."""
+def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Report) -> GraphIndex:
+    """The graph over every passage's narrow key, in Milvus where that was asked for."""
 
     def keys() -> Iterator[Tensor]:
         for first, memory_NMD in corpus.memory_chunks():
             yield pair.key.of(memory_NMD)
             report.progress(Progress("index", first + len(memory_NMD), len(corpus), "passages"))
 
-    return HnswIndex.build(
+    def new_graph(width: int, most: int) -> Graph:
+        if config.uri is None:
+            return HnswGraph.new(width, most, HnswSettings(seed=config.seed))
+        name = f"clara_{corpus.manifest.sha256[:16]}_{pair.key.rule}"
+        return MilvusGraph.new(width, config.uri, name)
+
+    return GraphIndex.build(
         keys(),
+        new_graph,
         rows=len(corpus),
         rule=pair.key.rule,
         state=pair.key.state,
         corpus_sha256=corpus.manifest.sha256,
         candidates_per_k=-(-pair.candidates // k),
-        settings=HnswSettings(seed=seed),
     )
 
 
-def save(engine: str, index: HnswIndex, corpus: Corpus) -> int:
+def save(engine: str, index: GraphIndex, corpus: Corpus) -> int:
     """Write what `engine` needs, and the words; returns the bytes."""
     folder, size = corpus.folder / "index", 0
-    if engine == "hnsw":
-        size += index.save(folder)
+    if engine == "exact":
+        forget(folder)
     else:
-        forget_graph(folder)
+        size += index.save(folder)
     if corpus.manifest.identity.text:
         size += BM25.build(passage_texts(corpus)).save(folder / "bm25", corpus.manifest.sha256)
     return size
@@ -180,7 +182,7 @@ class Asked:
     def __len__(self) -> int:
         return len(self.queries_BMD)
 
-    def recall(self, index: HnswIndex, candidates: int) -> float | None:
+    def recall(self, index: GraphIndex, candidates: int) -> float | None:
         """Mean share of the exact scan's best rows that are among the graph's candidates, which
         exact rescoring then puts in the exact order; None without questions."""
         if not len(self):
@@ -236,5 +238,5 @@ def explain(engine: str, pair: Pair, found: float | None, k: int, passages: int)
     """The decision, in one line."""
     figure = "not measured" if found is None else f"{found:.3f}"
     graph = f"key {pair.key.name}, {pair.candidates:,} of {passages:,} passages as candidates"
-    use = "the graph" if engine == "hnsw" else "an exact scan"
+    use = "an exact scan" if engine == "exact" else "the graph"
     return f"{engine}: questions will use {use} (graph: {graph}, recall@{k} {figure})"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import Common
+from clara_cli.errors import UsageError
 from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
@@ -17,12 +18,18 @@ class IndexConfig(Common):
     Examples:
       clara index sample.clara
       clara index sample.clara --engine hnsw --queries questions.jsonl
+      clara index sample.clara --engine milvus --uri http://host:19530
       clara index sample.clara --check
     """
 
     corpus: Path = argument("A corpus made by clara compress.")
-    engine: Literal["auto", "exact", "hnsw"] = option(
+    engine: Literal["auto", "exact", "hnsw", "milvus"] = option(
         "Search structure questions will use; auto decides by the measured recall.", "auto", METHOD
+    )
+    uri: str | None = option(
+        "Where --engine milvus keeps keys: a .db file, or an address like http://host:19530.",
+        None,
+        OUTPUT,
     )
     queries: Path | None = option(
         "Questions (JSONL) to measure recall with, instead of the passages' first sentences.",
@@ -42,3 +49,11 @@ class IndexConfig(Common):
     check: bool = option(
         "Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "milvus" and self.uri is None:
+            raise UsageError("--engine milvus: no --uri", "a .db file or http://host:19530")
+        if self.engine != "milvus" and self.uri is not None:
+            what = f"--uri {self.uri} was given with --engine {self.engine}"
+            raise UsageError(what, "it goes with --engine milvus")

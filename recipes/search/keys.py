@@ -38,7 +38,8 @@ from clara_cli.search.choice import (
     ranks_of_best,
     recall,
 )
-from clara_cli.search.hnsw import HnswIndex, HnswSettings
+from clara_cli.search.graph import GraphIndex
+from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import sample_size
 
 K = 5
@@ -79,17 +80,17 @@ def measure_keys(corpus: Corpus, asked: Asked, seed: int) -> tuple[list[Key], li
     return keys, ranks_of_best(keys, asked.queries_BMD, asked.best_BK, corpus.memory, chunks)
 
 
-def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[HnswIndex, float, int]:
+def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[GraphIndex, float, int]:
     """A key's graph, the seconds it took and its bytes on disk."""
     began = time.monotonic()
-    index = HnswIndex.build(
+    index = GraphIndex.build(
         (key.of(memory_NMD) for _, memory_NMD in corpus.memory_chunks()),
+        lambda width, most: HnswGraph.new(width, most, HnswSettings(seed=seed)),
         rows=len(corpus),
         rule=key.rule,
         state=key.state,
         corpus_sha256=corpus.manifest.sha256,
         candidates_per_k=-(-candidates // K),
-        settings=HnswSettings(seed=seed),
     )
     seconds = time.monotonic() - began
     say(f"{key.name}: graph built in {seconds:.1f} s")
@@ -107,7 +108,7 @@ def systems(
     with tempfile.TemporaryDirectory() as folder:
         size = words.save(Path(folder))
 
-    def system(engine: str, key: str, stage: FirstStage, index: HnswIndex | None, *rest) -> System:
+    def system(engine: str, key: str, stage: FirstStage, index: GraphIndex | None, *rest) -> System:
         retriever = Retriever(corpus, index)
         retriever._bm25 = words
         return System(engine, key, stage, retriever, *rest, [], [])

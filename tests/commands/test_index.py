@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.search.choice import Key, Pair
 from clara_cli.search.exact import scan
-from clara_cli.search.hnsw import HnswIndex
+from clara_cli.search.graph import GraphIndex
 from clara_cli.search.keys import make_key
 
 KEYS = [
@@ -41,7 +42,7 @@ def test_every_engine_is_measured_and_used(works, report, corpus, engine):
     assert 0 <= result.recall_at_k <= 1 and 0 < result.queries <= rows
     written = [p for p in (corpus / "index").rglob("*") if p.is_file()]
     assert result.bytes == sum(path.stat().st_size for path in written)
-    found = HnswIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256)
+    found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256)
     assert (found is not None) == (engine == "hnsw")
     assert report.notes and result.engine in report.notes[-1]
     assert report.steps >= 1
@@ -169,6 +170,31 @@ def test_check_names_a_missing_and_a_shorter_file(works, report, corpus, name):
     (corpus / name).unlink()
     with pytest.raises(ArtefactError, match=f"{name}: missing"):
         index.run(tiny.index(corpus, check=True), report)
+
+
+@pytest.mark.skipif(
+    find_spec("pymilvus") is None or find_spec("milvus_lite") is None,
+    reason="pymilvus and milvus-lite are not installed: the extra clara-cli[milvus]",
+)
+def test_milvus_gives_what_the_scan_gives(works, report, corpus, tmp_path):
+    uri = str(tmp_path / "keys.db")
+    result = index.run(tiny.index(corpus, engine="milvus", uri=uri), report)
+    assert (result.engine, result.recall_at_k) == ("milvus", 1.0)
+    asked = {"first_stage": "latent", "top_k": 3}
+    found = next(ask.run(tiny.ask("Who?", corpus, **asked), report))
+    assert Clara.open(corpus, device="cpu").retriever.index.engine == "milvus"
+    index.run(tiny.index(corpus, engine="exact"), report)
+    scanned = next(ask.run(tiny.ask("Who?", corpus, **asked), report))
+    assert [(hit.row, hit.score) for hit in found.sources] == [
+        (hit.row, hit.score) for hit in scanned.sources
+    ]
+
+
+def test_a_uri_goes_with_milvus_and_milvus_with_a_uri(corpus):
+    with pytest.raises(UsageError, match="--engine milvus: no --uri"):
+        tiny.index(corpus, engine="milvus")
+    with pytest.raises(UsageError, match="--uri x.db was given with --engine hnsw"):
+        tiny.index(corpus, engine="hnsw", uri="x.db")
 
 
 def test_an_index_serves_its_own_ratio_only(works, report, corpus):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.search.hnsw import GRAPH, SIDECAR, TABLES, HnswIndex, HnswSettings
+from clara_cli.search.graph import SIDECAR, TABLES, GraphIndex
+from clara_cli.search.hnsw import GRAPH, HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, make_state
 
 CORPUS = "c" * 64
@@ -23,19 +24,19 @@ def unit(count: int, width: int = 16, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(keys_NF)
 
 
-def build(keys_NF: Tensor, chunk: int = 64, **settings: int) -> HnswIndex:
+def build(keys_NF: Tensor, chunk: int = 64, **settings: int) -> GraphIndex:
     return build_of(len(keys_NF), *keys_NF.split(chunk), **settings)
 
 
-def build_of(rows: int, *key_chunks: Tensor, **settings: int) -> HnswIndex:
-    return HnswIndex.build(
+def build_of(rows: int, *key_chunks: Tensor, **settings: int) -> GraphIndex:
+    return GraphIndex.build(
         key_chunks,
+        lambda width, most: HnswGraph.new(width, most, HnswSettings(**settings)),
         rows=rows,
         rule="mean",
         state={},
         corpus_sha256=CORPUS,
         candidates_per_k=20,
-        settings=HnswSettings(**settings),
     )
 
 
@@ -78,8 +79,8 @@ def test_all_the_same_and_negative_zero() -> None:
 
 
 def test_k_and_ef_are_clamped() -> None:
-    index = build(unit(5))
-    assert sorted(index.search(unit(1, seed=2), 50, ef=1)[1][0].tolist()) == list(range(5))
+    index = build(unit(5), ef=1)
+    assert sorted(index.search(unit(1, seed=2), 50)[1][0].tolist()) == list(range(5))
     assert index.search(torch.empty(0, 16), 3)[1].shape == (0, 3)
 
 
@@ -95,14 +96,19 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     memory_NMD = torch.randn(200, 2, 8, generator=torch.Generator().manual_seed(0))
     state = make_state("projection", memory_NMD, width=12)
     keys_NF = make_key("projection", memory_NMD, state)
-    built = HnswIndex.build(
-        [keys_NF], rows=200, rule="projection", state=state, corpus_sha256=CORPUS,
-        candidates_per_k=4, settings=HnswSettings(ef=150),
-    )  # fmt: skip
+    built = GraphIndex.build(
+        [keys_NF],
+        lambda width, most: HnswGraph.new(width, most, HnswSettings(ef=150)),
+        rows=200,
+        rule="projection",
+        state=state,
+        corpus_sha256=CORPUS,
+        candidates_per_k=4,
+    )
     size = built.save(tmp_path)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH, SIDECAR, TABLES]
-    loaded = HnswIndex.load(tmp_path, CORPUS)
+    loaded = GraphIndex.load(tmp_path, CORPUS)
     assert loaded is not None
     assert (loaded.rule, loaded.width, len(loaded)) == ("projection", 12, 200)
     assert loaded.candidates_per_k == 4
@@ -114,7 +120,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
 
 
 def test_no_index_is_none(tmp_path: Path) -> None:
-    assert HnswIndex.load(tmp_path / "index", CORPUS) is None
+    assert GraphIndex.load(tmp_path / "index", CORPUS) is None
 
 
 def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
@@ -136,7 +142,7 @@ def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
 def test_another_corpus_is_refused_with_both_sums(tmp_path: Path) -> None:
     build(unit(10)).save(tmp_path)
     with pytest.raises(ArtefactError, match="cccccccccccc, this corpus is dddddddddddd") as caught:
-        HnswIndex.load(tmp_path, "d" * 64)
+        GraphIndex.load(tmp_path, "d" * 64)
     assert "clara index" in caught.value.hint
 
 
@@ -147,19 +153,19 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
     for content in (whole[:-8], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], b""):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(ArtefactError, match=f"{file}: damaged"):
-            HnswIndex.load(tmp_path, CORPUS)
+            GraphIndex.load(tmp_path, CORPUS)
     (tmp_path / file).unlink()
     with pytest.raises(ArtefactError, match=f"{file}: No such file"):
-        HnswIndex.load(tmp_path, CORPUS)
+        GraphIndex.load(tmp_path, CORPUS)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("format", "x", "not a clara-hnsw file"),
-        ("version", 9, "version 9, this program reads 2"),
+        ("format", "x", "not a clara-index file"),
+        ("version", 9, "version 9, this program reads 1"),
         ("width", "16", "key 'width' is '16'"),
-        ("space", "l2", "key 'space' is 'l2'"),
+        ("engine", "annoy", "key 'engine' is 'annoy'"),
         ("labels", 29, "30 keys, recorded 29|capacity|maximum"),
         ("graph", {"file": "../x", "sha256": ""}, "no record of graph.bin"),
     ],
@@ -171,7 +177,7 @@ def test_a_wrong_description_is_refused(
     path = tmp_path / SIDECAR
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ArtefactError, match=words):
-        HnswIndex.load(tmp_path, CORPUS)
+        GraphIndex.load(tmp_path, CORPUS)
 
 
 def test_a_full_disk_leaves_no_index_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
@@ -183,5 +189,5 @@ def test_a_full_disk_leaves_no_index_and_no_rubbish(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ClaraError, match="cannot be written: No space left"):
         build(unit(11)).save(tmp_path)
-    assert HnswIndex.load(tmp_path, CORPUS) is None
+    assert GraphIndex.load(tmp_path, CORPUS) is None
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]

@@ -1,0 +1,258 @@
+"""The index over narrow keys: rows behind labels, a sidecar, and a graph that finds labels.
+
+Tensor letters: B queries, N rows proposed, F key width.
+Equal keys share one label, so that duplicates cannot crowd out the rest; `tables.safetensors` has
+the rows of every label and the key rule's state, `index.json` what queries must be made with. The
+graph is an engine's (hnsw, milvus). Proposes candidates only: exact rescoring ranks them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.search import sidecar
+from clara_cli.search.hnsw import GRAPH, HnswGraph
+from clara_cli.search.milvus import MilvusGraph
+
+SIDECAR, TABLES = "index.json", "tables.safetensors"
+_FORMAT, _VERSION = "clara-index", 1
+_EXACT = "use the exact scan: clara index CORPUS --engine exact"
+
+
+class Graph(Protocol):
+    """Finds the labels of near keys, by cosine."""
+
+    engine: str
+
+    def add(self, keys: np.ndarray, labels: list[int]) -> None:
+        """Put in new keys [N, F] under new labels."""
+
+    def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels [B, wanted] and cosines, best first; `wanted` is at most the number of labels.
+        Raises ClaraError where fewer are reached."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Make the graph last, and describe where it is, for `open_graph`."""
+
+
+class GraphIndex:
+    """A graph over distinct keys. Label i stands for the rows `rows[starts[i]:starts[i + 1]]`."""
+
+    def __init__(self, graph: Graph, tables: dict[str, Tensor], described: dict[str, Any]) -> None:
+        self._graph = graph
+        self._tables = tables
+        self._described = described
+
+    @classmethod
+    def build(
+        cls,
+        key_chunks: Iterable[Tensor],
+        new_graph: Callable[[int, int], Graph],
+        *,
+        rows: int,
+        rule: str,
+        state: Mapping[str, Tensor],
+        corpus_sha256: str,
+        candidates_per_k: int,
+    ) -> GraphIndex:
+        """Build from keys [N, F] in row order, `rows` in all. `new_graph` makes an empty graph for
+        keys of a width and at most so many labels. `rule` and `state` say how keys are made
+        (search/keys.py), `corpus_sha256` which corpus they are of, `candidates_per_k` how many rows
+        to propose for each one wanted unless asked otherwise. Raises ClaraError where a key is not
+        finite or there is none.
+        """
+        graph: Graph | None = None
+        labels: dict[bytes, int] = {}
+        label_of_row: list[int] = []
+        width = 0
+        for keys_NF in key_chunks:
+            keys = _array(keys_NF)
+            if len(label_of_row) + len(keys) > rows:
+                raise ClaraError(f"more keys than the {rows} passages to index", _EXACT)
+            if graph is None:
+                width = keys.shape[1]
+                graph = new_graph(width, rows)
+            fresh, fresh_labels = _label(keys, labels, label_of_row)
+            if fresh:
+                graph.add(keys[fresh], fresh_labels)
+        if graph is None or len(label_of_row) != rows or not rows:
+            raise ClaraError(f"{len(label_of_row)} keys for {rows} passages to index", _EXACT)
+        described = {
+            "key": rule, "width": width, "rows": rows, "labels": len(labels),
+            "corpus_sha256": corpus_sha256, "candidates_per_k": candidates_per_k,
+        }  # fmt: skip
+        return cls(graph, {**_row_tables(label_of_row, len(labels)), **state}, described)
+
+    @property
+    def engine(self) -> str:
+        """Who keeps the graph: hnsw or milvus."""
+        return self._graph.engine
+
+    @property
+    def rule(self) -> str:
+        """The name of the key rule queries must be made with."""
+        return str(self._described["key"])
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The key rule's frozen state."""
+        return {name: t for name, t in self._tables.items() if name not in ("rows", "starts")}
+
+    @property
+    def width(self) -> int:
+        """F, the length of a key."""
+        return int(self._described["width"])
+
+    @property
+    def candidates_per_k(self) -> int:
+        """Rows to propose for each one wanted, as measured when it was built."""
+        return int(self._described["candidates_per_k"])
+
+    @property
+    def labels(self) -> int:
+        """How many distinct keys the graph holds."""
+        return int(self._described["labels"])
+
+    def __len__(self) -> int:
+        return int(self._described["rows"])
+
+    def search(self, keys_BF: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Propose `count` rows (all, if there are fewer) for each query key: cosines of the keys
+        [B, N] float32 and rows [B, N] int64, best first, ties to the lower row.
+
+        Raises ClaraError where a key is not finite, of another width, or the graph reaches too
+        few.
+        """
+        keys = _array(keys_BF)
+        if keys.shape[1] != self.width:
+            message = f"query keys are {keys.shape[1]} wide, the index {self.width}"
+            raise ArtefactError(message, sidecar.REBUILD)
+        count = min(count, len(self))
+        if not len(keys):
+            return torch.empty(0, count), torch.empty(0, count, dtype=torch.long)
+        labels, cosines = self._graph.nearest(keys, min(count, self.labels))
+        proposals = [self._rows_of(*pair, count) for pair in zip(labels, cosines, strict=True)]
+        scores, rows = zip(*proposals, strict=True)
+        return torch.stack(scores), torch.stack(rows)
+
+    def _rows_of(
+        self, labels: np.ndarray, cosines: np.ndarray, count: int
+    ) -> tuple[Tensor, Tensor]:
+        starts, rows = self._tables["starts"], self._tables["rows"]
+        groups = [rows[int(starts[label]) : int(starts[label + 1])] for label in labels]
+        scores_N = torch.repeat_interleave(
+            torch.from_numpy(cosines.astype(np.float32)), torch.tensor(list(map(len, groups)))
+        )
+        rows_N = torch.cat(groups)
+        by_row = torch.argsort(rows_N)
+        order = by_row[torch.argsort(scores_N[by_row], descending=True, stable=True)][:count]
+        return scores_N[order], rows_N[order]
+
+    def save(self, folder: Path) -> int:
+        """Write the index, its description last; returns its bytes in the folder. An index that
+        was there is gone first, so that a crash leaves none rather than a mixture. Raises
+        ClaraError."""
+        from safetensors.torch import save
+
+        forget(folder)
+        with sidecar.writing(folder):
+            graph = self._graph.save(folder)
+            encoded = save(self._tables)
+            tables = sidecar.save_file(folder / TABLES, lambda n: Path(n).write_bytes(encoded))
+            described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
+            described |= {**self._described, "engine": self.engine, "graph": graph}
+            sidecar.save_json(folder / SIDECAR, {**described, "tables": tables})
+            size = tables["bytes"] + (folder / SIDECAR).stat().st_size
+            return int(graph.get("bytes", 0) + size)
+
+    @classmethod
+    def load(cls, folder: Path, corpus_sha256: str) -> GraphIndex | None:
+        """The index of a corpus, None where none was built.
+
+        Raises ArtefactError where it is damaged or of another corpus (both sums named).
+        """
+        path = folder / SIDECAR
+        described = sidecar.read_json(path, _FORMAT, _VERSION)
+        if described is None:
+            return None
+        _check(path, described, corpus_sha256)
+        tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
+        graph = _open_graph(folder, path, described)
+        return cls(graph, _load_tables(tables_path), described)
+
+
+def forget(folder: Path) -> None:
+    """Leave no graph in a folder."""
+    with sidecar.writing(folder):
+        for name in (SIDECAR, GRAPH, TABLES):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _check(path: Path, described: dict[str, Any], corpus_sha256: str) -> None:
+    for key in ("width", "rows", "labels", "candidates_per_k"):
+        sidecar.field(path, described, key, int)
+    found = sidecar.field(path, described, "corpus_sha256", str)
+    if found != corpus_sha256:
+        message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
+        raise ArtefactError(message, sidecar.REBUILD)
+    sidecar.field(path, described, "key", str)
+
+
+def _open_graph(folder: Path, path: Path, described: dict[str, Any]) -> Graph:
+    engine, width, labels = (described.get(key) for key in ("engine", "width", "labels"))
+    entry = sidecar.field(path, described, "graph", dict)
+    if engine == HnswGraph.engine:
+        return HnswGraph.load(folder, path, entry, int(width or 0), int(labels or 0))
+    if engine == MilvusGraph.engine:
+        return MilvusGraph.load(path, entry)
+    raise ArtefactError(f"{path}: key 'engine' is {engine!r}", sidecar.REBUILD)
+
+
+def _load_tables(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tables = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
+    if not {"rows", "starts"} <= tables.keys():
+        raise ArtefactError(f"{path}: no tensors 'rows' and 'starts'", sidecar.REBUILD)
+    return tables
+
+
+def _array(keys_NF: Tensor) -> np.ndarray:
+    if not bool(torch.isfinite(keys_NF).all()):
+        raise ClaraError("a key has values that are not finite", "try --dtype float32")
+    return np.ascontiguousarray(keys_NF.detach().cpu().to(torch.float32).numpy())
+
+
+def _label(
+    keys: np.ndarray, labels: dict[bytes, int], label_of_row: list[int]
+) -> tuple[list[int], list[int]]:
+    """Give each key its label, a new one where it was not seen; which keys are new, and theirs."""
+    fresh: list[int] = []
+    first_new = len(labels)
+    for position, key in enumerate(keys + np.float32(0)):  # + 0: -0.0 becomes 0.0
+        digest = hashlib.blake2b(key.tobytes(), digest_size=16).digest()
+        if digest not in labels:
+            labels[digest] = len(labels)
+            fresh.append(position)
+        label_of_row.append(labels[digest])
+    return fresh, list(range(first_new, len(labels)))
+
+
+def _row_tables(label_of_row: list[int], labels: int) -> dict[str, Tensor]:
+    """Rows grouped by label, each group in row order, and where each group starts."""
+    label_N = torch.tensor(label_of_row, dtype=torch.long)
+    starts = torch.zeros(labels + 1, dtype=torch.long)
+    starts[1:] = torch.bincount(label_N, minlength=labels).cumsum(0)
+    return {"rows": torch.argsort(label_N, stable=True), "starts": starts}

@@ -1,0 +1,126 @@
+"""Keys kept in Milvus: a `.db` path runs embedded, an address is a server or a cluster. The only
+importer of pymilvus, which comes with the extra `milvus`.
+
+Keys are checked, and equal ones joined, before they come here (graph.py). A server's token is read
+from $MILVUS_TOKEN and stored nowhere. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara_cli.errors import ClaraError, UsageError
+from clara_cli.search import sidecar
+
+_INSERT = 1000  # keys a request carries: 16 MB at the widest, servers take 64
+MOST = 16_384  # results Milvus gives to one query
+_INSTALL = "install it: pip install 'clara-cli[milvus]'"
+
+
+def full_uri(uri: str) -> str:
+    """An address as it is, a file by its full path. Raises UsageError for another kind of file."""
+    if "://" in uri:
+        return uri
+    if not uri.endswith(".db"):
+        raise UsageError(
+            f"--uri {uri}: neither an address nor a .db file", "like http://host:19530"
+        )
+    return str(Path(uri).absolute())
+
+
+class MilvusGraph:
+    """One collection, searched by cosine with Milvus's own choice of index."""
+
+    engine = "milvus"
+
+    def __init__(self, uri: str, collection: str) -> None:
+        self.uri, self.collection = uri, collection
+        self._connected: Any = None
+
+    @classmethod
+    def new(cls, width: int, uri: str, collection: str) -> MilvusGraph:
+        """An empty collection for keys of a width; one of the same name is dropped first."""
+        graph = cls(full_uri(uri), collection)
+        with graph._client() as client:
+            from pymilvus import DataType
+
+            if client.has_collection(collection):
+                client.drop_collection(collection)
+            schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("label", DataType.INT64, is_primary=True)
+            schema.add_field("key", DataType.FLOAT_VECTOR, dim=width)
+            index = client.prepare_index_params()
+            index.add_index("key", index_type="AUTOINDEX", metric_type="COSINE")
+            client.create_collection(collection, schema=schema, index_params=index)
+        return graph
+
+    @classmethod
+    def load(cls, described_in: Path, entry: dict[str, Any]) -> MilvusGraph:
+        """The collection that `save` described; the first question connects."""
+        uri, collection = (
+            sidecar.field(described_in, entry, name, str) for name in ("uri", "collection")
+        )
+        return cls(uri, collection)
+
+    def add(self, keys: np.ndarray, labels: list[int]) -> None:
+        """Put in new keys [N, F] under new labels."""
+        rows = [{"label": n, "key": key} for n, key in zip(labels, keys.tolist(), strict=True)]
+        with self._client() as client:
+            for start in range(0, len(rows), _INSERT):
+                client.insert(self.collection, rows[start : start + _INSERT])
+
+    def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Labels [B, wanted] and cosines, best first. Raises ClaraError where Milvus gives fewer
+        or may not be asked for so many."""
+        if wanted > MOST:
+            what = f"{wanted:,} candidates: Milvus gives at most {MOST:,}"
+            raise UsageError(what, "lower --candidates")
+        with self._client() as client:
+            found = client.search(
+                self.collection,
+                data=keys.tolist(),
+                anns_field="key",
+                limit=wanted,
+                output_fields=["label"],
+                consistency_level="Strong",
+            )
+        if any(len(hits) != wanted for hits in found):
+            fewest = min(len(hits) for hits in found)
+            message = f"{self.uri}: collection {self.collection} gave {fewest} of {wanted} labels"
+            raise ClaraError(message, sidecar.REBUILD)
+        labels = np.array([[hit["label"] for hit in hits] for hits in found], np.int64)
+        return labels, np.array([[hit["distance"] for hit in hits] for hits in found], np.float32)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Make the collection last; returns where it is."""
+        with self._client() as client:
+            client.flush(self.collection)
+        return {"uri": self.uri, "collection": self.collection}
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        """The connection; what goes wrong on it is one sentence naming the address."""
+        try:
+            from pymilvus import MilvusClient
+            from pymilvus.exceptions import MilvusException
+        except ImportError as error:
+            raise ClaraError(f"--engine milvus: {error}", _INSTALL) from error
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs what it also raises
+        try:
+            if self._connected is None:
+                token = os.environ.get("MILVUS_TOKEN", "")
+                self._connected = MilvusClient(uri=self.uri, token=token)
+                if self._connected.has_collection(self.collection):
+                    self._connected.load_collection(self.collection)
+            yield self._connected
+        except MilvusException as error:
+            said = error.message or "it gave no reason"
+            hint = "check --uri and $MILVUS_TOKEN, or index again with another --engine"
+            raise ClaraError(f"{self.uri}: {said}", hint) from error
