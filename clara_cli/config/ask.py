@@ -41,7 +41,8 @@ class AskConfig(Common):
     )
     top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
     candidates: int | None = option(
-        "Passages the first stage proposes for exact rescoring; default: 20 per k.",
+        "Passages the first stage proposes for exact rescoring; default: what clara index found "
+        "to be enough, else 20 per k.",
         None,
         METHOD,
         low=1,
