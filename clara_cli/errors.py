@@ -64,6 +64,13 @@ class Interrupted(ClaraError):  # noqa: N818  (an event, not a mistake)
     code = ExitCode.INTERRUPTED
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, the machine's or an accelerator's, did not suffice."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    named = kinds & {"MemoryError", "OutOfMemoryError"}
+    return bool(named) or "can't allocate memory" in str(error)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the closest known names, or all of them when none is close."""
     known = list(known)

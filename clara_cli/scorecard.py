@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -15,15 +15,26 @@ from rich.filesize import decimal as size
 from rich.table import Table
 from rich.text import Text
 
-from clara_cli.records import BenchResult, CompareResult, PublishedRow, Scorecard, Survival
+from clara_cli.measures import (
+    BenchResult,
+    CompareResult,
+    PublishedResult,
+    PublishedRow,
+    Scorecard,
+    SpeedResult,
+    Survival,
+)
 
 WIDE = 98  # columns the whole table takes; below, it shows the scores alone
 
 
 def result_json(result: Any) -> dict[str, Any]:
-    """The JSON object of a command's record: its fields, those marked `json: False` left out."""
+    """The JSON object of a command's record: its fields, but not those marked `json: False`, nor
+    those marked `json: "where set"` that say nothing."""
     fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
-    return {f.name: _plain(getattr(result, f.name)) for f in fields}
+    told = {f.name: _plain(getattr(result, f.name)) for f in fields}
+    rare = {f.name for f in fields if f.metadata.get("json") == "where set"}
+    return {name: value for name, value in told.items() if value or name not in rare}
 
 
 def _plain(value: Any) -> Any:
@@ -37,6 +48,13 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
     lines: list[Any] = [f"{r.dataset}: {r.n:,} questions, setting {r.setting}, seed {r.seed}"]
     lines.append(_table(r.systems, wide=width >= WIDE))
     lines.append("in %, ± half the 95 % interval; * the highest, by a significant difference")
+    for row in r.systems:
+        if row.out_of_memory:
+            ratio = "" if row.ratio is None else f" {row.ratio}x"
+            lines.append(
+                f"{row.name}{ratio}: out of memory on {row.out_of_memory:,} questions, "
+                "which are in none of its figures"
+            )
     if r.survival:
         lines += ["facts a paraphrase from memory still has (numbers and names found by rule)"]
         lines += [_survived(entry) for entry in r.survival]
@@ -67,12 +85,16 @@ def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
         cells = [_score(value, more, marked=key in row.best) for key, value, more in scores]
         if wide:
             cells += [_score(row.recall.get(k), "", marked=False) for k in ("1", "5")]
-            figures = (f"{row.ms_per_question:,.0f}", f"{row.context_tokens:,.0f}")
+            figures = tuple(map(_whole, (row.ms_per_question, row.context_tokens)))
             cut = str(row.truncated or "-")
             cells += [Text(cell) for cell in (*figures, _bytes(row.bytes_per_passage), cut)]
         ratio = "-" if row.ratio is None else str(row.ratio)
         table.add_row(Text(row.name), ratio, *cells)
     return table
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _bytes(count: float | None) -> str:
@@ -113,6 +135,11 @@ def _published(rows: Sequence[PublishedRow]) -> list[Any]:
     return shown
 
 
+def _reported(r: PublishedResult, only: str | None) -> list[Any]:
+    said = "reported by papers: other corpus and model, not to be mixed with figures of yours"
+    return [said, *_published(r.published)]
+
+
 def _compared(r: CompareResult, only: str | None) -> list[Any]:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("system", "ratio", "metric", "n", "first", "second", "change", "p"):
@@ -125,7 +152,53 @@ def _compared(r: CompareResult, only: str | None) -> list[Any]:
     return [f"first: {r.first}", f"second: {r.second}", table]
 
 
+def _sped(r: SpeedResult, only: str | None) -> list[Any]:
+    about = f"{r.shape} ({r.weights}), {r.parameters / 1e6:,.1f} M parameters, {r.dtype}"
+    where = f"{r.device}, {r.threads} threads" if r.device == "cpu" else r.device
+    lines: list[Any] = [f"{about}, on {where}"]
+    lines.append(f"ratio {r.ratio}: {r.memory_tokens} memory tokens for 256 of text")
+    lines += [f"{name:<20}{figures}" for name, figures in _speeds(r)]
+    lines.append(f"medians of {r.rounds} alternating rounds; an answer reads 5 passages")
+    return [*lines, f"written: {shlex.quote(r.out)}/speed.json"] if r.out else lines
+
+
+def _speeds(r: SpeedResult) -> Iterator[tuple[str, str]]:
+    """What was measured, and its figures."""
+    none = "out of memory"
+    used = {name: "" if x is None else f", MFU {100 * x:.1f} %" for name, x in r.mfu.items()}
+    yield (
+        "compress",
+        none
+        if r.compress is None
+        else f"{r.compress.passages_per_second:,.1f} passages/s, "
+        f"{r.compress.tokens_per_second:,.0f} tokens/s ({r.compress.batch} at a time)"
+        + used["compress"],
+    )
+    yield "query", none if r.query_ms is None else f"{r.query_ms:,.1f} ms"
+    for name, said in (("answer from memory", r.memory), ("answer from text", r.text)):
+        yield (
+            name,
+            none
+            if said is None
+            else f"{said.first_token_ms:,.1f} ms to the first token of {said.prompt_positions:,} "
+            f"positions, then {said.tokens_per_second:,.1f} tokens/s",
+        )
+    if r.memory is not None and r.text is not None:
+        gain = r.text.first_token_ms / r.memory.first_token_ms
+        yield "text / memory", f"{gain:.2f} times the first token's ms"
+    yield (
+        "training step",
+        none
+        if r.train is None
+        else f"{r.train.step_ms:,.0f} ms ({r.train.batch} passages, "
+        f"{r.train.tokens_per_second:,.0f} positions/s)" + used["train"],
+    )
+    yield "peak memory", size(r.peak_memory_bytes)
+
+
 LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {
     BenchResult: _benched,
     CompareResult: _compared,
+    PublishedResult: _reported,
+    SpeedResult: _sped,
 }

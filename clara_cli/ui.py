@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
-from clara_cli.errors import ClaraError, Interrupted
+from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory
 from clara_cli.records import CompressResult, IndexResult, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
@@ -260,8 +260,7 @@ def explain(error: BaseException) -> ClaraError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         hint = "lower --batch-tokens (training: --set micro_batch=1), or use --device cpu"
         return ClaraError("out of memory", hint)
     if isinstance(error, OSError) and error.errno is not None:

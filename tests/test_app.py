@@ -45,8 +45,8 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     },
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
-        *{"--max-new-tokens", "--model", "--out", "--published", "--ratio", "--setting"},
-        *{"--system", "--top-k"},
+        *{"--max-new-tokens", "--model", "--nproc", "--out", "--published", "--random-weights"},
+        *{"--ratio", "--setting", "--shape", "--speed", "--sup-model", "--system", "--top-k"},
     },
     "ask": {
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},

@@ -39,7 +39,7 @@ LAYERS = [
     {"config"},
     {"fields"},
     {"launch", "disk"},
-    {"records"},
+    {"records", "measures"},
     {"errors"},
 ]
 HELPERS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import Common
-from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, option
+from clara_cli.errors import UsageError
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class BenchConfig(Common):
       clara bench --dataset musique --system clara,text --control wrong,counterfactual
       clara bench --dataset squad.jsonl --setting corpus --corpus sample.clara
       clara bench --compare report-before report-after
+      clara bench --speed --shape qwen3-0.6b --random-weights
     """
 
     dataset: str | None = option(
@@ -43,6 +45,9 @@ class BenchConfig(Common):
     backbone: str | None = option(
         "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
     )
+    sup_model: str | None = option(
+        "Checkpoint of train --stage retrieval, whose query reasoner picks for sup.", None, MODEL
+    )
     system: str = option(
         "Systems to compare, comma-separated.", "clara,scp,closed-book,text,text+bm25", METHOD
     )
@@ -62,6 +67,60 @@ class BenchConfig(Common):
     compare: tuple[str, str] | None = option(
         "Test two --out folders of earlier runs against each other, and stop.", None, OUTPUT
     )
-    published: bool = option(
-        "Add the figures of the papers, in a block of their own.", False, OUTPUT
+    speed: bool = option(
+        "Measure speed instead: compress, query, first token, tokens/s, training step.",
+        False,
+        METHOD,
     )
+    shape: Literal["mistral-7b", "phi-4-mini", "qwen3-0.6b", "nano"] | None = option(
+        "With --speed: measure a backbone of this shape; default: the checkpoint's.", None, MODEL
+    )
+    random_weights: bool = option(
+        "With --shape: weights drawn at random, nothing is downloaded.", False, MODEL
+    )
+    nproc: int | None = option(
+        "Processes on this machine, one a GPU, that share the questions; default: one.",
+        None,
+        MACHINE,
+        low=1,
+    )
+    published: bool = option(
+        "Add the figures of the papers, in a block of their own; alone: all of them.", False, OUTPUT
+    )
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            UsageError: naming them.
+        """
+        asked = {
+            "--dataset": self.dataset is not None,
+            "--compare": self.compare is not None,
+            "--speed": self.speed,
+        }
+        given = [flag for flag, there in asked.items() if there]
+        if given[1:]:
+            raise UsageError(f"{' and '.join(given)} were both given", "give one of them")
+        if self.compare is not None and self.out is not None:
+            raise UsageError("--compare with --out: it writes nothing", "leave --out away")
+        if self.nproc is not None and self.dataset is None:
+            raise UsageError("--nproc goes with --dataset", "leave it away")
+        if not self.speed and (self.shape is not None or self.random_weights):
+            raise UsageError("--shape and --random-weights go with --speed", "add --speed")
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        if self.random_weights and self.shape is None:
+            raise UsageError("--random-weights: of which shape?", "add --shape, like mistral-7b")
+        if self.shape is not None and (self.model or self.backbone):
+            raise UsageError(
+                "--shape and --model or --backbone were both given",
+                "--model measures a checkpoint as it is; --shape with --random-weights needs none",
+            )
+        if self.shape not in (None, "nano") and not self.random_weights:
+            raise UsageError(
+                f"--shape {self.shape}: its weights are not bundled",
+                "add --random-weights (speed does not depend on them), or name a checkpoint with "
+                "--model",
+            )

@@ -200,7 +200,7 @@ def _load_native(
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
             "leave --backbone away, or give a copy of that very model",
         )
-    tensors = _read(path / "memory.safetensors")
+    tensors = read_tensors(path / "memory.safetensors")
     expected = (info.memory_tokens, base.model.get_input_embeddings().weight.shape[1])
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
         message = f"{path / 'memory.safetensors'}: no `memory` of shape {expected}"
@@ -212,7 +212,7 @@ def _load_native(
     model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
     for role in info.roles:
         file = path / role / "adapter_model.safetensors"
-        load_role(model, role, _read(file), str(file))
+        load_role(model, role, read_tensors(file), str(file))
     if fingerprint(model, info.backbone_digest) != info.fingerprint:
         raise ArtefactError(
             f"{path}: the compressor's weights do not match the fingerprint in clara.json",
@@ -221,7 +221,8 @@ def _load_native(
     return Loaded(model, info, path, name)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one of a checkpoint's files."""
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
@@ -309,8 +310,7 @@ def save(
         config.save_pretrained(str(work / role))
         save_file(role_tensors(model, role), work / role / "adapter_model.safetensors")
     extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
-    if info.table_rows is not None:
-        extra |= kept_rows(model, info)
+    extra |= {} if info.table_rows is None else kept_rows(model, info)
     extra = {name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
     save_file(extra, work / "memory.safetensors")
     info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))

@@ -279,9 +279,10 @@ class ClaraModel(nn.Module):
         max_new_tokens: int,
         role: str | None = "generator",
         streamer: Any = None,
+        min_new_tokens: int = 0,
     ) -> list[list[int]]:
         """Greedy continuation of each prompt, its end token left out; a `streamer` (one prompt)
-        is told every id as it comes."""
+        is told every id as it comes. No answer ends before `min_new_tokens`."""
         from transformers import GenerationConfig
 
         width = max(map(len, rows))
@@ -295,6 +296,7 @@ class ClaraModel(nn.Module):
             do_sample=False,
             num_beams=1,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens or None,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )

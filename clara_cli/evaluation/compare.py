@@ -8,8 +8,8 @@ from pathlib import Path
 from clara_cli.errors import ArtefactError, DataError
 from clara_cli.evaluation.metrics import mean, permutation_p
 from clara_cli.evaluation.runs import PREDICTIONS, Line, read_lines
-from clara_cli.evaluation.scores import per_answer
-from clara_cli.records import CompareResult, Comparison
+from clara_cli.evaluation.scores import paired, per_answer
+from clara_cli.measures import CompareResult, Comparison
 
 RowKey = tuple[str, int | None]
 _HINT = "give two folders that clara bench --out wrote"
@@ -44,12 +44,11 @@ def compare_runs(first: Path, second: Path, seed: int) -> CompareResult:
 def _compared(key: RowKey, lines: Sequence[Sequence[Line]], seed: int) -> list[Comparison]:
     one, two = (per_answer(run) for run in lines)
     made = []
-    for metric, values in one.items():
-        if values:
-            other = two[metric]
-            p = permutation_p(values, other, seed)
-            means = (mean(values), mean(other))
-            made.append(Comparison(*key, metric, len(values), *means, p))
+    for metric in one:
+        first, second = paired(one[metric], two[metric])
+        if first:
+            p = permutation_p(first, second, seed)
+            made.append(Comparison(*key, metric, len(first), mean(first), mean(second), p))
     return made
 
 

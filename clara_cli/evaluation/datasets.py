@@ -22,7 +22,7 @@ from clara_cli.records import PoolPassage, Question
 LOOKED_FOR = (
     "looked for: JSON lines with `question` and `answers` (and `paragraphs` or `docs`), passages "
     "with `qas`, native HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA or PopQA records, a BEIR folder "
-    "(corpus.jsonl, queries.jsonl, qrels/)"
+    "(corpus.jsonl, queries.jsonl, qrels/), a FlashRAG one (test.jsonl or dev.jsonl, corpus.jsonl)"
 )
 HUB = {  # name: id, configuration, split, form of its records
     "nq": ("google-research-datasets/nq_open", None, "validation", "open"),
@@ -64,10 +64,7 @@ def load(name: str) -> Dataset:
     if name in HUB:
         return _from_hub(name)
     if path.is_dir():
-        from clara_cli.evaluation.beir import read_beir
-
-        questions, paragraphs, revision = read_beir(path, LOOKED_FOR)
-        return Dataset(name, "beir", questions, revision, paragraphs, pooled=False)
+        return _from_folder(name, path)
     if not path.exists():
         hint = f"{nearest(name, HUB)}; or give a file or folder that is there"
         raise UsageError(f"--dataset {name}: no such name, file or folder", hint)
@@ -75,6 +72,20 @@ def load(name: str) -> Dataset:
     if not questions:
         raise DataError(f"{path}: no question with an answer in it", LOOKED_FOR)
     return Dataset(name, form, questions, f"sha256:{sha256_file(path)}", notes=notes)
+
+
+def _from_folder(name: str, path: Path) -> Dataset:
+    """A folder in BEIR's layout or, where nothing of that is there, in FlashRAG's."""
+    from clara_cli.evaluation.beir import read_beir
+    from clara_cli.evaluation.flashrag import read_flashrag, split_of
+
+    split, beir = split_of(path), [path / "queries.jsonl", path / "qrels"]
+    if split is not None and not any(part.exists() for part in beir):
+        questions, paragraphs, revision = read_flashrag(path, split, LOOKED_FOR)
+        notes = (f"{path}: {len(questions):,} questions of {split.name}",)
+        return Dataset(name, "flashrag", questions, revision, paragraphs, notes=notes)
+    questions, paragraphs, revision = read_beir(path, LOOKED_FOR)
+    return Dataset(name, "beir", questions, revision, paragraphs, pooled=False)
 
 
 def _from_hub(name: str) -> Dataset:

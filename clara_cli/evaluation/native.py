@@ -137,6 +137,26 @@ def open_question(where: str, record: Record) -> Iterator[Question]:
     yield Question(str(record.get("id", where)), *asked, (), where)
 
 
+def has_context(record: Record) -> bool:
+    """Whether a record's metadata holds the paragraphs of its question."""
+    metadata = record.get("metadata")
+    return isinstance(metadata, dict) and {"context", "supporting_facts"} <= metadata.keys()
+
+
+def flashrag(where: str, record: Record) -> Iterator[Question]:
+    """A question whose metadata holds `context` and `supporting_facts`, sentences under
+    `sentences` (HotpotQA) or `content` (2Wiki)."""
+    metadata = record["metadata"]
+    context = metadata["context"]
+    if isinstance(context, dict) and "content" in context:
+        context = {**context, "sentences": context["content"]}
+    for asked in open_question(where, record):
+        native = {**record, "context": context, "answer": asked.answers[0]}
+        native["supporting_facts"] = metadata["supporting_facts"]
+        for question in hotpotqa(where, native):
+            yield Question(asked.id, asked.question, asked.answers, question.pool, where)
+
+
 def _list(where: str, record: Record, key: str) -> list[Any]:
     if not isinstance(record.get(key), list):
         raise wrong(where, f"{key} is {repr(record.get(key))[:40]}, not a list")
@@ -174,6 +194,7 @@ FORMS: dict[str, Form] = {  # how a record of each form is told, and how it is r
     "squad-row": (lambda r: isinstance(r.get("answers"), dict) and "context" in r, squad_row),
     "triviaqa": (lambda r: isinstance(r.get("answer"), dict), triviaqa),
     "popqa": (lambda r: "possible_answers" in r, popqa),
+    "flashrag": (lambda r: "golden_answers" in r and has_context(r), flashrag),
 }
 
 

@@ -1,7 +1,9 @@
-"""The plots of a run, by matplotlib: quality against ratio and against context tokens, and time.
+"""The plots of a run, by matplotlib: quality against ratio and against context tokens, controls,
+and time. Names stand beside what they name.
 
 Imported only where matplotlib is installed. Written as SVG and PNG, the same bytes for the same
-scores.
+scores; what is returned for a page is SVG whose ink is `currentColor`, so that it follows the
+page's colours.
 """
 
 from __future__ import annotations
@@ -12,107 +14,232 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from clara_cli.corpus.files import write_atomic
 from clara_cli.evaluation.scores import Scored, label
 
-_COLOURS = {  # readable for the colour-blind (Okabe and Ito), one a system
-    "clara": "#0072B2",
-    "scp": "#009E73",
-    "closed-book": "#7f7f7f",
-    "text": "#D55E00",
-    "text+bm25": "#CC79A7",
+_INK = "#1d2431"  # text and axes; becomes currentColor on a page
+_COLOURS = {  # one a system, told apart on light and on dark ground, by the colour-blind as well
+    "clara": "#2f7fd6",
+    "sup": "#8d63d6",
+    "scp": "#159a74",
+    "closed-book": "#8b919c",
+    "text": "#e06c2f",
+    "text+bm25": "#cf4d8f",
 }
-_PHASES = {"query": "#56B4E9", "search": "#E69F00", "generate": "#0072B2"}
+_PHASES = {"query": "#8d63d6", "search": "#e0a32f", "generate": "#2f7fd6"}
+_CONTROLS = {
+    "as it is": ("", "o", "#2f7fd6"),
+    "wrong passages": ("/wrong", "x", "#8b919c"),
+    "answer replaced": ("/counterfactual", "D", "#e06c2f"),
+}
 _STYLE: Any = {
     "svg.hashsalt": "clara",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
     "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.labelsize": 9.5,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": "#8b919c",
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.8,
 }
+Label = tuple[float, float, str, str]  # x, y, text, colour
 
 
-def draw(folder: Path, scored: Sequence[Scored]) -> dict[str, bytes]:
-    """Draw every plot there is data for; the SVG bytes by name."""
-    rows = [row for row in scored if "/" not in row.card.name]
-    plots: dict[str, Callable[[Any, Sequence[Scored]], None]] = {"time": _time}
-    if any(row.card.f1 is not None for row in rows):
-        plots["f1-context"] = _by_context
-        if len({row.card.ratio for row in rows if row.card.ratio}) > 1:
-            plots["f1-ratio"] = _by_ratio
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = {}
+def draw(folder: Path, scored: Sequence[Scored]) -> dict[str, str]:
+    """Draw every plot there is data for; SVG for a page, by name, in the order to show."""
+    rows = [row for row in scored if row.card.ms_per_question is not None]
+    plain = [row for row in rows if "/" not in row.card.name]
+    answered = [row for row in plain if row.card.f1 is not None]
+    plots: dict[str, Callable[[Any], None]] = {}
+    if len({row.card.ratio for row in answered if row.card.ratio}) > 1:
+        plots["f1-ratio"] = lambda axes: _by_ratio(axes, answered)
+    if answered:
+        plots["f1-context"] = lambda axes: _by_context(axes, answered)
+    if any(row.card.name.endswith(("/wrong", "/counterfactual")) for row in rows):
+        plots["controls"] = lambda axes: _controls(axes, rows)
+    if plain:
+        plots["time"] = lambda axes: _time(axes, plain)
+    bars = {"controls": len(plain), "time": len(plain)}
     with matplotlib.rc_context(_STYLE):
-        for name, plot in plots.items():
-            figure = Figure(figsize=(7, 3.8), layout="constrained")
-            FigureCanvasAgg(figure)
-            plot(figure.add_subplot(), rows)
-            for kind in ("svg", "png"):
-                image = io.BytesIO()
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(image, format=kind, dpi=160, metadata=metadata)
-                write_atomic(folder / f"{name}.{kind}", image.getvalue())
-                if kind == "svg":
-                    drawn[name] = image.getvalue()
-    return drawn
+        heights = {name: 1.1 + 0.3 * bars[name] if name in bars else 3.7 for name in plots}
+        return {name: _written(folder, name, plots[name], heights[name]) for name in plots}
 
 
-def _errors(row: Scored) -> list[list[float]]:
-    """F1's distances to its interval's ends, in %, as matplotlib wants them."""
-    low, high = row.card.ci95["f1"]
-    value = row.card.f1 or 0.0
-    return [[100 * (value - low)], [100 * (high - value)]]
+def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float) -> str:
+    """Write one plot as SVG and PNG; its SVG for a page."""
+    figure = Figure(figsize=(6, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(axis="x" if name in ("controls", "time") else "y")
+    axes.set_axisbelow(True)
+    plot(axes)
+    for kind in ("svg", "png"):
+        write_atomic(folder / f"{name}.{kind}", _image(figure, kind, transparent=False))
+    page = _image(figure, "svg", transparent=True).decode()
+    return page[page.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _image(figure: Any, kind: str, *, transparent: bool) -> bytes:
+    image = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    figure.savefig(image, format=kind, dpi=160, metadata=metadata, transparent=transparent)
+    return image.getvalue()
+
+
+def _percent(row: Scored) -> float:
+    return 100 * (row.card.f1 or 0.0)
+
+
+def _errors(rows: Sequence[Scored]) -> list[list[float]]:
+    """F1's distances to its intervals' ends, in %, as matplotlib wants them."""
+    ends = [row.card.ci95["f1"] for row in rows]
+    below = [_percent(row) - 100 * low for row, (low, _) in zip(rows, ends, strict=True)]
+    above = [100 * high - _percent(row) for row, (_, high) in zip(rows, ends, strict=True)]
+    return [below, above]
 
 
 def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
-    for name in dict.fromkeys(row.card.name for row in rows):
-        own = [row for row in rows if row.card.name == name and row.card.f1 is not None]
-        if own and own[0].card.ratio is None:
-            axes.axhline(100 * (own[0].card.f1 or 0), color=_COLOURS[name], ls="--", label=name)
-            continue
-        own.sort(key=lambda row: row.card.ratio or 0)
-        ratios, values = [r.card.ratio for r in own], [100 * (r.card.f1 or 0) for r in own]
-        spread = [[_errors(r)[side][0] for r in own] for side in (0, 1)]
-        style = {"color": _COLOURS[name], "marker": "o", "capsize": 3, "label": name}
-        axes.errorbar(ratios, values, spread, **style)
-    axes.set_xscale("log", base=2)
+    """F1 by ratio, a line a system; systems without a ratio as levels across."""
+    labels: list[Label] = []
     ticks = sorted({row.card.ratio for row in rows if row.card.ratio})
+    names = list(dict.fromkeys(row.card.name for row in rows if row.card.ratio))
+    for place, name in enumerate(names):
+        own = [row for row in rows if row.card.name == name and row.card.ratio]
+        own.sort(key=lambda row: row.card.ratio or 0)
+        shift = 1.03 ** (2 * place - len(names) + 1)  # intervals side by side
+        ratios, values = [(r.card.ratio or 0) * shift for r in own], [_percent(r) for r in own]
+        axes.errorbar(ratios, values, _errors(own), **_series(name))
+        labels.append((ticks[-1], values[-1], name, _COLOURS[name]))
+    for row in (row for row in rows if not row.card.ratio):
+        axes.axhline(_percent(row), color=_COLOURS[row.card.name], ls=(0, (4, 3)), lw=1.4)
+        labels.append((ticks[-1], _percent(row), row.card.name, _COLOURS[row.card.name]))
+    axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="ratio, text tokens per memory token", ylabel="F1, %", ylim=(0, None))
-    _legend(axes)
+    _name_levels(axes, labels)
+
+
+def _series(name: str) -> dict[str, Any]:
+    style = {"color": _COLOURS[name], "marker": "o", "markersize": 5, "capsize": 3}
+    return {**style, "elinewidth": 1.2}
+
+
+def _name_levels(axes: Any, labels: Sequence[Label]) -> None:
+    """Names at the right edge, at the height of what they name, moved apart where they touch."""
+    axes.figure.draw_without_rendering()
+    top = axes.get_ylim()[1]
+    gap = 14 * top / (axes.bbox.height * 72 / axes.figure.dpi)
+    height = -gap
+    for _, y, text, colour in sorted(labels, key=lambda item: item[1]):
+        height = max(y, height + gap)
+        at, across = (1.015, height), axes.get_yaxis_transform()
+        axes.text(*at, text, transform=across, color=colour, va="center", weight="bold")
 
 
 def _by_context(axes: Any, rows: Sequence[Scored]) -> None:
-    for name in dict.fromkeys(row.card.name for row in rows if row.card.f1 is not None):
-        own = sorted((r for r in rows if r.card.name == name), key=lambda r: r.card.context_tokens)
-        points = [(row.card.context_tokens, 100 * (row.card.f1 or 0)) for row in own]
-        spread = [[_errors(row)[side][0] for row in own] for side in (0, 1)]
-        style = {"color": _COLOURS[name], "marker": "o", "capsize": 3, "label": name}
-        axes.errorbar(*zip(*points, strict=True), spread, **style)
-        for row, point in zip(own, points, strict=True):
-            if row.card.ratio is not None:
-                near = {"textcoords": "offset points", "fontsize": 8, "color": _COLOURS[name]}
-                axes.annotate(f"{row.card.ratio}x", point, (7, -9), **near)
+    """F1 by the tokens standing in the prompt, a point a row."""
+    labels: list[Label] = []
+    for name in dict.fromkeys(row.card.name for row in rows):
+        own = [row for row in rows if row.card.name == name]
+        own.sort(key=lambda row: row.card.context_tokens or 0)
+        tokens = [row.card.context_tokens or 0.0 for row in own]
+        values = [_percent(row) for row in own]
+        axes.errorbar(tokens, values, _errors(own), **_series(name))
+        points = zip(tokens, values, own, strict=True)
+        labels += [(x, y, label(row.card), _COLOURS[name]) for x, y, row in points]
+    axes.set_xscale("symlog", linthresh=10, linscale=0.5)
+    axes.margins(x=0.16)
+    ticks = [0, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000]
+    largest = max(x for x, *_ in labels)
+    axes.set_xticks([t for t in ticks if t <= 2 * largest], minor=False)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.minorticks_off()
     axes.set(xlabel="context tokens a question", ylabel="F1, %", ylim=(0, None))
-    axes.set_xscale("symlog", linthresh=10)
-    axes.margins(x=0.1)
+    intervals = [(r.card.context_tokens or 0, *(100 * e for e in r.card.ci95["f1"])) for r in rows]
+    _name_points(axes, labels, intervals)
+
+
+def _name_points(axes: Any, labels: Sequence[Label], intervals: Sequence[Any]) -> None:
+    """Each point's name on the first side of it where it covers no other name and no interval."""
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    taken = []
+    for x, low, high in intervals:
+        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        taken.append(Bbox.from_extents(left - 5, bottom - 2, left + 5, top + 2))
+    heights = (5, -13, 17, -25, 29, -37, 41, -49)
+    sides = [(side * dx, dy) for dx in (7, 14) for dy in heights for side in (1, -1)]
+    for x, y, text, colour in labels:
+        tried = []
+        for right, up in sides:
+            near = {"xytext": (right, up), "textcoords": "offset points"}
+            ha = "left" if right > 0 else "right"
+            said = axes.annotate(text, (x, y), **near, ha=ha, color=colour, size=8.5)
+            box = said.get_window_extent(renderer)
+            tried.append((sum(box.overlaps(other) for other in taken), box, said))
+            if not tried[-1][0]:
+                break
+        best = min(tried, key=lambda item: item[0])
+        for attempt in tried:
+            if attempt is not best:
+                attempt[2].remove()
+        taken.append(best[1])
+
+
+def _controls(axes: Any, rows: Sequence[Scored]) -> None:
+    """F1 of every system that reads: as it is, with wrong passages, with a replaced answer."""
+    found = {(row.card.name, row.card.ratio): row for row in rows}
+    systems = [
+        row.card
+        for row in rows
+        if "/" not in row.card.name and row.card.name != "closed-book" and row.card.f1 is not None
+    ]
+    for said, (suffix, marker, colour) in _CONTROLS.items():
+        pairs = [(i, found.get((c.name + suffix, c.ratio))) for i, c in enumerate(systems)]
+        own = [(i, row) for i, row in pairs if row is not None and row.card.f1 is not None]
+        if own:
+            style = {"color": colour, "marker": marker, "ls": "none", "capsize": 3, "label": said}
+            values = [_percent(row) for _, row in own]
+            places = [i + 0.22 * (list(_CONTROLS).index(said) - 1) for i, _ in own]
+            axes.errorbar(values, places, xerr=_errors([row for _, row in own]), **style)
+    axes.set_yticks(range(len(systems)), [label(card) for card in systems])
+    axes.invert_yaxis()
+    axes.set(xlabel="F1, % (with a replaced answer: F1 against the new one)", xlim=(0, None))
     _legend(axes)
 
 
 def _time(axes: Any, rows: Sequence[Scored]) -> None:
+    """Milliseconds of a question, by phase."""
     names, left = [label(row.card) for row in rows], [0.0] * len(rows)
     for phase, colour in _PHASES.items():
-        widths = [row.phases[phase] for row in rows]
-        axes.barh(names, widths, left=left, color=colour, label=phase)
+        widths = [row.phases[phase] or 0.0 for row in rows]
+        axes.barh(names, widths, left=left, height=0.62, color=colour, label=phase)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    for place, total in enumerate(left):
+        near = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
+        axes.annotate(f"{total:,.0f}", (total, place), **near)
     axes.invert_yaxis()
-    axes.set(xlabel="milliseconds a question (memory compressed before)")
+    axes.set(xlabel="milliseconds a question (memory was compressed before)")
     _legend(axes)
 
 
 def _legend(axes: Any) -> None:
-    """Beside the plot, where it hides nothing."""
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    """Above the plot, in one line."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "ncols": 3, "frameon": False}
+    axes.legend(**place, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.6)

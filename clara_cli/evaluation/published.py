@@ -7,23 +7,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clara_cli.records import PublishedRow
+from clara_cli.measures import PublishedRow
 
 _FILE = Path(__file__).with_name("published.json")
-DATASETS = ("nq", "hotpotqa", "musique", "2wiki", "average")
+AVERAGE = "average"
 
 
-def rows(dataset: str) -> tuple[PublishedRow, ...]:
-    """The figures of one data set (told by the beginning of a file's name), else all of them; in
-    the order of the papers' tables."""
-    name = Path(dataset).name.lower()
-    wanted = [known for known in DATASETS if name.startswith(known)] or DATASETS
-    found: dict[tuple[str, str, str, int | None], dict[str, float]] = {}
-    for entry in json.loads(_FILE.read_text(encoding="utf-8")):
-        if entry["dataset"] in wanted:
-            key = (entry["source"], entry["metric"], entry["system"], entry["ratio"])
-            found.setdefault(key, {})[entry["dataset"]] = entry["value"]
-    return tuple(
-        PublishedRow(system, ratio, metric, values, source)
-        for (source, metric, system, ratio), values in found.items()
-    )
+def rows(dataset: str | None = None) -> tuple[PublishedRow, ...]:
+    """The figures of one data set (told by the beginning of a file's name) with the average over
+    all, else every figure; in the order of the papers' tables."""
+    file = json.loads(_FILE.read_text(encoding="utf-8"))
+    name = "" if dataset is None else Path(dataset).name.lower()
+    wanted = [known for known in file["datasets"] if name.startswith(known)]
+    wanted = [*wanted, AVERAGE] if wanted else file["datasets"]
+    found = []
+    for table in file["tables"]:
+        for system, ratio, *values in table["rows"]:
+            told = dict(zip(file["datasets"], values, strict=True))
+            kept = {key: told[key] for key in wanted if told[key] is not None}
+            if kept:
+                row = PublishedRow(system, ratio, table["metric"], kept, table["source"])
+                found.append(row)
+    return tuple(found)

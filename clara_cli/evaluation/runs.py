@@ -1,12 +1,15 @@
-"""Rows of a comparison answered question by question, and the folder that keeps what they said.
+"""Rows of a comparison answered batch by batch, and the folder that keeps what they said.
 
 A line of predictions.jsonl is one answer; measures.jsonl holds its counts and times at the same
-line. Both are cut back to whole questions when a run goes on, so that a resumed run's predictions
-are those of an uninterrupted one. Knows nothing of scores.
+line. Questions are answered in batches that follow from their positions alone, and both files are
+cut back to whole batches when a run goes on, so that a resumed run's predictions are those of an
+uninterrupted one. A question for which a system's memory did not suffice has no prediction (null):
+that is no wrong answer. Knows nothing of scores.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.files import locked, make_folder, write_atomic
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.pools import Case
-from clara_cli.evaluation.systems import System
+from clara_cli.evaluation.systems import Asked, Prediction, System
 from clara_cli.records import Progress, Report
 
+BATCH = 8  # questions answered together: those at positions 0-7, 8-15, ... of the data set
 PREDICTIONS, MEASURES, SETTINGS = "predictions.jsonl", "measures.jsonl", "bench.json"
 Line = dict[str, Any]
 
@@ -39,6 +46,10 @@ class Row:
         """As shown: the system, then its control."""
         return f"{self.system.name}/{self.control}" if self.control else self.system.name
 
+    def case(self, number: int, cases: Sequence[Case]) -> Case | None:
+        """What it answers of the n-th question; None where it does not."""
+        return cases[number] if self.cases is None else self.cases.get(number)
+
     @property
     def ratio(self) -> int | None:
         """Text tokens per memory token, None where nothing is compressed or read."""
@@ -52,6 +63,11 @@ class Answered:
     predictions: list[Line] = field(default_factory=list)
     measures: list[Line] = field(default_factory=list)
 
+    def add(self, lines: Sequence[tuple[Line, Line]]) -> None:
+        """Keep further (prediction, measure) pairs."""
+        self.predictions += [prediction for prediction, _ in lines]
+        self.measures += [measure for _, measure in lines]
+
     def of(self, row: Row) -> tuple[list[Line], list[Line]]:
         """The lines of one row, in the order of its questions."""
         key = (row.name, row.ratio)
@@ -62,84 +78,118 @@ class Answered:
 
 def answer_all(
     rows: Sequence[Row],
-    case_of: Callable[[int], Case],
-    ids: Sequence[str],
+    cases: Sequence[Case],
     folder: Path | None,
     settings: Mapping[str, Any],
+    ranks: Ranks,
     report: Report,
 ) -> Answered:
-    """Every row's answer to every question, in order; goes on where `folder` left off.
+    """Every row's answer to every question, in order; goes on where `folder` left off. Several
+    processes take the batches in turn; the first one has, and writes, all that they say.
 
     Raises:
         ArtefactError: where the folder holds a run with other settings.
     """
-    if folder is None:
-        answered = Answered()
-        for number in range(len(ids)):
-            for prediction, measure in _question(rows, number, case_of):
-                answered.predictions.append(prediction)
-                answered.measures.append(measure)
-            _show(report, number + 1, len(ids))
-        return answered
-    make_folder(folder)
-    with locked(folder):
-        return _answer_into(folder, rows, case_of, ids, settings, report)
+    answered, keep = Answered(), contextlib.ExitStack()
+    with keep:
+        write = None
+        if folder is not None and ranks.first:
+            make_folder(folder)
+            keep.enter_context(locked(folder))
 
+        def begin() -> int:
+            if folder is None:
+                return 0
+            _claim(folder, settings)
+            found, done = _resume(folder, rows, cases)
+            answered.predictions, answered.measures = found.predictions, found.measures
+            return done
 
-def _answer_into(
-    folder: Path,
-    rows: Sequence[Row],
-    case_of: Callable[[int], Case],
-    ids: Sequence[str],
-    settings: Mapping[str, Any],
-    report: Report,
-) -> Answered:
-    _claim(folder, settings)
-    answered, done = _resume(folder, rows, ids)
-    if done:
-        report.note(f"{folder}: {done:,} questions answered before, going on from there")
-    with _appending(folder / MEASURES) as measures, _appending(folder / PREDICTIONS) as predictions:
-        for number in range(done, len(ids)):
-            lines = list(_question(rows, number, case_of))
-            measures([measure for _, measure in lines])
-            predictions([prediction for prediction, _ in lines])
-            answered.predictions += [prediction for prediction, _ in lines]
-            answered.measures += [measure for _, measure in lines]
-            _show(report, number + 1, len(ids))
+        done = ranks.lead(begin)
+        if folder is not None and ranks.first:
+            write = keep.enter_context(_writing(folder))
+            if done:
+                report.note(f"{folder}: {done:,} questions answered before, going on from there")
+        for first in range(done, len(cases), BATCH * ranks.size):
+            own = list(_batch(rows, cases, first + BATCH * ranks.rank))
+            lines = [line for part in ranks.gathered(own) for line in part]
+            if write is not None:
+                write(lines)
+            answered.add(lines)
+            _show(report, first + BATCH * (ranks.size - 1), len(cases))
     return answered
 
 
-def _show(report: Report, done: int, total: int) -> None:
-    report.progress(Progress("bench", done, total, "questions"))
+@contextmanager
+def _writing(folder: Path) -> Iterator[Callable[[Sequence[tuple[Line, Line]]], None]]:
+    """Append (prediction, measure) pairs to the folder's two files."""
+    with _appending(folder / MEASURES) as measures, _appending(folder / PREDICTIONS) as predictions:
+
+        def write(lines: Sequence[tuple[Line, Line]]) -> None:
+            measures([measure for _, measure in lines])
+            predictions([prediction for prediction, _ in lines])
+
+        yield write
 
 
-def _question(
-    rows: Sequence[Row], number: int, case_of: Callable[[int], Case]
-) -> Iterator[tuple[Line, Line]]:
-    """A question's lines, one a row that answers it."""
-    plain = case_of(number)
-    for row in rows:
-        case = plain if row.cases is None else row.cases.get(number)
-        if case is None:
-            continue
-        pool = case.pool if row.system.chooses else case.given
-        said = row.system.answer(case.question.question, pool)
-        prediction = {
-            "system": row.name,
-            "ratio": row.ratio,
-            "id": case.question.id,
-            "question": case.question.question,
-            "prediction": said.text,
-            "golden_answers": list(case.question.answers),
-            "hits": list(said.hits),
-            "gold": list(case.gold),
-        }
-        measure = {
-            "context_tokens": said.context_tokens,
-            "truncated": said.truncated,
-            "seconds": {phase: round(value, 6) for phase, value in said.seconds.items()},
-        }
-        yield prediction, measure
+def _show(report: Report, first: int, total: int) -> None:
+    report.progress(Progress("bench", min(first + BATCH, total), total, "questions"))
+
+
+def _batch(rows: Sequence[Row], cases: Sequence[Case], first: int) -> Iterator[tuple[Line, Line]]:
+    """The lines of the questions from `first` on, question by question, one a row that answers
+    it."""
+    numbers = range(first, min(first + BATCH, len(cases)))
+    said: dict[tuple[int, int], tuple[Line, Line]] = {}
+    for place, row in enumerate(rows):
+        own = {n: case for n in numbers if (case := row.case(n, cases)) is not None}
+        answers = _answers(row.system, list(own.values()))
+        for (number, case), answer in zip(own.items(), answers, strict=True):
+            said[number, place] = _prediction(row, case, answer), _measure(answer)
+    for key in sorted(said):
+        yield said[key]
+
+
+def _answers(system: System, cases: Sequence[Case]) -> list[Prediction | None]:
+    """A system's answers; one by one where memory does not suffice for all together, and None
+    where it does not suffice for one."""
+    if not cases:
+        return []
+    batch = [Asked(c.question.question, c.pool if system.chooses else c.given) for c in cases]
+    try:
+        return list(system.answer(batch))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(cases) == 1:
+        return [None]
+    return [answer for case in cases for answer in _answers(system, [case])]
+
+
+def _prediction(row: Row, case: Case, said: Prediction | None) -> Line:
+    return {
+        "system": row.name,
+        "ratio": row.ratio,
+        "id": case.question.id,
+        "question": case.question.question,
+        "prediction": None if said is None else said.text,
+        "golden_answers": list(case.question.answers),
+        "hits": [] if said is None else list(said.hits),
+        "gold": list(case.gold),
+    }
+
+
+def _measure(said: Prediction | None) -> Line:
+    if said is None:
+        return {"out_of_memory": True}
+    seconds = {phase: round(value, 6) for phase, value in said.seconds.items()}
+    return {
+        "context_tokens": said.context_tokens,
+        "truncated": said.truncated,
+        "seconds": seconds,
+    }
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -164,21 +214,27 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _resume(folder: Path, rows: Sequence[Row], ids: Sequence[str]) -> tuple[Answered, int]:
-    """What whole questions are there, with the files cut back to them; and how many."""
+def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[Answered, int]:
+    """What whole batches of questions are there, with the files cut back to them; and how many
+    questions that is."""
     predictions, measures = (read_lines(folder / name) for name in (PREDICTIONS, MEASURES))
     kept, done = 0, 0
-    for number, identifier in enumerate(ids):
-        expected = [r for r in rows if r.cases is None or number in r.cases]
+    for first in range(0, len(cases), BATCH):
+        last = min(first + BATCH, len(cases))
+        expected = [
+            (row.name, row.ratio, case.question.id)
+            for number in range(first, last)
+            for row in rows
+            if (case := row.case(number, cases)) is not None
+        ]
         if kept + len(expected) > min(len(predictions), len(measures)):
             break
-        for row, line in zip(expected, predictions[kept:], strict=False):
-            said = (line.get("system"), line.get("ratio"), line.get("id"))
-            if said != (row.name, row.ratio, identifier):
-                place = f"{folder / PREDICTIONS}:{predictions.index(line) + 1}"
-                what = f"{place}: {said}, expected {(row.name, row.ratio, identifier)}"
+        for place, wanted in enumerate(expected, kept):
+            said = tuple(predictions[place].get(key) for key in ("system", "ratio", "id"))
+            if said != wanted:
+                what = f"{folder / PREDICTIONS}:{place + 1}: {said}, expected {wanted}"
                 raise ArtefactError(what, "delete the folder and run again")
-        kept, done = kept + len(expected), number + 1
+        kept, done = kept + len(expected), last
     answered = Answered(predictions[:kept], measures[:kept])
     for name, lines, found in (
         (PREDICTIONS, answered.predictions, len(predictions)),

@@ -23,23 +23,27 @@ from clara_cli.evaluation.metrics import (
 )
 from clara_cli.evaluation.runs import Line
 from clara_cli.evaluation.systems import PHASES
-from clara_cli.records import Scorecard
+from clara_cli.measures import Scorecard
 
 ANSWER_SCORES = {"em": exact_match, "f1": f1, "cover_em": cover_em}
 CUTOFFS = (1, 3, 5)
 SIGNIFICANT = 0.05
 
 
+Values = list[float | None]
+"""A score question by question; None where nothing can be said."""
+
+
 @dataclass(frozen=True)
 class Scored:
-    """A row's scorecard, its value per question (by metric, in order, for tests), the figures that
-    are not in the card, and how many questions it answered."""
+    """A row's scorecard, its value per question (by metric, in order, for tests), and the figures
+    that are not in the card."""
 
     card: Scorecard
     ids: tuple[str, ...]
-    values: dict[str, list[float]]
+    values: dict[str, Values]
     ranking: dict[str, float | None]
-    phases: dict[str, float]
+    phases: dict[str, float | None]
 
 
 def score(
@@ -53,65 +57,88 @@ def score(
     bytes_per_passage: float | None,
 ) -> Scored:
     """One row's scores. Questions without a gold answer are left out of the answer scores, those
-    without gold paragraphs out of the ranking's; a score nothing can be said about is None."""
+    without gold paragraphs out of the ranking's, and those that memory did not suffice for out of
+    everything; a score nothing can be said about is None."""
     values = per_answer(predictions)
-    phases = {phase: 1000 * mean([m["seconds"][phase] for m in measures]) for phase in PHASES}
-    intervals = {key: interval(values[key], seed) for key in ANSWER_SCORES if values[key]}
-    means = {key: mean(values[key]) if values[key] else None for key in ANSWER_SCORES}
-    judged = [(p["hits"], p["gold"]) for p in predictions if p["gold"]]
+    told = {key: [x for x in values[key] if x is not None] for key in ANSWER_SCORES}
+    answered = [m for m in measures if not m.get("out_of_memory")]
+    phases = {p: _mean([1000 * m["seconds"][p] for m in answered]) for p in PHASES}
+    intervals = {key: interval(found, seed) for key, found in told.items() if found}
+    judged = [
+        (p["hits"], p["gold"]) for p in predictions if p["gold"] and p["prediction"] is not None
+    ]
     card = Scorecard(
         name=name,
         ratio=ratio,
-        em=means["em"],
-        f1=means["f1"],
-        cover_em=means["cover_em"],
+        em=_mean(told["em"]),
+        f1=_mean(told["f1"]),
+        cover_em=_mean(told["cover_em"]),
         recall={
-            str(k): mean([recall_at(h, g, k) for h, g in judged]) if judged and k <= top_k else None
+            str(k): _mean([recall_at(h, g, k) for h, g in judged]) if k <= top_k else None
             for k in CUTOFFS
         },
         ci95={key: list(pair) for key, pair in intervals.items()},
-        truncated=sum(m["truncated"] for m in measures),
-        ms_per_question=round(sum(phases[p] for p in PHASES if p != "compress"), 3),
-        context_tokens=round(mean([m["context_tokens"] for m in measures]), 3),
+        truncated=sum(m["truncated"] for m in answered),
+        ms_per_question=_rounded(_mean([_answering(m) for m in answered])),
+        context_tokens=_rounded(_mean([m["context_tokens"] for m in answered])),
         bytes_per_passage=None if bytes_per_passage is None else round(bytes_per_passage, 1),
+        out_of_memory=len(measures) - len(answered),
     )
     ids = tuple(p["id"] for p in predictions)
     return Scored(card, ids, values, _ranking(judged, top_k), phases)
 
 
-def per_answer(predictions: Sequence[Line]) -> dict[str, list[float]]:
+def per_answer(predictions: Sequence[Line]) -> dict[str, Values]:
     """Each answer score, question by question."""
-    answered = [(p["prediction"], p["golden_answers"]) for p in predictions if p["golden_answers"]]
-    return {key: [s(said, gold) for said, gold in answered] for key, s in ANSWER_SCORES.items()}
+    found: dict[str, Values] = {key: [] for key in ANSWER_SCORES}
+    for line in predictions:
+        said, gold = line["prediction"], line["golden_answers"]
+        for key, compare in ANSWER_SCORES.items():
+            found[key].append(compare(said, gold) if gold and said is not None else None)
+    return found
+
+
+def paired(first: Values, second: Values) -> tuple[list[float], list[float]]:
+    """The values of the questions on which both rows say something."""
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def _answering(measure: Line) -> float:
+    """Milliseconds of answering: memory was compressed before."""
+    return 1000 * sum(measure["seconds"][phase] for phase in PHASES if phase != "compress")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _ranking(judged: Sequence[tuple[list[str], list[str]]], top_k: int) -> dict[str, float | None]:
-    def over(values: list[float]) -> float | None:
-        return mean(values) if values else None
-
-    found = {
-        f"precision@{k}": over([precision_at(h, g, k) for h, g in judged])
-        for k in CUTOFFS
-        if k <= top_k
-    }
-    found["mrr"] = over([reciprocal_rank(h, g) for h, g in judged])
-    found[f"ndcg@{top_k}"] = over([ndcg(h, g, top_k) for h, g in judged])
+    cuts = [k for k in CUTOFFS if k <= top_k]
+    found = {f"precision@{k}": _mean([precision_at(h, g, k) for h, g in judged]) for k in cuts}
+    found["mrr"] = _mean([reciprocal_rank(h, g) for h, g in judged])
+    found[f"ndcg@{top_k}"] = _mean([ndcg(h, g, top_k) for h, g in judged])
     return found
 
 
 def mark_best(rows: Sequence[Scored], seed: int) -> list[Scored]:
-    """Rows with `best` set: the metrics in which a row is the highest of those that answered the
-    same questions and the paired difference to the next one is significant."""
+    """Rows with `best` set: the metrics in which a plain row is the highest and the paired
+    difference to the next one, on the questions both answered, is significant."""
     best: dict[int, list[str]] = {}
     plain = [i for i, row in enumerate(rows) if "/" not in row.card.name]
     for key in ANSWER_SCORES:
-        means = {i: mean(rows[i].values[key]) for i in plain if rows[i].values[key]}
+        means = {i: m for i in plain if (m := getattr(rows[i].card, key)) is not None}
         ranked = sorted(means, key=lambda i: -means[i])
         if len(ranked) < 2:
             continue
-        first, second = (rows[i].values[key] for i in ranked[:2])
-        if mean(first) > mean(second) and permutation_p(first, second, seed) < SIGNIFICANT:
-            best.setdefault(ranked[0], []).append(key)
+        first, second = paired(*(rows[i].values[key] for i in ranked[:2]))
+        if first and mean(first) > mean(second):
+            if permutation_p(first, second, seed) < SIGNIFICANT:
+                best.setdefault(ranked[0], []).append(key)
     return [
         dataclasses.replace(row, card=dataclasses.replace(row.card, best=tuple(best.get(i, ()))))
         for i, row in enumerate(rows)
@@ -120,7 +147,8 @@ def mark_best(rows: Sequence[Scored], seed: int) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two rows on the same questions: mean of `metric` in each, and the paired test's p."""
+    """Two rows on the questions both answered: mean of `metric` in each, and the paired test's
+    p."""
 
     first: str
     second: str
@@ -132,14 +160,15 @@ class Difference:
 
 def differences(rows: Sequence[Scored], seed: int, metric: str = "f1") -> list[Difference]:
     """Every pair of plain rows by one metric."""
-    plain = [row for row in rows if "/" not in row.card.name and row.values[metric]]
+    plain = [row for row in rows if "/" not in row.card.name]
     found = []
     for i, first in enumerate(plain):
         for second in plain[i + 1 :]:
-            a, b = first.values[metric], second.values[metric]
-            p = permutation_p(a, b, seed)
-            names = (label(first.card), label(second.card))
-            found.append(Difference(*names, metric, len(a), (mean(a), mean(b)), p))
+            a, b = paired(first.values[metric], second.values[metric])
+            if a:
+                p = permutation_p(a, b, seed)
+                names = (label(first.card), label(second.card))
+                found.append(Difference(*names, metric, len(a), (mean(a), mean(b)), p))
     return found
 
 

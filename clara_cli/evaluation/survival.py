@@ -12,7 +12,7 @@ from clara_cli.core.checkpoint import Loaded
 from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.pools import Case, Piece
 from clara_cli.evaluation.systems import Reader
-from clara_cli.records import Survival
+from clara_cli.measures import Survival
 
 PASSAGES = 20
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -51,7 +51,7 @@ def _at(
     found, kept = {"numbers": 0, "names": 0}, {"numbers": 0, "names": 0}
     for piece in pieces:
         reader = Reader(loaded, piece.tokens)  # a paraphrase is about as long
-        said = reader.generate(ids, memories.rows([piece.row], slots))
+        (said,) = reader.generate([ids], [memories.rows([piece.row], slots)])
         for kind, facts in (("numbers", numbers(piece.text)), ("names", names(piece.text))):
             found[kind] += len(facts)
             kept[kind] += sum(_stands(fact, said) for fact in facts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,8 +21,9 @@ from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.pools import Piece, Pool
 from clara_cli.search.exact import rescore, scan
 
-NAMES = ("clara", "scp", "closed-book", "text", "text+bm25")
-BY_RATIO = ("clara", "scp")
+NAMES = ("clara", "sup", "scp", "closed-book", "text", "text+bm25")
+BY_RATIO = ("clara", "sup", "scp")
+SUP_ROLE = "sup"  # the query reasoner of another checkpoint, beside this one's roles
 PHASES = ("query", "search", "compress", "generate")
 
 
@@ -39,6 +40,14 @@ class Prediction:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question and the passages it is to be answered from."""
+
+    question: str
+    pool: Pool
+
+
 class System(Protocol):
     """One adapter. `chooses`: it is to get the pool, else the passages given."""
 
@@ -46,8 +55,9 @@ class System(Protocol):
     ratio: int | None
     chooses: bool
 
-    def answer(self, question: str, pool: Pool) -> Prediction:
-        """Answer from the pool; greedy, so the same question gives the same answer."""
+    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
+        """Answer questions together; greedy, so the same batch gives the same answers. What was
+        done together is timed together, each question taking an equal share."""
 
     def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
         """What keeping a passage takes, given their texts; None where nothing is kept."""
@@ -60,14 +70,12 @@ class Reader:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.max_new_tokens = max_new_tokens
         self.limit = window(self.model.causal_lm)
-        found = "query_reasoner" in self.model.roles
-        self.query_role = "query_reasoner" if found else "compressor"
 
-    def query(self, question: str, slots: int) -> Tensor:
-        """query_MD; a question longer than a passage is read to a passage's length."""
+    def queries(self, questions: Sequence[str], role: str, slots: int) -> Tensor:
+        """query_BMD; a question longer than a passage is read to a passage's length."""
         with torch.inference_mode():
-            row = self.prompter.passage(question)
-            return self.model.encode([row], self.query_role, slots).memory_BMD[0].float().cpu()
+            rows = [self.prompter.passage(question) for question in questions]
+            return self.model.encode(rows, role, slots).memory_BMD.float().cpu()
 
     def fit(
         self, question: str, count: int, prompt: Callable[[int], list[int]]
@@ -87,61 +95,107 @@ class Reader:
             "lower --max-new-tokens, or leave the question out",
         )
 
-    def generate(self, ids: list[int], memory_KMD: Tensor | None) -> str:
-        """The answer; over memory by the generator, else by the bare backbone."""
-        role = None if memory_KMD is None else "generator"
+    def generate(
+        self, prompts: Sequence[list[int]], memories: Sequence[Tensor] | None
+    ) -> list[str]:
+        """The answers; over each one's memory_KMD by the generator, else by the bare backbone."""
+        role = None if memories is None else "generator"
         memory_ND = None
-        if memory_KMD is not None and len(memory_KMD):
-            memory_ND = memory_KMD.flatten(0, 1).to(self.model.device)
-        out = self.model.generate([ids], memory_ND, self.max_new_tokens, role)[0]
-        return str(self.prompter.tokenizer.decode(out, skip_special_tokens=True)).strip()
+        if memories is not None and any(map(len, memories)):
+            spliced = [memory_KMD.flatten(0, 1) for memory_KMD in memories]
+            memory_ND = torch.cat(spliced).to(self.model.device)
+        rows = self.model.generate(prompts, memory_ND, self.max_new_tokens, role)
+        decode = self.prompter.tokenizer.decode
+        return [str(decode(ids, skip_special_tokens=True)).strip() for ids in rows]
 
 
 def _ids(pieces: Sequence[Piece]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(piece.given for piece in pieces))
 
 
+@dataclass
+class _Picked:
+    """A question on its way: what it is given, in order, and the seconds spent so far."""
+
+    asked: Asked
+    pieces: Sequence[Piece]
+    seconds: dict[str, float]
+    prompt: list[int] = field(default_factory=list)
+    kept: int = 0
+
+    def said(self, text: str, context_tokens: int) -> Prediction:
+        given, cut = self.pieces[: self.kept], self.kept < len(self.pieces)
+        return Prediction(text, _ids(given), context_tokens, cut, self.seconds)
+
+
 class MemorySystem:
-    """`clara` (the query reasoner picks the top k) and `scp` (everything given, in its order): the
-    generator reads memory only."""
+    """The generator reads memory only: everything given, in its order (`scp`), or the `top_k` that
+    a query reasoner picks (`clara`; `sup`, whose query reasoner learnt from labels)."""
 
     def __init__(
-        self, reader: Reader, memories: Memories, slots: int, ratio: int, top_k: int | None
+        self,
+        name: str,
+        reader: Reader,
+        memories: Memories,
+        slots: int,
+        ratio: int,
+        pick: tuple[str, int] | None = None,
     ) -> None:
-        self.name = "scp" if top_k is None else "clara"
-        self.chooses = top_k is not None
+        self.name = name
         self.ratio: int | None = ratio
-        self._reader, self._memories, self._slots, self._top_k = reader, memories, slots, top_k
+        self.chooses = pick is not None
+        self._reader, self._memories, self._slots, self._pick = reader, memories, slots, pick
         self._compressed = False
 
     def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
         """Memory as stored."""
         return float(self._memories.bytes_per_passage(self._slots))
 
-    def answer(self, question: str, pool: Pool) -> Prediction:
-        """Rank (clara), fit, splice, generate."""
-        seconds = dict.fromkeys(PHASES, 0.0)
-        pieces: Sequence[Piece] = pool.pieces
-        rows = [] if pool.whole else [piece.row for piece in pieces]
-        seconds["compress"] = self._memories.seconds(rows, self._slots)
-        if self._top_k is not None and pieces:
-            began = time.monotonic()
-            query_MD = self._reader.query(question, self._slots)
-            seconds["query"] = time.monotonic() - began
-            pieces, seconds["search"] = self._pick(query_MD, pool, self._top_k)
+    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
+        """Rank (clara, sup), fit, splice, generate."""
+        picked = [self._given(asked) for asked in batch]
+        if self._pick is not None:
+            self._choose(picked, *self._pick)
         began = time.monotonic()
-        ids, kept = self._reader.fit(question, len(pieces), lambda n: self._prompt(question, n))
-        memory_KMD = self._memories.rows([p.row for p in pieces[:kept]], self._slots)
-        text = self._reader.generate(ids, memory_KMD)
-        seconds["generate"] = time.monotonic() - began
-        hits, context = _ids(pieces[:kept]), kept * self._slots
-        return Prediction(text, hits, context, kept < len(pieces), seconds)
+        for one in picked:
+            self._fit(one)
+        memories = [
+            self._memories.rows([p.row for p in one.pieces[: one.kept]], self._slots)
+            for one in picked
+        ]
+        texts = self._reader.generate([one.prompt for one in picked], memories)
+        share = (time.monotonic() - began) / len(batch)
+        for one in picked:
+            one.seconds["generate"] = share
+        pairs = zip(picked, texts, strict=True)
+        return [one.said(text, one.kept * self._slots) for one, text in pairs]
 
-    def _prompt(self, question: str, passages: int) -> list[int]:
-        prompter = self._reader.prompter
-        return prompter.prompt(prompter.answer_chat(question, passages, self._slots))
+    def _given(self, asked: Asked) -> _Picked:
+        rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
+        seconds = dict.fromkeys(PHASES, 0.0)
+        seconds["compress"] = self._memories.seconds(rows, self._slots)
+        return _Picked(asked, asked.pool.pieces, seconds)
 
-    def _pick(self, query_MD: Tensor, pool: Pool, top_k: int) -> tuple[list[Piece], float]:
+    def _fit(self, one: _Picked) -> None:
+        prompter, question = self._reader.prompter, one.asked.question
+        one.prompt, one.kept = self._reader.fit(
+            question,
+            len(one.pieces),
+            lambda n: prompter.prompt(prompter.answer_chat(question, n, self._slots)),
+        )
+
+    def _choose(self, picked: Sequence[_Picked], role: str, top_k: int) -> None:
+        """Leave each question the passages of highest cosine, best first."""
+        began = time.monotonic()
+        questions = [one.asked.question for one in picked]
+        query_BMD = self._reader.queries(questions, role, self._slots)
+        share = (time.monotonic() - began) / len(picked)
+        for one, query_MD in zip(picked, query_BMD, strict=True):
+            one.seconds["query"] = share
+            if one.pieces:
+                one.pieces, one.seconds["search"] = self._nearest(query_MD, one.asked.pool, top_k)
+
+    def _nearest(self, query_MD: Tensor, pool: Pool, top_k: int) -> tuple[list[Piece], float]:
         """The passages of highest cosine, best first, and the seconds the search took."""
         if pool.whole:
             if not self._compressed:
@@ -175,25 +229,64 @@ class TextSystem:
             return None
         return sum(len(text.encode("utf-8", "replace")) for text in texts) / len(texts)
 
-    def answer(self, question: str, pool: Pool) -> Prediction:
+    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
         """Pick (text+bm25), fit, generate."""
-        seconds = dict.fromkeys(PHASES, 0.0)
-        pieces = () if self.name == "closed-book" else pool.pieces
-        if self.chooses:
-            began = time.monotonic()
-            pieces = pool.bm25(question, self._top_k)
-            seconds["search"] = time.monotonic() - began
+        picked = [self._given(asked) for asked in batch]
         began = time.monotonic()
-        prompter, texts = self._reader.prompter, [piece.text for piece in pieces]
-        ids, kept = self._reader.fit(
-            question,
-            len(pieces),
-            lambda n: prompter.prompt(prompter.text_chat(question, texts[:n])),
+        for one in picked:
+            self._fit(one)
+        texts = self._reader.generate([one.prompt for one in picked], None)
+        share = (time.monotonic() - began) / len(batch)
+        for one in picked:
+            one.seconds["generate"] = share
+        return [
+            one.said(text, sum(piece.tokens for piece in one.pieces[: one.kept]))
+            for one, text in zip(picked, texts, strict=True)
+        ]
+
+    def _given(self, asked: Asked) -> _Picked:
+        seconds = dict.fromkeys(PHASES, 0.0)
+        if not self.chooses:
+            pieces = () if self.name == "closed-book" else asked.pool.pieces
+            return _Picked(asked, pieces, seconds)
+        began = time.monotonic()
+        pieces = asked.pool.bm25(asked.question, self._top_k)
+        seconds["search"] = time.monotonic() - began
+        return _Picked(asked, pieces, seconds)
+
+    def _fit(self, one: _Picked) -> None:
+        prompter, texts = self._reader.prompter, [piece.text for piece in one.pieces]
+        one.prompt, one.kept = self._reader.fit(
+            one.asked.question,
+            len(texts),
+            lambda n: prompter.prompt(prompter.text_chat(one.asked.question, texts[:n])),
         )
-        text = self._reader.generate(ids, None)
-        seconds["generate"] = time.monotonic() - began
-        context = sum(piece.tokens for piece in pieces[:kept])
-        return Prediction(text, _ids(pieces[:kept]), context, kept < len(pieces), seconds)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse an unknown or repeated name.
+
+    Raises:
+        UsageError: naming it.
+    """
+    for name in names:
+        if name not in NAMES:
+            raise UsageError(f"--system {name!r}: no such system", nearest(name, NAMES))
+    if len(set(names)) < len(names):
+        raise UsageError(f"--system {','.join(names)}: one is named twice", "name each once")
+
+
+def check_roles(names: Sequence[str], loaded: Loaded) -> None:
+    """Refuse systems that need a role the checkpoint lacks.
+
+    Raises:
+        ArtefactError: naming the role.
+    """
+    for role in ("compressor", "generator"):
+        if set(names) & set(BY_RATIO) and role not in loaded.model.roles:
+            others = ",".join(name for name in NAMES if name not in BY_RATIO)
+            hint = f"use another --model, or --system {others}"
+            raise ArtefactError(f"{loaded.path}: no {role} in this checkpoint", hint)
 
 
 def build(
@@ -204,27 +297,17 @@ def build(
     top_k: int,
     max_new_tokens: int,
 ) -> list[System]:
-    """The systems named, those that read memory once per ratio; `slots` gives each ratio's M.
-
-    Raises:
-        UsageError: for an unknown or repeated name.
-        ArtefactError: for a checkpoint without the roles they need.
-    """
-    for name in names:
-        if name not in NAMES:
-            raise UsageError(f"--system {name!r}: no such system", nearest(name, NAMES))
-    if len(set(names)) < len(names):
-        raise UsageError(f"--system {','.join(names)}: one is named twice", "name each once")
-    for role in ("compressor", "generator"):
-        if set(names) & set(BY_RATIO) and role not in loaded.model.roles:
-            hint = f"use another --model, or --system {','.join(NAMES[2:])}"
-            raise ArtefactError(f"{loaded.path}: no {role} in this checkpoint", hint)
+    """The systems named, those that read memory once per ratio; `slots` gives each ratio's M."""
     reader = Reader(loaded, max_new_tokens)
+    own = "query_reasoner" if "query_reasoner" in loaded.model.roles else "compressor"
+    picks = {"clara": (own, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
     made: list[System] = []
     for name in names:
         if name in BY_RATIO:
-            k = top_k if name == "clara" else None
-            made.extend(MemorySystem(reader, memories, m, r, k) for r, m in slots.items())
+            made.extend(
+                MemorySystem(name, reader, memories, m, ratio, picks[name])
+                for ratio, m in slots.items()
+            )
         else:
             made.append(TextSystem(reader, name, top_k))
     return made

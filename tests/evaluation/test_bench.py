@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+import torch
 from conftest import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
-from clara_cli import app
+from clara_cli import app, launch
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import load, save
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
+from clara_cli.evaluation import runs, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean
-from clara_cli.records import BenchResult
+from clara_cli.measures import BenchResult, CompareResult
+from clara_cli.scorecard import result_json
 
 ROW = [
     *["name", "ratio", "em", "f1", "cover_em", "recall", "ci95", "truncated"],
@@ -201,8 +206,6 @@ def test_the_query_reasoner_picks_the_nearest_memory(
     mayors: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """clara's order is that of the cosines, computed here from the parts."""
-    import torch
-
     done = go(mayors, checkpoint, limit=3, top_k=3, system="clara", ratio="4", out=tmp_path / "o")
     model = load(str(checkpoint), device="cpu", dtype="float32").model
     for record, said in zip(lines(mayors), lines(done.predictions), strict=False):
@@ -277,13 +280,144 @@ def test_what_a_corpus_does_not_hold_is_said(
     assert any("1 gold paragraphs are not in" in warning for warning in heard.warnings)
 
 
+# --- the query reasoner of the retrieval stage ---
+
+
+def supervised(checkpoint: Path, folder: Path, seed: int = 5, stage: str = "retrieval") -> Path:
+    """The checkpoint with another query reasoner, as the retrieval stage leaves it."""
+    loaded = load(str(checkpoint), device="cpu", dtype="float32")
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in loaded.model.role_parameters("query_reasoner").values():
+            parameter.copy_(torch.randn(parameter.shape, generator=drawn) * 0.3)
+    save(loaded.model, dataclasses.replace(loaded.info, stage=stage), folder)
+    return folder
+
+
+def test_sup_picks_with_the_query_reasoner_of_the_retrieval_stage(
+    mayors: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = supervised(checkpoint, tmp_path / "sup")
+    more = {"top_k": 3, "limit": 3, "ratio": "4"}
+    done = go(mayors, checkpoint, system="clara,sup", sup_model=str(other),
+              control="wrong", out=tmp_path / "o", **more)  # fmt: skip
+    names = [card.name for card in done.systems]
+    assert names == ["clara", "sup", "clara/wrong", "sup/wrong"]
+    alone = go(mayors, other, system="clara", out=tmp_path / "alone", **more)
+    picked = hits(done.predictions, "sup")
+    assert picked == hits(alone.predictions, "clara") != hits(done.predictions, "clara")
+    own = go(mayors, checkpoint, system="clara", out=tmp_path / "own", **more)
+    assert hits(own.predictions, "clara") == hits(done.predictions, "clara")
+
+
+def test_sup_refuses_what_the_retrieval_stage_did_not_make(
+    mayors: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    def refused(name: Path, said: str) -> None:
+        with pytest.raises(ArtefactError, match=said) as caught:
+            go(mayors, checkpoint, system="sup", sup_model=str(name))
+        assert "--stage retrieval" in caught.value.hint
+
+    refused(supervised(checkpoint, tmp_path / "e2e", stage="e2e"), "comes from stage e2e")
+    elsewhere = supervised(checkpoint, tmp_path / "elsewhere")
+    told = json.loads((elsewhere / "clara.json").read_text())
+    (elsewhere / "clara.json").write_text(json.dumps({**told, "fingerprint": "0" * 32}))
+    refused(elsewhere, "memory space 0000")
+
+
+# --- out of memory ---
+
+
+def test_out_of_memory_is_said_and_is_no_wrong_answer(
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text runs out of memory on every batch, and on question q1 even alone."""
+    generate = systems.Reader.generate
+
+    def scarce(self: Any, prompts: Any, memories: Any) -> list[str]:
+        texts = [self.prompter.tokenizer.decode(ids) for ids in prompts]
+        if memories is None and (len(texts) > 1 or "Frostmouth?" in texts[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(self, prompts, memories)
+
+    plain = go(mayors, checkpoint, system="clara,text", out=tmp_path / "plain")
+    monkeypatch.setattr(systems.Reader, "generate", scarce)
+    done = go(mayors, checkpoint, system="clara,text", out=tmp_path / "o")
+    clara, text = done.systems
+    assert (clara.out_of_memory, text.out_of_memory) == (0, 1)
+    kept = [p for p in lines(plain.predictions) if p["system"] == "text" and p["id"] != "q1"]
+    assert text.f1 == mean([f1(p["prediction"], p["golden_answers"]) for p in kept])
+    assert text.recall["5"] == 1
+    (missing,) = [p for p in lines(done.predictions) if p["prediction"] is None]
+    assert (missing["system"], missing["id"]) == ("text", "q1")
+    assert "out of memory" in (tmp_path / "o" / "report.md").read_text()
+    rows = [result_json(card) for card in done.systems]
+    assert [row.get("out_of_memory") for row in rows] == [None, 1]
+    folders = (str(tmp_path / "plain"), str(tmp_path / "o"))
+    compared = bench.run(BenchConfig(compare=folders), Heard())
+    assert isinstance(compared, CompareResult)
+    assert {row.n for row in compared.rows if row.name == "text"} == {5}
+
+
+def test_a_row_that_never_had_the_memory_has_no_figures(
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: Any, prompts: Any, memories: Any) -> list[str]:
+        raise MemoryError
+
+    monkeypatch.setattr(systems.Reader, "generate", never)
+    done = go(mayors, checkpoint, system="text,closed-book", limit=2, out=tmp_path / "o")
+    for card in done.systems:
+        figures = (card.em, card.f1, card.ms_per_question, card.context_tokens, card.recall["1"])
+        assert (figures, card.ci95, card.out_of_memory) == ((None,) * 5, {}, 2)
+
+
+# --- a missing extra ---
+
+
+def test_without_matplotlib_all_but_the_images_is_written(
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara_cli.evaluation.report.find_spec", lambda name: None)
+    heard = Heard()
+    go(mayors, checkpoint, heard, limit=1, system="closed-book", out=tmp_path / "o")
+    assert [note for note in heard.notes if "clara-cli[plot]" in note] == heard.notes[-1:]
+    written = {path.suffix for path in (tmp_path / "o").iterdir()}
+    assert {".md", ".html", ".json", ".jsonl"} <= written and not {".svg", ".png"} & written
+
+
+# --- the papers' figures ---
+
+
+def test_published_figures_alone(mayors: Path) -> None:
+    said = invoke("bench", "--published")
+    assert said.exit_code == 0, said.output
+    assert "other corpus and model" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 100
+    rows = json.loads(invoke("bench", "--published", "--json").stdout)["published"]
+    assert all(row["source"].startswith("arXiv") and "Table" in row["source"] for row in rows)
+    names = " ".join({row["system"] for row in rows})
+    wanted = ["CLaRa", "SCP", "PISCO", "COCOM", "xRAG", "PCC", "AutoCompressor", "LLMLingua-2"]
+    wanted += ["DRO", "GenGround", "In-context RAG", "RECOMP", "DPA-RAG", "Self-RAG", "RetRobust"]
+    wanted += ["ChatQA", "DDR-RAG", "BGE", "RankZephyr", "Setwise", "Rank-R1", "BM25", "Sup-"]
+    assert [name for name in wanted if name not in names] == []
+    best = {"system": "CLaRa-Mistral inst-init", "ratio": 16, "metric": "f1"}
+    (row,) = [r for r in rows if best.items() <= r.items() and "Normal" in r["source"]]
+    assert row["values"] == {
+        **{"nq": 50.89, "hotpotqa": 47.62, "musique": 18.01, "2wiki": 44.66},
+        "average": 40.30,
+    }
+
+
 # --- the same, resumed ---
 
 
 def test_two_runs_are_equal_and_an_interrupted_one_ends_the_same(
-    mayors: Path, checkpoint: Path, tmp_path: Path
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = {"ratio": "4,16", "control": "none,wrong,counterfactual", "limit": 4}
+    """Five questions in batches of two, stopped after the second batch."""
+    monkeypatch.setattr(runs, "BATCH", 2)
+    more = {"ratio": "4,16", "control": "none,wrong,counterfactual", "limit": 5}
     whole, again, resumed = (tmp_path / name for name in ("whole", "again", "resumed"))
     first = go(mayors, checkpoint, out=whole, **more)
     assert [
@@ -299,7 +433,7 @@ def test_two_runs_are_equal_and_an_interrupted_one_ends_the_same(
         stream.write(b'{"system": "clara", "ra')  # killed in the middle of a line
     heard = Heard()
     go(mayors, checkpoint, heard, out=resumed, **more)
-    assert heard.steps == 2
+    assert heard.steps == 1
     for name in ("predictions.jsonl", "bench.json"):
         expected = (whole / name).read_bytes()
         assert (again / name).read_bytes() == (resumed / name).read_bytes() == expected
@@ -308,6 +442,44 @@ def test_two_runs_are_equal_and_an_interrupted_one_ends_the_same(
     assert heard.steps == 0
     told = [(folder / "predictions.jsonl").read_bytes() for folder in (resumed, whole)]
     assert told[0] == told[1]
+
+
+def test_two_processes_write_what_one_does(
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six questions in batches of two, of which the processes take every other one; then a run of
+    one process that two end."""
+    monkeypatch.setattr(runs, "BATCH", 2)
+    more = {"ratio": "4", "system": "clara,text+bm25", "control": "counterfactual"}
+    names = ("one", "two", "begun")
+    one, two, begun = (tmp_path / name for name in names)
+    go(mayors, checkpoint, out=one, **more)
+    with pytest.raises(Interrupted):
+        go(mayors, checkpoint, Heard(stop_at=1), out=begun, **more)
+
+    def work(rank: int) -> list[str]:
+        for folder in (two, begun):
+            go(mayors, checkpoint, launch.heard(Heard()), out=folder, **more)
+        return sorted(path.name for path in two.iterdir()) if rank == 0 else []
+
+    written, _ = forked.ranks(work)
+    assert "report.html" in written, written
+    for folder in (two, begun):
+        for name in ("predictions.jsonl", "bench.json"):
+            assert (folder / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_an_error_of_the_first_process_is_everyones(
+    mayors: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    more = {"system": "closed-book", "limit": 1}
+    go(mayors, checkpoint, out=tmp_path / "o", **more)
+
+    def work(rank: int) -> None:
+        go(mayors, checkpoint, launch.heard(Heard()), out=tmp_path / "o", top_k=2, **more)
+
+    for kind, message, _ in forked.ranks(work):
+        assert (kind, "top_k is 5 there, 2 here" in message) == ("ArtefactError", True), message
 
 
 def test_other_settings_are_refused_with_the_difference(
@@ -435,7 +607,9 @@ def test_compare_two_runs(mayors: Path, checkpoint: Path, tmp_path: Path) -> Non
     [
         ({"dataset": None}, UsageError, "no --dataset"),
         ({"dataset": "musiqe"}, UsageError, "--dataset musiqe"),
-        ({"system": "clara,sup"}, UsageError, "'sup'"),
+        ({"system": "clara,spu"}, UsageError, "'spu'"),
+        ({"system": "clara,sup"}, UsageError, "no --sup-model"),
+        ({"sup_model": "x"}, UsageError, "--sup-model without"),
         ({"system": "clara,"}, UsageError, "--system is 'clara,'"),
         ({"system": "text,text"}, UsageError, "named twice"),
         ({"ratio": "4,x"}, UsageError, "--ratio is '4,x'"),

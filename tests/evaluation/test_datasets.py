@@ -49,6 +49,13 @@ SQUAD_ROW = {
     "answers": {"text": ["Ann", "Ann"], "answer_start": [0, 0]},
 }
 FLASHRAG = {"id": "f1", "question": "Who?", "golden_answers": ["Ann", "Anna"]}
+FLASHRAG_POOL = {
+    **{"id": "f2", "question": "Which river?", "golden_answers": ["Dun", "River Dun"]},
+    "metadata": {
+        "supporting_facts": {"title": ["Dun"], "sent_id": [0]},
+        "context": {"title": ["Dun", "Elm"], "content": [["The Dun is a river."], ["A tree."]]},
+    },
+}
 OWN = {
     "question": "Who?",
     "answers": ["Ann"],
@@ -89,6 +96,8 @@ def put(path: Path, value: Any, how: str) -> Path:
         (SQUAD, "indented", "squad", [True], ("Ann",)),
         (SQUAD_ROW, "lines", "squad-row", [True], ("Ann",)),
         (FLASHRAG, "lines", "open", [], ("Ann", "Anna")),
+        (FLASHRAG_POOL, "lines", "flashrag", [True, False], ("Dun", "River Dun")),
+        (FLASHRAG_POOL, "array", "flashrag", [True, False], ("Dun", "River Dun")),
         (OWN, "lines", "clara", [False, True], ("Ann",)),
         (DOCS, "lines", "clara", [False, True], ("Ann",)),
         (PASSAGE, "lines", "clara", [True], ("Ann",)),
@@ -147,6 +156,37 @@ def test_a_beir_folder(tmp_path: Path) -> None:
 def test_bad_beir_folders(files: dict[str, str], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         load(str(beir(tmp_path / "b", **files)))
+
+
+def test_a_flashrag_folder(tmp_path: Path) -> None:
+    put(tmp_path / "dev.jsonl", FLASHRAG_POOL, "lines")
+    put(tmp_path / "train.jsonl", FLASHRAG, "lines")
+    found = load(str(tmp_path))
+    assert (found.form, [q.id for q in found.questions]) == ("flashrag", ["f2"])
+    assert [p.gold for p in found.questions[0].pool] == [True, False]
+    assert "dev.jsonl" in found.notes[0]
+    put(tmp_path / "test.jsonl", FLASHRAG, "lines")
+    corpus = [{"id": 1, "contents": '"T"\nA.'}, {"id": "2", "contents": "B."}]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(c) + "\n" for c in corpus))
+    found = load(str(tmp_path))
+    assert [(q.id, q.answers, q.pool) for q in found.questions] == [("f1", ("Ann", "Anna"), ())]
+    assert [(p.id, p.text) for p in found.paragraphs] == [("1", '"T"\nA.'), ("2", "B.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("test.jsonl", '{"question": "Who?"}', r"test\.jsonl:1: no golden_answers"),
+        ("test.jsonl", '{"question": "Who?", "golden_answers": []}', r"test\.jsonl:1: no answer"),
+        ("corpus.jsonl", '{"id": "1", "text": "x"}', r"corpus\.jsonl:1: .*contents"),
+        ("corpus.jsonl", '{"id": 1, "contents": ""}\n{"id": "1", "contents": ""}', "comes twice"),
+    ],
+)
+def test_bad_flashrag_folders(name: str, line: str, said: str, tmp_path: Path) -> None:
+    put(tmp_path / "test.jsonl", FLASHRAG, "lines")
+    (tmp_path / name).write_text(line + "\n")
+    with pytest.raises(DataError, match=said):
+        load(str(tmp_path))
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

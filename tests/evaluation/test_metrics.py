@@ -106,6 +106,33 @@ def test_ranking_by_hand() -> None:
     assert ndcg(["g1"], gold, 1) == 1
 
 
+def test_rankings_agree_with_ir_measures() -> None:
+    """200 random rankings of 1 to 8 hits among 12 ids, 1 to 6 of them gold."""
+    from ir_measures import RR, P, Qrel, R, ScoredDoc, iter_calc, nDCG
+
+    rng = random.Random(11)
+    ids = [f"d{n}" for n in range(12)]
+    asked = {f"q{n}": (rng.sample(ids, rng.randint(1, 8)), rng.sample(ids, rng.randint(1, 6)))
+             for n in range(200)}  # fmt: skip
+    qrels = [Qrel(q, d, 1) for q, (_, gold) in asked.items() for d in gold]
+    run = [ScoredDoc(q, d, -rank) for q, (hits, _) in asked.items() for rank, d in enumerate(hits)]
+    cuts = (1, 3, 5)
+    measures = [RR, *(m @ k for m in (P, R, nDCG) for k in cuts)]
+    seen = 0
+    for found in iter_calc(measures, qrels, run):
+        hits, gold = asked[found.query_id]
+        k = found.measure.params.get("cutoff", 0)
+        ours = {
+            "RR": lambda h, g, _: reciprocal_rank(h, g),
+            "P": precision_at,
+            "R": recall_at,
+            "nDCG": ndcg,
+        }[found.measure.NAME]
+        assert ours(hits, gold, k) == pytest.approx(found.value, abs=1e-6), found
+        seen += 1
+    assert seen == 200 * 10
+
+
 def test_ndcg_is_one_for_the_best_order_only() -> None:
     for order in product("gx", repeat=4):
         hits = [f"{mark}{i}" for i, mark in enumerate(order)]
@@ -150,7 +177,7 @@ def test_permutation_p_sampled_agrees_with_the_sign_test() -> None:
     """15 wins, 3 losses of equal size: the exact two-sided sign test."""
     first = [1.0] * 15 + [0.0] * 3
     tails = sum(math.comb(18, k) for k in range(4)) * 2 / 2**18
-    assert permutation_p(first, [1 - x for x in first], 0) == pytest.approx(tails, abs=2e-3)
+    assert permutation_p(first, [1 - x for x in first], 0) == pytest.approx(tails, abs=5e-3)
 
 
 def test_permutation_p_is_uniform_under_no_difference() -> None:

@@ -1,0 +1,220 @@
+"""What a comparison will do, decided before the first answer: questions with their passages,
+systems and controls as rows, where memory comes from; and the identity of all that decides the
+predictions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clara_cli.config import BenchConfig
+from clara_cli.core.checkpoint import Loaded, role_tensors
+from clara_cli.corpus.store import Corpus
+from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.evaluation import controls, datasets
+from clara_cli.evaluation.memory import ComputedMemories, Memories, StoredMemories
+from clara_cli.evaluation.pools import Case, Library
+from clara_cli.evaluation.runs import BATCH, Row
+from clara_cli.evaluation.settings import FIRST_STAGE, Cases
+from clara_cli.evaluation.supervised import add_supervised
+from clara_cli.evaluation.systems import build, check_names, check_roles
+from clara_cli.records import Report
+
+
+@dataclass
+class Plan:
+    """Everything a run needs, decided before the first answer."""
+
+    dataset: datasets.Dataset
+    cases: list[Case]
+    rows: list[Row]
+    loaded: Loaded
+    memories: Memories
+    slots: dict[int, int]
+    controls: tuple[str, ...]
+    corpus: Corpus | None
+
+
+def check(config: BenchConfig, corpus: Corpus | None) -> None:
+    """Refuse what can be seen to be wrong before anything is loaded."""
+    wanted = controls.parse(config.control, config.setting)
+    systems = split_list(config.system, "--system")
+    check_names(systems)
+    if "sup" in systems and config.sup_model is None:
+        hint = "name a checkpoint of clara train --stage retrieval with --sup-model"
+        raise UsageError("--system sup: no --sup-model", hint)
+    if "sup" not in systems and config.sup_model is not None:
+        raise UsageError("--sup-model without the system sup", f"--system {config.system},sup")
+    check_corpus(config, systems, wanted, corpus)
+
+
+def prepare(
+    config: BenchConfig,
+    dataset: datasets.Dataset,
+    loaded: Loaded,
+    corpus: Corpus | None,
+    report: Report,
+) -> Plan:
+    """Cut the passages, build the rows."""
+    systems = split_list(config.system, "--system")
+    wanted = controls.parse(config.control, config.setting)
+    check_roles(systems, loaded)
+    if config.sup_model is not None:
+        add_supervised(loaded, config.sup_model)
+    library = Library(loaded.info.max_passage_tokens, loaded.model.prompter.offsets)
+    made = Cases(dataset, config.setting, config.limit, library, corpus)
+    cases = [made.case(number) for number in range(len(made))]
+    if made.unknown_gold:
+        report.warn(f"{made.unknown_gold:,} gold paragraphs are not in {config.corpus}")
+    slots = pick_slots(config, loaded, corpus)
+    memories = make_memories(config, loaded, library, corpus)
+    torch.manual_seed(config.seed)
+    built = build(systems, slots, loaded, memories, config.top_k, config.max_new_tokens)
+    rows = [Row(system) for system in built]
+    for control in wanted:
+        rows += control_rows(control, rows, cases, made, library, config)
+    say_what_is_special(config, loaded, systems, cases, report)
+    return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus)
+
+
+def control_rows(
+    control: str,
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    made: Cases,
+    library: Library,
+    config: BenchConfig,
+) -> list[Row]:
+    """The rows a control adds: one a system that reads passages, or one generator for `none`."""
+    readers = [row.system for row in rows if not row.control and row.name != "closed-book"]
+    if control == "survival" or not readers:
+        return []
+    if control == "none":
+        empty = controls.no_documents(cases)
+        first = next((s for s in readers if s.ratio is not None), None)
+        return [] if first is None else [Row(first, control, empty)]
+    if control == "wrong":
+        changed = controls.wrong_documents(cases)
+    else:
+        args = (made.questions, made.paragraphs, library, made.donors, config.seed)
+        probed = controls.counterfactual(*args).items()
+        changed = {n: dataclasses.replace(case, gold=cases[n].gold) for n, case in probed}
+    return [Row(system, control, changed) for system in readers]
+
+
+def split_list(given: str, flag: str) -> list[str]:
+    """A comma-separated option."""
+    parts = [part.strip() for part in given.split(",")]
+    if not all(parts):
+        raise UsageError(f"{flag} is {given!r}", "names separated by commas")
+    return parts
+
+
+def check_corpus(
+    config: BenchConfig, systems: Sequence[str], wanted: Sequence[str], corpus: Corpus | None
+) -> None:
+    """Refuse what a compressed corpus cannot give."""
+    if corpus is None:
+        return
+    if "counterfactual" in wanted:
+        hint = "leave --corpus away: the dataset's own paragraphs are rewritten, then compressed"
+        raise UsageError("--control counterfactual: a compressed corpus cannot be rewritten", hint)
+    readers = [name for name in systems if name not in ("clara", "closed-book")]
+    if not corpus.manifest.identity.text and (readers or config.setting == "normal"):
+        what = readers[0] if readers else "--setting normal"
+        raise ArtefactError(
+            f"{config.corpus}: no text was kept, and {what} needs it",
+            "use --system clara,closed-book --setting corpus, or compress again without --no-text",
+        )
+
+
+def pick_slots(config: BenchConfig, loaded: Loaded, corpus: Corpus | None) -> dict[int, int]:
+    """M of every ratio asked for."""
+    stored = None if corpus is None else corpus.manifest.identity
+    ratios = [loaded.info.ratio if stored is None else stored.ratio]
+    if config.ratio is not None:
+        parts = split_list(config.ratio, "--ratio")
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise UsageError(f"--ratio is {config.ratio!r}", "whole numbers, like 4,16,32")
+        ratios = [int(part) for part in parts]
+    if len(set(ratios)) < len(ratios):
+        raise UsageError(f"--ratio {config.ratio}: one is named twice", "name each once")
+    slots = {ratio: loaded.info.slots(ratio) for ratio in ratios}
+    for ratio, m in slots.items():
+        if stored is not None and m > stored.memory_tokens:
+            what = f"--ratio {ratio}: {config.corpus} was compressed at {stored.ratio}"
+            raise UsageError(what, f"compress it with --ratio {ratio}, or ask for more")
+    return slots
+
+
+def make_memories(
+    config: BenchConfig, loaded: Loaded, library: Library, corpus: Corpus | None
+) -> Memories:
+    """Memory from the corpus, or computed in the format `clara compress` stores. `normal` takes
+    passages from anywhere, so each is compressed alone; elsewhere neighbours go together."""
+    if corpus is not None:
+        return StoredMemories(corpus)
+    table = loaded.model.causal_lm.get_input_embeddings().weight
+    dtype = torch.bfloat16 if config.dtype == "auto" else table.dtype
+    batch = 1 if config.setting == "normal" else 32
+    keep = 64 if config.setting in ("gold", "oracle") else None
+    return ComputedMemories(loaded.model, library.texts, dtype, batch, keep)
+
+
+def say_what_is_special(
+    config: BenchConfig,
+    loaded: Loaded,
+    systems: Sequence[str],
+    cases: Sequence[Case],
+    report: Report,
+) -> None:
+    """What a reader of the numbers has to know."""
+    if "clara" in systems and "query_reasoner" not in loaded.model.roles:
+        report.note("this checkpoint has no query reasoner: questions are read by the compressor")
+    if config.setting == "corpus":
+        report.note("clara scans every passage of the corpus, without an index")
+        if {"scp", "text"} & set(systems):
+            report.note(f"scp and text read the {FIRST_STAGE} passages BM25 finds in the corpus")
+    unjudged = sum(not case.gold for case in cases)
+    if unjudged:
+        report.note(f"{unjudged:,} questions have no gold paragraph and are left out of recall")
+
+
+def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
+    """Everything that decides the predictions."""
+    questions = hashlib.sha256()
+    for case in plan.cases:
+        questions.update(repr(case.question).encode("utf-8", "backslashreplace"))
+    weights = hashlib.sha256(plan.loaded.info.backbone_digest.encode())
+    for role in plan.loaded.model.roles:
+        for name, tensor in sorted(role_tensors(plan.loaded.model, role).items()):
+            weights.update(f"{role} {name}".encode() + tensor.float().numpy().tobytes())
+    table = plan.loaded.model.causal_lm.get_input_embeddings().weight
+    corpus = plan.corpus
+    return {
+        "dataset": config.dataset,
+        "form": plan.dataset.form,
+        "revision": plan.dataset.revision,
+        "questions": len(plan.cases),
+        "questions_sha256": questions.hexdigest(),
+        "setting": config.setting,
+        "systems": [[row.name, row.ratio] for row in plan.rows],
+        "top_k": config.top_k,
+        "batch": BATCH,
+        "max_new_tokens": config.max_new_tokens,
+        "controls": list(plan.controls),
+        "seed": config.seed,
+        "model": plan.loaded.name,
+        "fingerprint": plan.loaded.info.fingerprint,
+        "weights_sha256": weights.hexdigest(),
+        "corpus_sha256": None if corpus is None else corpus.manifest.sha256,
+        "compute_dtype": str(table.dtype).removeprefix("torch."),
+        "memory_dtype": config.dtype,
+        "device": plan.loaded.model.device.type,
+    }

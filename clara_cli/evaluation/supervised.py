@@ -1,0 +1,37 @@
+"""The query reasoner of `sup`: taken from a checkpoint of `clara train --stage retrieval` and set
+beside the roles of the checkpoint that is measured, so that both read the same memory.
+"""
+
+from __future__ import annotations
+
+from clara_cli.core.checkpoint import Loaded, load_role, read_info, read_tensors, resolve
+from clara_cli.errors import ArtefactError
+from clara_cli.evaluation.systems import SUP_ROLE
+
+_HINT = "give --sup-model a folder that clara train --stage retrieval wrote"
+
+
+def add_supervised(loaded: Loaded, name: str) -> None:
+    """Add the role `sup` from the checkpoint `name`.
+
+    Raises:
+        ArtefactError: for a checkpoint without a query reasoner, one that never went through the
+            retrieval stage, or one of another memory space.
+    """
+    path = resolve(name)
+    info = read_info(path)
+    if "query_reasoner" not in info.roles:
+        raise ArtefactError(f"{path}: no query reasoner in this checkpoint", _HINT)
+    stages = [*(entry.get("stage") for entry in info.provenance), info.stage]
+    if "retrieval" not in stages:
+        raise ArtefactError(f"{path}: its query reasoner comes from stage {info.stage}", _HINT)
+    if info.fingerprint != loaded.info.fingerprint:
+        raise ArtefactError(
+            f"{path} has the memory space {info.fingerprint}, {loaded.name} has "
+            f"{loaded.info.fingerprint}",
+            f"train it from this one: clara train --stage retrieval --init {loaded.name}",
+        )
+    file = path / "query_reasoner" / "adapter_model.safetensors"
+    tensors = read_tensors(file)
+    loaded.model.add_role(SUP_ROLE, None)
+    load_role(loaded.model, SUP_ROLE, tensors, str(file))

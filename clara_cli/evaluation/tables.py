@@ -1,0 +1,201 @@
+"""What a report says, as tables of cells; how they are written down is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clara_cli.evaluation.scores import Difference, Scored, label
+from clara_cli.measures import BenchResult, PublishedRow
+
+_CONTROLS = {
+    "none": "the generator with no documents at all",
+    "wrong": "another question's passages: who reads them does no better than closed-book",
+    "counterfactual": (
+        "the answer in the gold passages was replaced before compression; EM, F1 and Cover-EM "
+        "count answers that follow the passage"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure; `note` is its interval, `best` the mark of a significant lead."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns, `about` a sentence to read them by; `apart` marks what is not measured
+    here, `aside` what few look up."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    about: str = ""
+    apart: bool = False
+    aside: bool = False
+
+
+def tables(
+    result: BenchResult,
+    scored: Sequence[Scored],
+    tests: Sequence[Difference],
+    settings: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> list[Table]:
+    """All that is to be said, in order."""
+    plain = [row for row in scored if "/" not in row.card.name]
+    said = [_scores("Answers", "% with the 95 % bootstrap interval", plain)]
+    said += [_retrieval(plain), _cost(plain), _time(plain)]
+    for name, meaning in _CONTROLS.items():
+        rows = [row for row in scored if row.card.name.endswith(f"/{name}")]
+        if rows:
+            said.append(_scores(f"Control: {name}", meaning, rows))
+    if result.survival:
+        said.append(_survival(result))
+    if tests:
+        said.append(_tests(tests))
+    if result.published:
+        said.append(_published(result.published))
+    said.append(_facts("Settings", settings))
+    said.append(_facts("Machine and versions", machine))
+    return said
+
+
+def _made(
+    heading: str, columns: Sequence[str], rows: Sequence[Sequence[Cell | str]], about: str = "",
+    **more: bool,
+) -> Table:  # fmt: skip
+    cells = tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows)
+    return Table(heading, tuple(columns), cells, about, **more)
+
+
+def _scores(heading: str, about: str, rows: Sequence[Scored]) -> Table:
+    cells: list[list[Cell | str]] = []
+    for row in rows:
+        card = row.card
+        line: list[Cell | str] = [label(card), f"{len(row.ids) - card.out_of_memory:,}"]
+        for key, value in (("em", card.em), ("f1", card.f1), ("cover_em", card.cover_em)):
+            ends = card.ci95.get(key)
+            note = "" if ends is None else f"[{', '.join(map(percent, ends))}]"
+            line.append(Cell(percent(value), note, key in card.best))
+        cells.append(line)
+    return _made(heading, ["system", "n", "EM", "F1", "Cover-EM"], cells, about)
+
+
+def _retrieval(rows: Sequence[Scored]) -> Table:
+    names = list(rows[0].ranking) if rows else []
+    cells = [
+        [
+            label(row.card),
+            *(percent(value) for value in row.card.recall.values()),
+            *(percent(row.ranking[name]) for name in names),
+        ]
+        for row in rows
+    ]
+    short = [name.replace("precision", "P").replace("mrr", "MRR") for name in names]
+    columns = ["system", "R@1", "R@3", "R@5", *(n.replace("ndcg", "nDCG") for n in short)]
+    return _made("Passages given", columns, cells, "% of the gold paragraphs; order as given")
+
+
+def _cost(rows: Sequence[Scored]) -> Table:
+    cells = []
+    for row in rows:
+        card = row.card
+        kept = "-" if card.bytes_per_passage is None else f"{card.bytes_per_passage:,.0f}"
+        line = [label(card), _figure(card.context_tokens), kept, f"{card.truncated:,}"]
+        cells.append([*line, f"{card.out_of_memory:,}"])
+    columns = ["system", "context tokens", "bytes a passage", "truncated", "out of memory"]
+    about = "truncated: questions whose last passages did not fit the window; questions out of "
+    about += "memory are in no figure"
+    return _made("Cost of a question", columns, cells, about)
+
+
+def _time(rows: Sequence[Scored]) -> Table:
+    phases = ("query", "search", "generate", "compress")
+    cells = [
+        [
+            label(row.card),
+            _figure(row.card.ms_per_question),
+            *(_figure(row.phases[phase]) for phase in phases),
+        ]
+        for row in rows
+    ]
+    about = "milliseconds; questions are answered in batches, each taking an equal share of what "
+    about += "was done together; compressing was done before and is no part of answering"
+    columns = ["system", "answering", *phases[:3], "compress (before)"]
+    return _made("Time of a question", columns, cells, about)
+
+
+def _survival(result: BenchResult) -> Table:
+    cells: list[list[Cell | str]] = [
+        [
+            f"{s.ratio}x",
+            f"{s.passages:,}",
+            Cell(percent(s.numbers_kept), f"of {s.numbers:,}"),
+            Cell(percent(s.names_kept), f"of {s.names:,}"),
+        ]
+        for s in result.survival
+    ]
+    about = "% of the numbers and names of gold passages, found by rule, that a paraphrase written "
+    about += "from their memory still has: a lower bound"
+    return _made("Facts kept", ["ratio", "passages", "numbers", "names"], cells, about)
+
+
+def _tests(tests: Sequence[Difference]) -> Table:
+    cells = [
+        [
+            t.first,
+            t.second,
+            f"{t.n:,}",
+            *(percent(value) for value in t.values),
+            f"{100 * (t.values[1] - t.values[0]):+.1f}",
+            f"{t.p:.4f}",
+        ]
+        for t in tests
+    ]
+    columns = ["first", "second", "n", "F1 of first", "F1 of second", "difference", "p"]
+    about = "F1 on the questions both answered, two-sided, not corrected for their number"
+    return _made("Paired permutation tests", columns, cells, about, aside=True)
+
+
+def _published(rows: Sequence[PublishedRow]) -> Table:
+    datasets = list(dict.fromkeys(name for row in rows for name in row.values))
+    cells = []
+    for r in rows:
+        ratio = "-" if r.ratio is None else f"{r.ratio}x"
+        figures = [f"{r.values[name]:.2f}" if name in r.values else "-" for name in datasets]
+        cells.append([r.system, ratio, r.metric, *figures, r.source])
+    columns = ["system", "ratio", "metric", *datasets, "source"]
+    about = "another corpus and another model: not to be compared with the figures above"
+    return _made("Reported by papers", columns, cells, about, apart=True, aside=True)
+
+
+def _facts(heading: str, facts: Mapping[str, Any]) -> Table:
+    cells = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
+    return _made(heading, ["", ""], cells, aside=True)
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(
+            " ".join(map(str, (part for part in item if part is not None)))
+            if isinstance(item, (list, tuple))
+            else str(item)
+            for item in value
+        )
+    return "-" if value is None else str(value)

@@ -1,0 +1,156 @@
+"""Frozen records of what `bench` measured, as other modules show and write it. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """One row of `bench`: a system at a ratio (None where none applies). Scores are fractions 0-1
+    over all questions, None where nothing can be said; `ci95` holds 95 % bootstrap intervals.
+
+    `context_tokens` are the tokens that stand for the passages in the prompt, memory or text, on
+    average; `ms_per_question` is query, search and generation, with memory compressed before;
+    `bytes_per_passage` what keeping a passage takes. `best` names the scores in which the row is
+    highest by a significant difference. The questions for which memory did not suffice
+    (`out_of_memory`) are in no figure.
+    """
+
+    name: str
+    ratio: int | None
+    em: float | None
+    f1: float | None
+    cover_em: float | None
+    recall: dict[str, float | None]
+    ci95: dict[str, list[float]]
+    truncated: int
+    ms_per_question: float | None
+    context_tokens: float | None
+    bytes_per_passage: float | None
+    best: tuple[str, ...] = field(default=(), metadata={"json": False})
+    out_of_memory: int = field(default=0, metadata={"json": "where set"})
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """How many of the numbers and names of `passages` texts (found by rule) a paraphrase written
+    from their memory still has."""
+
+    ratio: int
+    passages: int
+    numbers: int
+    numbers_kept: float | None
+    names: int
+    names_kept: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """Figures a paper reports, in %, by data set (`average` over all of them); another corpus and
+    model than anything measured here."""
+
+    system: str
+    ratio: int | None
+    metric: str
+    values: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedResult:
+    """What `bench --published` alone prints; the keys of its JSON line."""
+
+    published: tuple[PublishedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What `bench` measured; the keys of its JSON line. `report` is the folder of the reports."""
+
+    dataset: str
+    setting: str
+    n: int
+    seed: int
+    systems: tuple[Scorecard, ...]
+    predictions: str | None
+    survival: tuple[Survival, ...] = field(default=(), metadata={"json": False})
+    published: tuple[PublishedRow, ...] = field(default=(), metadata={"json": False})
+    report: str | None = field(default=None, metadata={"json": False})
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One row that two runs share, on their common questions: the mean of `metric` in each and the
+    paired permutation test's p."""
+
+    name: str
+    ratio: int | None
+    metric: str
+    n: int
+    first: float
+    second: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """What `bench --compare` found; the keys of its JSON line."""
+
+    first: str
+    second: str
+    rows: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Whole passages (256 tokens) compressed, `batch` at a time."""
+
+    batch: int
+    passages_per_second: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """An answer to a prompt of so many positions: until its first token, and tokens from there."""
+
+    prompt_positions: int
+    first_token_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedTrain:
+    """A training step on `batch` passages: forward, backward and the optimiser; positions of all
+    rows a second."""
+
+    batch: int
+    step_ms: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedResult:
+    """What `bench --speed` measured; the keys of its JSON line. Medians over `rounds`; None where
+    memory did not suffice. `memory` and `text` answer from the same five passages. `mfu` is model
+    FLOPs utilisation, None where the device's peak is not known."""
+
+    shape: str
+    weights: str
+    device: str
+    dtype: str
+    parameters: int
+    ratio: int
+    memory_tokens: int
+    rounds: int
+    threads: int
+    compress: Throughput | None
+    query_ms: float | None
+    memory: Writing | None
+    text: Writing | None
+    train: SpeedTrain | None
+    peak_memory_bytes: int
+    peak_flops: float | None
+    mfu: dict[str, float | None]
+    out: str | None = field(default=None, metadata={"json": False})
