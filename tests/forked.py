@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 
 def free_port() -> int:
@@ -23,6 +24,7 @@ def _process(rank: int, size: int, port: int, work: Callable[[int], Any], result
     places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     os.environ.update({name: str(value) for name, value in places.items()})
     torch.set_num_threads(1)
+    PartialState._reset_state()  # what an earlier test left in the process forked
     try:
         results.put((rank, work(rank), None))
     except BaseException as error:

@@ -196,7 +196,7 @@ def _manifest(path: Path, value: dict[str, Any], sha256: str) -> Manifest:
         raise malformed(path, "quantisation", f"not that of {identity.dtype}")
     made = tuple(_part(path, record, number) for number, record in enumerate(parts))
     firsts = [part.first_shard for part in made]
-    if firsts[:1] != [0] or sorted(set(firsts)) != firsts or firsts[-1] >= len(shards):
+    if firsts[:1] != [0] or sorted(set(firsts)) != firsts or firsts[-1] >= max(1, len(shards)):
         raise malformed(path, "parts", f"they begin at shards {firsts} of {len(shards)}")
     return Manifest(identity, made, shards, sha256)
 

@@ -69,7 +69,7 @@ def test_from_synth_to_ask(tiny_backbone: Path, tmp_path: Path, report: Any) -> 
     made = CompressConfig(inputs=(str(docs),), model=checkpoint, out=corpus, **MACHINE)
     assert compress.run(made, report).documents == 4
     question = AskConfig(
-        question=Town(0).facts[0][0], corpus=corpus, max_new_tokens=4, top_k=2, **MACHINE
+        question=Town(0).facts[0][0], corpus=(corpus,), max_new_tokens=4, top_k=2, **MACHINE
     )
     [answer] = list(ask.run(question, report))
     assert answer.sources[0].passage.document_id.startswith("town-")
