@@ -41,7 +41,7 @@ class Clara:
         for one in self.retrievers:
             refuse_mismatch(loaded, one.corpus)
         self.query_role = "query_reasoner" if "query_reasoner" in self.model.roles else "compressor"
-        self.answerer = Answerer(loaded, self.has_text, self._others)
+        self.answerer = Answerer(loaded, self.has_text, self._other)
 
     @classmethod
     def open(
@@ -211,12 +211,13 @@ class Clara:
         """Answer questions from passages already found; see `Answerer.answer`."""
         return self.answerer.answer(found, how, on_text)
 
-    def _others(self, found: Found) -> Tensor:
-        """As many other passages of the first corpus, the same ones each time it is asked."""
+    def _other(self, found: Found) -> Tensor:
+        """The memory of one passage of the first corpus that was not found, the same one each time
+        the question is asked; of none where every passage was."""
         taken = {hit.row for hit in found.hits if hit.corpus == self.names[0]}
-        most = min(len(self.corpus), 2 * len(found.hits))
+        most = min(len(self.corpus), len(taken) + 1)
         drawn = random.Random(found.question).sample(range(len(self.corpus)), most)
-        rows = [row for row in drawn if row not in taken][: len(found.hits)]
+        rows = [row for row in drawn if row not in taken][:1]
         return self.corpus.memory(rows)[:, : found.memory_KMD.shape[1]]
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from clara_cli.answering import support
 from clara_cli.answering.explain import matches, words_of
 from clara_cli.answering.reading import (
+    Generated,
     Prompt,
     Read,
-    answer_batches,
-    decoder,
+    generate,
     make_prompt,
     refuse_overflow,
     texts_within,
@@ -82,12 +82,12 @@ class _FirstToken:
 
 
 class Answerer:
-    """A checkpoint that answers from passages found. `others` gives memory of other passages than
-    those found, to compare with; `has_text` says whether passages come with their text."""
+    """A checkpoint that answers from passages found. `other` gives the memory of another passage
+    than those found, to compare with; `has_text` says whether passages come with their text."""
 
-    def __init__(self, loaded: Loaded, has_text: bool, others: Callable[[Found], Tensor]) -> None:
+    def __init__(self, loaded: Loaded, has_text: bool, other: Callable[[Found], Tensor]) -> None:
         self.model, self.prompter = loaded.model, loaded.model.prompter
-        self.has_text, self._others = has_text, others
+        self.has_text, self._other = has_text, other
         self.calibration = support.read_calibration(loaded.path, loaded.info.fingerprint)
 
     def answer(
@@ -104,24 +104,22 @@ class Answerer:
         """
         began, heard = time.monotonic(), _FirstToken(on_text)
         listener = heard if on_text is not None or how.explain else None
-        prompts = [self._prompt(one, how) for one in found]
-        for prompt in prompts:
-            refuse_overflow(self.model, prompt, how.max_new_tokens)
-        ids = dict(answer_batches(self.model, prompts, how.max_new_tokens, listener))
-        generated, decode = time.monotonic(), decoder(self.model)
-        texts = [decode(ids[i]).strip() for i in range(len(found))]
-        verdicts = self._judge(found, [ids[i] for i in range(len(found))], texts, how)
+        prompts = [self.prompt(one, how) for one in found]
+        answers = generate(self.model, prompts, how.max_new_tokens, listener)
+        generated = time.monotonic()
+        verdicts = self._judge(found, answers, how)
         judged = time.monotonic()
         spent = {"generate": generated - began, "support": judged - generated}
         spent = {phase: seconds / len(found) for phase, seconds in spent.items()}
         if heard.at is not None:
             spent["first_token"] = sum(found[0].seconds.values()) + heard.at - began
         return [
-            self._answer(one, prompt, text, verdict, spent, how)
-            for one, prompt, text, verdict in zip(found, prompts, texts, verdicts, strict=True)
+            self._answer(one, prompt, answer.text, verdict, spent, how)
+            for one, prompt, answer, verdict in zip(found, prompts, answers, verdicts, strict=True)
         ]
 
-    def _prompt(self, found: Found, how: Asking) -> Prompt:
+    def prompt(self, found: Found, how: Asking) -> Prompt:
+        """What the generator is given for a question; raises as `answer` does."""
         if how.read != "memory" and not self.has_text:
             raise ArtefactError(
                 f"--read {how.read}: the corpus kept no text",
@@ -132,38 +130,35 @@ class Answerer:
         if as_text is None:
             as_text = texts_within([p.tokens for p in passages], how.text_tokens)
         texts = [model_text(p.title, p.text or "") for p in passages[:as_text]]
-        return make_prompt(self.model, found.question, found.memory_KMD, texts, how.read)
+        prompt = make_prompt(self.model, found.question, found.memory_KMD, texts, how.read)
+        refuse_overflow(self.model, prompt, how.max_new_tokens)
+        return prompt
 
     def _judge(
-        self, found: Sequence[Found], ids: Sequence[list[int]], texts: Sequence[str], how: Asking
+        self, found: Sequence[Found], answers: Sequence[Generated], how: Asking
     ) -> list[Verdict]:
         """Support of each answer, by the checkpoint's calibration where memory was read and it has
         one, else by words, else not at all."""
         if self.calibration is None or how.read != "memory":
-            return [self._by_words(one, text) for one, text in zip(found, texts, strict=True)]
-        signals = self.signals(found, ids, texts)
+            pairs = zip(found, answers, strict=True)
+            return [self._by_words(one, answer.text) for one, answer in pairs]
         made = []
-        for one in signals:
+        for one in self.signals(found, answers):
             p, verdict = self.calibration.judge(one) if one else (0.0, False)
             made.append(Verdict(p, verdict, "calibrated", one))
         return made
 
-    def signals(
-        self, found: Sequence[Found], ids: Sequence[list[int]], texts: Sequence[str]
-    ) -> list[Signals]:
+    def signals(self, found: Sequence[Found], answers: Sequence[Generated]) -> list[Signals]:
         """What tells whether answers come from their passages; nothing for an empty answer, or one
         from no passage."""
-        told = [i for i, one in enumerate(found) if ids[i] and one.hits]
-        said = [
-            support.Said(found[i].question, ids[i], found[i].memory_KMD, self._others(found[i]))
-            for i in told
-        ]
+        told = [i for i, one in enumerate(found) if answers[i].ids and one.hits]
+        said = [support.Said(found[i].question, answers[i], self._other(found[i])) for i in told]
         made: list[Signals] = [{} for _ in found]
         for i, signals in zip(told, support.memory_signals(self.model, said), strict=True):
             made[i] = signals
             if self.has_text:
                 passages = [hit.passage for hit in found[i].hits]
-                made[i] |= support.text_signals(found[i].question, texts[i], passages)
+                made[i] |= support.text_signals(found[i].question, answers[i].text, passages)
         return made
 
     def _by_words(self, found: Found, text: str) -> Verdict:

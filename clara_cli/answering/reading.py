@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import window
-from clara_cli.core.decode import TextStream
+from clara_cli.core.decode import Confidence, TextStream
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 
@@ -75,23 +75,48 @@ def refuse_overflow(model: ClaraModel, prompt: Prompt, max_new_tokens: int) -> N
         )
 
 
-def answer_batches(
+@dataclass(frozen=True)
+class Generated:
+    """A greedy answer: its ids, the text users see, and its mean log-probability a token (0 for an
+    empty one)."""
+
+    ids: list[int]
+    text: str
+    likelihood: float
+
+
+def generate(
     model: ClaraModel,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     on_text: Callable[[str], None] | None = None,
-) -> Iterator[tuple[int, list[int]]]:
-    """(place in `prompts`, ids of the greedy answer), in batches of like length, so in no order.
-    `on_text` is told each piece of the answer to a single prompt."""
+) -> list[Generated]:
+    """The answer to each prompt, computed in batches of like length. `on_text` is told each piece
+    of the answer to a single prompt."""
+    tokenizer, made = model.prompter.tokenizer, {}
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     for batch in like_lengths([len(prompt.ids) + max_new_tokens for prompt in prompts]):
         chosen = [prompts[i] for i in batch]
-        stream = None
+        stream, confidence = None, Confidence()
         if on_text is not None and len(prompts) == 1:
-            stream = TextStream(decoder(model), model.end_ids(), on_text)
+            stream = TextStream(decode, model.end_ids(), on_text)
         memory_ND = joined(model, [prompt.memory_ND for prompt in chosen])
         rows = [prompt.ids for prompt in chosen]
-        answers = model.generate(rows, memory_ND, max_new_tokens, chosen[0].role, stream)
-        yield from zip(batch, answers, strict=True)
+        answers = model.generate(
+            rows,
+            memory_ND,
+            max_new_tokens,
+            chosen[0].role,
+            streamer=stream,
+            listener=confidence,
+        )
+        means = confidence.means([len(ids) for ids in answers])
+        for i, ids, mean in zip(batch, answers, means, strict=True):
+            made[i] = Generated(ids, decode(ids), mean)
+    return [made[i] for i in range(len(prompts))]
 
 
 def like_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -111,9 +136,3 @@ def joined(model: ClaraModel, memories: Sequence[Tensor | None]) -> Tensor | Non
     """The memory of several prompts, one after the other, on the model's device."""
     there = [memory_ND for memory_ND in memories if memory_ND is not None]
     return torch.cat(there).to(model.device) if there else None
-
-
-def decoder(model: ClaraModel) -> Callable[[list[int]], str]:
-    """Ids to the text users see."""
-    tokenizer = model.prompter.tokenizer
-    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))

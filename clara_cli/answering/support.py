@@ -2,7 +2,7 @@
 of them.
 
 Signals: how likely the generator finds its answer over the passages' memory, against over nothing
-and over other passages of the corpus; how many of the answer's names and numbers, and of the
+and over another passage of the corpus; how many of the answer's names and numbers, and of the
 question's words, stand in the passages' kept text. A checkpoint with a `support.json` turns them
 into a probability; without one the share of the answer's words in the text is all there is.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clara_cli.answering.reading import Prompt, joined, like_lengths, make_prompt
+from clara_cli.answering.reading import Generated, Prompt, joined, like_lengths, make_prompt
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.chunk import model_text
@@ -28,7 +28,7 @@ from clara_cli.records import Passage
 from clara_cli.search.bm25 import words
 
 FILE, FORMAT, VERSION = "support.json", "clara-support", 1
-MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_others")
+MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
 TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
 LEXICAL_THRESHOLD = 0.75
 _FACT = re.compile(r"\b(?:[^\W\d_]*[A-Z\u00c0-\u00de]\w*|\w*\d\w*)\b")
@@ -95,35 +95,35 @@ def _fit(raw: dict[str, Any], names: Sequence[str]) -> tuple[Logistic, float]:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer's ids, at least one, with what they were read from, and other passages' memory."""
+    """An answer of a token at least, with its question, and the memory of another passage than
+    those it was read from (or of none, [0, M, D])."""
 
     question: str
-    ids: list[int]
-    memory_KMD: Tensor
-    others_KMD: Tensor
+    answer: Generated
+    other_1MD: Tensor
 
 
 def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
-    """For each answer: its mean log-probability a token over its passages' memory, and how much
-    higher that is than over nothing and than over the memory of other passages."""
-    prompts = [prompt for said in answers for prompt in _three(model, said)]
-    ids = [said.ids for said in answers for _ in range(3)]
+    """For each answer: its mean log-probability a token as it was read, and how much higher that is
+    than over no passage and than over another one."""
+    prompts = [prompt for said in answers for prompt in _without(model, said)]
+    ids = [said.answer.ids for said in answers for _ in range(2)]
     found: dict[int, float] = {}
     for batch in like_lengths([len(p.ids) + len(a) for p, a in zip(prompts, ids, strict=True)]):
         memory_ND = joined(model, [prompts[i].memory_ND for i in batch])
         rows, said_ids = [prompts[i].ids for i in batch], [ids[i] for i in batch]
         found.update(zip(batch, log_likelihoods(model, rows, said_ids, memory_ND), strict=True))
     signals = []
-    for first in range(0, len(prompts), 3):
-        given, nothing, others = (found[first + i] for i in range(3))
-        values = (given, given - nothing, given - others)
+    for number, said in enumerate(answers):
+        given, nothing, other = said.answer.likelihood, found[2 * number], found[2 * number + 1]
+        values = (given, given - nothing, given - other)
         signals.append(dict(zip(MEMORY_SIGNALS, values, strict=True)))
     return signals
 
 
-def _three(model: ClaraModel, said: Said) -> list[Prompt]:
-    """The question over its memory, over nothing, and over other memory."""
-    memories = (said.memory_KMD, said.memory_KMD[:0], said.others_KMD)
+def _without(model: ClaraModel, said: Said) -> list[Prompt]:
+    """The question over no passage, and over another one."""
+    memories = (said.other_1MD[:0], said.other_1MD)
     return [make_prompt(model, said.question, memory_KMD, (), "memory") for memory_KMD in memories]
 
 

@@ -46,6 +46,25 @@ class TextStream:
             self._told = text
 
 
+class Confidence:
+    """Keeps the log-probability of every greedy token while transformers generates (its logits
+    processor's interface); changes nothing."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """The logits, as they are; the likeliest token is the one that greedy decoding takes."""
+        self._steps.append(logits_BV.float().log_softmax(-1).amax(-1))
+        return logits_BV
+
+    def means(self, lengths: Sequence[int]) -> list[float]:
+        """Mean log-probability of the first tokens of each row, 0 where there are none."""
+        logp_BT = torch.stack(self._steps, dim=1).tolist()
+        pairs = zip(logp_BT, lengths, strict=True)
+        return [sum(row[:length]) / max(length, 1) for row, length in pairs]
+
+
 @torch.inference_mode()
 def log_likelihoods(
     model: ClaraModel,

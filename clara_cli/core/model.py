@@ -280,9 +280,11 @@ class ClaraModel(nn.Module):
         role: str | None = "generator",
         streamer: Any = None,
         min_new_tokens: int = 0,
+        listener: Any = None,
     ) -> list[list[int]]:
-        """Greedy continuation of each prompt, its end token left out; a `streamer` (one prompt)
-        is told every id as it comes. No answer ends before `min_new_tokens`."""
+        """Greedy continuation of each prompt, its end token left out; none ends before
+        `min_new_tokens`. A `streamer` (one prompt) is told every id as it comes, a `listener` the
+        logits of every step."""
         from transformers import GenerationConfig
 
         width = max(map(len, rows))
@@ -306,6 +308,7 @@ class ClaraModel(nn.Module):
                 attention_mask=mask_BT,
                 generation_config=config,
                 streamer=streamer,
+                logits_processor=None if listener is None else [listener],
             )
         return [until(ids, ends) for ids in out_BT.tolist()]
 

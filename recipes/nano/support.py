@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.answering.answerer import Asking, Found
+from clara_cli.answering.reading import generate
 from clara_cli.answering.support import FORMAT, MEMORY_SIGNALS, TEXT_SIGNALS, VERSION, lexical
 from clara_cli.engine import Clara
 from clara_cli.evaluation.metrics import exact_match, normalise
@@ -81,10 +82,10 @@ def judged(
 ) -> list[Case]:
     """Answers and their signals."""
     found = [one for _, one, _ in made]
-    answers = clara.answer(found, how)
-    ids = [clara.prompter.ids(answer.answer) for answer in answers]
-    texts = [answer.answer for answer in answers]
-    signals = clara.answerer.signals(found, ids, texts)
+    prompts = [clara.answerer.prompt(one, how) for one in found]
+    answers = generate(clara.model, prompts, how.max_new_tokens)
+    texts = [answer.text for answer in answers]
+    signals = clara.answerer.signals(found, answers)
     return [
         Case(
             q["question"],

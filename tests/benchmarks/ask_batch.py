@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from clara_cli.answering.reading import answer_batches, make_prompt
+from clara_cli.answering.reading import generate
 from clara_cli.core.backbone import head_logits
 from clara_cli.engine import Asking, Clara
 
@@ -28,9 +28,9 @@ def gap(clara: Clara, question: str, how: Asking) -> float:
     """How near the two best first-differing tokens are: the smallest gap between the two highest
     logits along the greedy answer, alone in its batch."""
     (found,) = clara.find([question], how)
-    prompt = make_prompt(clara.model, question, found.memory_KMD, (), "memory")
-    ((_, ids),) = answer_batches(clara.model, [prompt], how.max_new_tokens)
-    row = torch.tensor([[*prompt.ids, *ids]])
+    prompt = clara.answerer.prompt(found, how)
+    (answer,) = generate(clara.model, [prompt], how.max_new_tokens)
+    row = torch.tensor([[*prompt.ids, *answer.ids]])
     with torch.inference_mode():
         embeds_BTD = clara.model.embed(row, prompt.memory_ND)
         hidden_TD = clara.model("generator", embeds_BTD)[0, len(prompt.ids) - 1 :]

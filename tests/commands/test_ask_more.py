@@ -18,9 +18,10 @@ import torch
 from clara_cli import answers, asking
 from clara_cli.answering import support
 from clara_cli.answering.explain import contributions
-from clara_cli.answering.reading import like_lengths, texts_within
+from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import load
+from clara_cli.core.decode import log_likelihoods
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.manifest import COUNTS
 from clara_cli.corpus.store import Corpus
@@ -309,17 +310,28 @@ def test_a_calibration_judges_by_the_answers_likelihood(works, tmp_path):
     assert text.support_method == "lexical"
 
 
-def test_likelihood_signals_compare_the_same_answer(clara, works):
-    found = clara.find([QUESTION], Asking(top_k=2))
-    (answer,) = clara.answer(found, Asking(top_k=2, max_new_tokens=8))
-    ids = clara.prompter.ids(answer.answer)
-    (signals,) = clara.answerer.signals(found, [ids], [answer.answer])
+def test_likelihood_signals_compare_the_same_answer(clara):
+    how = Asking(top_k=2, max_new_tokens=8)
+    found = clara.find([QUESTION], how)
+    prompt = clara.answerer.prompt(found[0], how)
+    given = generate(clara.model, [prompt], 8)
+    (signals,) = clara.answerer.signals(found, given)
     assert set(signals) == set(support.TEXT_SIGNALS)
-    assert signals["likelihood"] < 0
-    (again,) = clara.answerer.signals(found, [ids], [answer.answer])
-    assert again == signals
-    (nothing,) = clara.answerer.signals(found, [[]], [""])
-    assert nothing == {}
+    ids, memory_ND = [given[0].ids], prompt.memory_ND
+    own = log_likelihoods(clara.model, [prompt.ids], ids, memory_ND)
+    assert [signals["likelihood"]] == pytest.approx(own, abs=1e-4)
+    prompter = clara.prompter
+    bare = prompter.prompt(prompter.answer_chat(QUESTION, 0, 16))
+    nothing = log_likelihoods(clara.model, [bare], ids, None)
+    assert signals["over_nothing"] == pytest.approx(own[0] - nothing[0], abs=1e-4)
+    (row,) = [r for r in range(len(clara.corpus)) if torch.equal(
+        clara.corpus.memory([r])[0], clara._other(found[0])[0]
+    )]  # fmt: skip
+    assert row not in {hit.row for hit in found[0].hits}
+    other = prompter.prompt(prompter.answer_chat(QUESTION, 1, 16))
+    over = log_likelihoods(clara.model, [other], ids, clara.corpus.memory([row])[0])
+    assert signals["over_other"] == pytest.approx(own[0] - over[0], abs=1e-4)
+    assert clara.answerer.signals(found, [dataclasses.replace(given[0], ids=[])]) == [{}]
 
 
 @pytest.mark.parametrize(
