@@ -102,8 +102,12 @@ def interval(
     values: Sequence[float], seed: int, level: float = 0.95, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean, over questions; the same seed resamples the same
-    questions whatever the values."""
-    if len(set(values)) < 2:  # no spread to resample
+    questions whatever the values. Where all are 0, or all 1, there is nothing to resample and the
+    exact binomial interval says how sure that is."""
+    if set(values) in ({0.0}, {1.0}):
+        right = stats.binomtest(round(sum(values)), len(values)).proportion_ci(level, "exact")
+        return float(right.low), float(right.high)
+    if len(set(values)) < 2:
         return values[0], values[0]
     found = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),

@@ -113,6 +113,12 @@ def _errors(rows: Sequence[Scored]) -> list[list[float]]:
     return [below, above]
 
 
+def _top(rows: Sequence[Scored]) -> float:
+    """Where an axis of F1 ends: room above every interval, and never so near zero that noise looks
+    large."""
+    return max(10.0, 105 * max(row.card.ci95["f1"][1] for row in rows))
+
+
 def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
     """F1 by ratio, a line a system; systems without a ratio as levels across."""
     labels: list[Label] = []
@@ -131,7 +137,7 @@ def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="ratio, text tokens per memory token", ylabel="F1, %", ylim=(0, None))
+    axes.set(xlabel="ratio, text tokens per memory token", ylabel="F1, %", ylim=(0, _top(rows)))
     _name_levels(axes, labels)
 
 
@@ -170,7 +176,7 @@ def _by_context(axes: Any, rows: Sequence[Scored]) -> None:
     axes.set_xticks([t for t in ticks if t <= 2 * largest], minor=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.minorticks_off()
-    axes.set(xlabel="context tokens a question", ylabel="F1, %", ylim=(0, None))
+    axes.set(xlabel="context tokens a question", ylabel="F1, %", ylim=(0, _top(rows)))
     intervals = [(r.card.context_tokens or 0, *(100 * e for e in r.card.ci95["f1"])) for r in rows]
     _name_points(axes, labels, intervals)
 
@@ -192,7 +198,8 @@ def _name_points(axes: Any, labels: Sequence[Label], intervals: Sequence[Any]) -
             ha = "left" if right > 0 else "right"
             said = axes.annotate(text, (x, y), **near, ha=ha, color=colour, size=8.5)
             box = said.get_window_extent(renderer)
-            tried.append((sum(box.overlaps(other) for other in taken), box, said))
+            hidden = sum(box.overlaps(other) for other in taken) + 10 * (box.y0 < axes.bbox.y0)
+            tried.append((hidden, box, said))
             if not tried[-1][0]:
                 break
         best = min(tried, key=lambda item: item[0])
@@ -210,6 +217,7 @@ def _controls(axes: Any, rows: Sequence[Scored]) -> None:
         for row in rows
         if "/" not in row.card.name and row.card.name != "closed-book" and row.card.f1 is not None
     ]
+    shown = [row for row in rows if row.card.f1 is not None]
     for said, (suffix, marker, colour) in _CONTROLS.items():
         pairs = [(i, found.get((c.name + suffix, c.ratio))) for i, c in enumerate(systems)]
         own = [(i, row) for i, row in pairs if row is not None and row.card.f1 is not None]
@@ -220,7 +228,7 @@ def _controls(axes: Any, rows: Sequence[Scored]) -> None:
             axes.errorbar(values, places, xerr=_errors([row for _, row in own]), **style)
     axes.set_yticks(range(len(systems)), [label(card) for card in systems])
     axes.invert_yaxis()
-    axes.set(xlabel="F1, % (with a replaced answer: F1 against the new one)", xlim=(0, None))
+    axes.set(xlabel="F1, % (with a replaced answer: F1 against the new one)", xlim=(0, _top(shown)))
     _legend(axes)
 
 

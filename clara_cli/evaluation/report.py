@@ -54,7 +54,7 @@ def write_reports(
         "environment": machine,
     }
     write_atomic(folder / "results.json", (json.dumps(everything, indent=2) + "\n").encode())
-    title = f"clara bench: {result.dataset}"
+    title = f"clara bench: {Path(result.dataset).name}"
     said = f"{result.n:,} questions, setting {result.setting}, seed {result.seed}; "
     said += f"{settings['model']} on {machine['device']}, clara {machine['clara']}."
     told = tables(result, scored, tests, settings, machine)

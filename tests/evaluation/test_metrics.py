@@ -156,6 +156,13 @@ def test_intervals_repeat_and_hold_the_mean() -> None:
     assert interval([0.4], seed=0) == (0.4, 0.4)
 
 
+def test_nothing_right_is_not_sure_to_be_nothing() -> None:
+    """40 wrong answers: the exact binomial interval, whose upper end is 1 - 0.025 ** (1 / 40)."""
+    low, high = interval([0.0] * 40, seed=0)
+    assert (low, high) == (0, pytest.approx(1 - 0.025 ** (1 / 40)))
+    assert interval([1.0] * 40, seed=0) == (pytest.approx(1 - high), 1)
+
+
 def test_intervals_cover_at_their_rate() -> None:
     """400 samples of 80 answers each right with 0.35: about 95 % of the intervals hold 0.35
     (the percentile bootstrap is a little narrow; binomial noise is 1.1 %)."""
