@@ -25,10 +25,10 @@ SLOWLY = f"""
 import time
 from clara_cli.core.model import ClaraModel
 generate = ClaraModel.generate
-def slowly(*args):
+def slowly(*args, **options):
     print("answering", flush=True)
     time.sleep({SECONDS})
-    return generate(*args)
+    return generate(*args, **options)
 ClaraModel.generate = slowly
 {CLARA}
 """
