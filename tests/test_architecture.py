@@ -38,7 +38,7 @@ LAYERS = [
     {"core", "corpus", "search"},
     {"config"},
     {"fields"},
-    {"launch", "disk"},
+    {"launch", "disk", "keyset"},
     {"records", "measures"},
     {"errors"},
 ]

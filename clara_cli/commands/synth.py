@@ -20,6 +20,7 @@ from clara_cli.corpus.chunk import CountTokens, Split, model_text, split_documen
 from clara_cli.corpus.documents import read_documents
 from clara_cli.corpus.files import write_atomic
 from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
+from clara_cli.keyset import KeySet
 from clara_cli.records import Passage, Progress, Report, SynthResult
 from clara_cli.synthesis import figures, pools, rounds
 from clara_cli.synthesis.desk import Outcome, Settings
@@ -70,7 +71,8 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
                 f"interrupted; {len(journal.done):,} finished passages are kept in {out}",
                 "run the same command again: it goes on with the others",
             ) from None
-        if config.limit is None and (left := len(journal.done - reader.seen)):
+        left = sum(key not in reader.seen for key in journal.done) if config.limit is None else 0
+        if left:
             report.warn(f"{left:,} passages of {out} are no longer in the documents")
         prices = config.prompt_price, config.reply_price
         made = figures.result(journal, kinds, prices, config.seed)
@@ -159,12 +161,12 @@ class Reader:
     config: SynthConfig
     count_tokens: CountTokens
     report: Report
-    seen: set[str] = field(default_factory=set)
+    seen: KeySet = field(default_factory=KeySet)
     repeated: int = 0
 
     def jobs(self) -> Iterator[Job]:
         """Every passage, up to the limit; a text that was there before is passed over."""
-        self.seen.clear()
+        self.seen = KeySet()
         self.repeated = 0
         return islice(self._all(), self.config.limit)
 
@@ -175,10 +177,9 @@ class Reader:
             for passage in split_document(document, limit, self.count_tokens, split, titled):
                 text = model_text(passage.title if titled else "", passage.text or "")
                 key = hashlib.sha256(text.encode()).hexdigest()[:20]
-                if key in self.seen:
+                if not self.seen.add(key):
                     self.repeated += 1
                     continue
-                self.seen.add(key)
                 yield Job(key, len(self.seen) - 1, passage, text)
 
     def _bad(self, message: str) -> None:

@@ -1,6 +1,6 @@
 """Documents in: one stream of `Document` from files, datasets and stdin, each record checked.
 
-Memory grows with the longest line and with one hashed id per document, not with the corpus.
+Memory grows with the longest line, not with the corpus.
 Knows nothing of tokens, passages or models.
 """
 
@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 from clara_cli.corpus import hub, sources
 from clara_cli.corpus.sources import Source
 from clara_cli.errors import DataError, UsageError
+from clara_cli.keyset import KeySet
 from clara_cli.records import Document
 
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
@@ -80,7 +81,7 @@ class Reading(Iterator[Document]):
         return min(1.0, self._bytes / self._total) if self._total else None
 
     def _read(self) -> Iterator[Document]:
-        seen: set[int] = set()
+        seen = KeySet()
         for source, where, record in self._records():
             number = where.rpartition(":")[2]
             default_id = source.label if where == source.name else f"{source.label}:{number}"
@@ -110,12 +111,9 @@ class Reading(Iterator[Document]):
             before += source.path.stat().st_size if self._total else 0
 
 
-def _refuse_second(document_id: str, seen: set[int]) -> None:
-    digest = hashlib.blake2b(document_id.encode(), digest_size=12).digest()
-    key = int.from_bytes(digest, "big")
-    if key in seen:
+def _refuse_second(document_id: str, seen: KeySet) -> None:
+    if not seen.add(hashlib.blake2b(document_id.encode(), digest_size=12).hexdigest()):
         raise _Bad(f"the id {_short(document_id)} was used before")
-    seen.add(key)
 
 
 def _document(record: Any, default_id: str, where: str, fields: tuple[str, ...]) -> Document:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.keyset import KeySet
 from clara_cli.synthesis.desk import Outcome
 
 FORMAT = 1
@@ -34,7 +35,7 @@ class Journal:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self.out, self.rejected = out, beside(out, "rejected.jsonl")
         self.progress = beside(out, "progress.jsonl")
-        self.done: set[str] = set()
+        self.done = KeySet()
         self.counts: dict[str, float] = {}
         self.rounds = 0
         self.seconds = 0.0

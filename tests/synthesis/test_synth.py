@@ -412,7 +412,7 @@ def passages_of(asked: list[Asked]) -> set[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_resume_repeats_nothing(number: int, tmp_path: Path, out: Path, report: Any) -> None:
-    docs = write_towns(tmp_path / "t.jsonl", range(16))
+    docs = write_towns(tmp_path / "t.jsonl", range(48))
     progress = tmp_path / "pairs.progress.jsonl"
     with serving(slow) as server:
         process = start(server, docs, out)
@@ -420,7 +420,7 @@ def test_resume_repeats_nothing(number: int, tmp_path: Path, out: Path, report: 
         process.send_signal(number)
         _, stderr = process.communicate(timeout=20)
         finished = {int(key.split("-")[1].split("#")[0]) for key in keys(progress)}
-        assert 4 <= len(finished) < 16
+        assert 4 <= len(finished) < 48
         if number != signal.SIGKILL:
             assert process.returncode == 130
             assert f"{len(finished)} finished passages are kept" in stderr
@@ -428,10 +428,10 @@ def test_resume_repeats_nothing(number: int, tmp_path: Path, out: Path, report: 
         assert len(begun - finished) <= 3  # what was in flight
         server.asked.clear()
         result = made(server, docs, out, report)
-        assert passages_of(server.asked) == set(range(16)) - finished
-    assert (result.accepted, result.passages) == (96, 16)
+        assert passages_of(server.asked) == set(range(48)) - finished
+    assert (result.accepted, result.passages) == (288, 48)
     written = Counter((line["passage_id"], line["kind"]) for line in lines(out))
-    assert len(written) == 48 and set(written.values()) == {1}
+    assert len(written) == 144 and set(written.values()) == {1}
     assert sorted(keys(progress)) == sorted({name for name, _ in written})
 
 

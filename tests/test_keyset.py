@@ -1,0 +1,51 @@
+"""The set of keys that does not grow in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clara_cli.errors import ClaraError
+from clara_cli.keyset import KeySet
+
+GROWTH = """
+import resource, sys
+from clara_cli.keyset import KeySet
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+keys = KeySet()
+assert all(keys.add(f"{n:020x}") for n in range(20_000))
+before = peak()
+assert all(keys.add(f"{n * 7919:020x}-") for n in range(400_000))
+assert len(keys) == 420_000
+print(peak() - before)
+"""
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_it_is_a_set(words):
+    keys, known = KeySet(), set()
+    for word in words:
+        assert keys.add(word) == (word not in known)
+        known.add(word)
+        assert word in keys and (word + "x" in keys) == (word + "x" in known)
+    assert len(keys) == len(known) and sorted(keys) == sorted(known)
+
+
+def test_memory_stays_where_it_was():
+    ended = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True)
+    assert int(ended.stdout) < 4_000  # kB; as Python strings in a set it would be 50,000
+
+
+def test_no_room_is_one_clear_error():
+    keys = KeySet()
+    keys._table.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(ClaraError, match="temporary folder does not take"):
+        for number in range(10_000):
+            keys.add(f"{number:040}")
