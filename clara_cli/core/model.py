@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from clara_cli.core.backbone import Backbone, head_logits, inner_model
@@ -63,8 +64,8 @@ class ClaraModel(nn.Module):
     """The roles, the memory tokens and the prompter of one checkpoint.
 
     Which role is *active* is set by `with model.role(name)`; which parameters *train* by
-    `train_only`. The two are independent: PEFT's own switch also flips `requires_grad`, so every
-    switch here puts the trained set back.
+    `train_only`. The two are independent: PEFT's own switch walks all modules and flips
+    `requires_grad`, so the one here tells the adapted layers alone which role is theirs.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class ClaraModel(nn.Module):
         self.peft: Any = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
         for role in roles[1:]:
             self.peft.add_adapter(role, lora.config())
+        self._adapted: tuple[Any, ...] = tuple(
+            m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)
+        )
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
         self._active: str | None = roles[0]
@@ -129,10 +133,10 @@ class ClaraModel(nn.Module):
     def train(self, mode: bool = True) -> ClaraModel:
         """Training mode; the LoRA dropout of roles that do not train stays off."""
         super().train(mode)
-        still = tuple(f".lora_dropout.{role}" for role in self.roles if role not in self._trained)
-        for name, module in self.named_modules():
-            if name.endswith(still):
-                module.eval()
+        still = [role for role in self.roles if role not in self._trained]
+        for layer in self._adapted:
+            for role in still:
+                layer.lora_dropout[role].eval()
         return self
 
     def checkpoint_layers(self) -> None:
@@ -171,6 +175,7 @@ class ClaraModel(nn.Module):
                 for name, parameter in self.role_parameters(role).items():
                     parameter.copy_(source[name.replace(f".{role}.", f".{copy_of}.")])
         self._switch(self._active)
+        self._restore_trained()
 
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
@@ -187,14 +192,11 @@ class ClaraModel(nn.Module):
                 self._switch(before)
 
     def _switch(self, name: str | None) -> None:
-        if name is None:
-            self.peft.base_model.disable_adapter_layers()
-        else:
-            if self._active is None:
-                self.peft.base_model.enable_adapter_layers()
-            self.peft.base_model.set_adapter(name)
+        for layer in self._adapted:
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
         self._active = name
-        self._restore_trained()
 
     def merge(self, role: str) -> None:
         """Fold a role into the backbone's weights for reading only; no other role works after."""

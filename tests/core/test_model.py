@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.core.backbone import load_backbone
+from clara_cli.core.backbone import inner_model, load_backbone
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, scp_batch
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
@@ -87,6 +87,29 @@ def test_a_role_returns_on_exit_even_after_an_error(model):
         assert model._active == "generator"
     with pytest.raises(ValueError, match="no role 'judge'"), model.role("judge"):
         pass
+
+
+def test_a_switch_computes_what_pefts_own_does_and_leaves_what_trains_alone(tiny_backbone):
+    model = build(tiny_backbone)
+    base = model.peft.base_model
+    embeds = model.embed(torch.tensor([[1, 40, 50, 60]]), None)
+    expected = {}
+    for role in model.roles:
+        base.set_adapter(role)
+        expected[role] = inner_model(model.causal_lm)(inputs_embeds=embeds).last_hidden_state
+    base.set_adapter(model.roles[0])
+    with model.peft.disable_adapter():
+        expected[None] = inner_model(model.causal_lm)(inputs_embeds=embeds).last_hidden_state
+    model.train_only(("generator",), memory=True)
+    trained = model.trained_parameters().keys()
+    for role in (*model.roles, None, *reversed(model.roles)):
+        with model.role(role):
+            assert torch.equal(model(role, embeds), expected[role]), role
+            assert model.trained_parameters().keys() == trained
+    model.add_role("judge", "generator")
+    assert model.trained_parameters().keys() == trained
+    assert torch.equal(model("judge", embeds), expected["generator"])
+    assert torch.equal(model("compressor", embeds), expected["compressor"])
 
 
 def stage_loss(model: ClaraModel, stage: str):
