@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clara_cli.records import Answer, Explanation, Hit, PassageMatch
+from clara_cli.records import Answer, Explanation, Hit, PassageMatch, Retelling
 from clara_cli.ui import clean, console, duration
 
 SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
@@ -95,6 +95,26 @@ def _explain_json(explanation: Explanation) -> dict[str, Any]:
         "signals": explanation.signals,
         "seconds": explanation.seconds,
     }
+
+
+def retelling_json(retelling: Retelling) -> dict[str, Any]:
+    """The JSON object of what was written from one passage (a contract with scripts)."""
+    passage = {key: getattr(retelling.passage, key) for key in SOURCE_KEYS}
+    record = dataclasses.asdict(retelling)
+    del record["passage"]
+    return {"task": record.pop("task"), **passage, **record}
+
+
+def show_retelling(retelling: Retelling) -> None:
+    """What was written from one passage, and the passage."""
+    out, passage = console(stderr=False), retelling.passage
+    out.print(Text(clean(retelling.answer) or "(nothing)", style="bold"), soft_wrap=False)
+    read = f"{retelling.memory_tokens:,} memory tokens for {retelling.text_tokens_replaced:,}"
+    spent = duration(sum(retelling.seconds.values()))
+    out.print(Text(f"{retelling.task} from {read} of text; {spent}", style="dim"), soft_wrap=False)
+    parts = [passage.title, f"{passage.document_id} [{passage.start}:{passage.end}]"]
+    out.print(Text(clean(" ".join(filter(None, parts))), style="bold"), soft_wrap=False)
+    out.print(Text(clean(passage.text or "") or "(text not kept)"), soft_wrap=False)
 
 
 def show(answer: Answer, *, titled: bool = False, said: bool = False) -> None:

@@ -23,6 +23,9 @@ from clara_cli.ui import TerminalReport
 def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
     config = _documents_named_first(config)
+    if config.task is not None or config.passage is not None:
+        _do_task(config, as_json=as_json, quiet=quiet)
+        return
     if config.question is not None and config.file is not None:
         raise UsageError("a question and --file were both given", "give one of them")
     if config.documents and config.corpus:
@@ -44,6 +47,19 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
             answered = module.run(config, report)
             given = _shown(answered, report, as_json=as_json, titled=config.file is not None)
         _check_support(given, required=config.require_support)
+
+
+def _do_task(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    """Show what is written from the memory of a passage."""
+    with ui.TerminalReport(quiet=quiet) as report:
+        config = _with_documents(config, report)
+        module = importlib.import_module("clara_cli.commands.ask")
+        for retelling in module.run(config, report):
+            report.pause()
+            if as_json:
+                ui.write_json(answers.retelling_json(retelling))
+            else:
+                answers.show_retelling(retelling)
 
 
 def _documents_named_first(config: AskConfig) -> AskConfig:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from clara_cli.answering.answerer import Answerer, Asking, Found
 from clara_cli.answering.reading import Read
+from clara_cli.answering.retelling import retell
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.records import Answer, Hit
+from clara_cli.records import Answer, Hit, Retelling, Task
 from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
 
+_COMPARED = 5000  # passage ids looked through for one like a wrong one
 NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory
 
 
@@ -210,6 +213,41 @@ class Clara:
     ) -> list[Answer]:
         """Answer questions from passages already found; see `Answerer.answer`."""
         return self.answerer.answer(found, how, on_text)
+
+    def retell(
+        self,
+        task: Task,
+        passage_id: str,
+        max_new_tokens: int = 128,
+        ratio: int | None = None,
+        instruction: int = 0,
+    ) -> Retelling:
+        """Write from the memory of one passage: a paraphrase, or its questions and answers.
+
+        Raises:
+            UsageError: when there is no such passage.
+        """
+        hit = self.passage(passage_id)
+        (memory_MD,) = self.memory([hit], self.slots(ratio))
+        return retell(self.model, task, hit.passage, memory_MD, max_new_tokens, instruction)
+
+    def passage(self, passage_id: str) -> Hit:
+        """The passage of that id, of the corpus named first where several have it.
+
+        Raises:
+            UsageError: when there is none, with the nearest ids.
+        """
+        known: list[str] = []
+        for name, retriever in zip(self.names, self.retrievers, strict=True):
+            for row, passage in enumerate(retriever.corpus.passages()):
+                if passage.passage_id == passage_id:
+                    return Hit(1, row, 1.0, passage, name)
+                known.append(passage.passage_id)
+        own = [one for one in known if one.startswith(f"{passage_id}#")]  # it is a document's id
+        close = own[:3] or get_close_matches(passage_id, known[:_COMPARED]) or known[:1]
+        where = ", ".join(str(one.corpus.folder) for one in self.retrievers)
+        hint = f"did you mean {' or '.join(map(repr, close))}?"
+        raise UsageError(f"no passage {passage_id!r} in {where}", hint)
 
     def _other(self, found: Found) -> Tensor:
         """The memory of one passage of the first corpus that was not found, the same one each time

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Task = Literal["paraphrase", "qa"]  # what is written from the memory of one passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,20 @@ class Answer:
     support_method: str | None = None
     read: str = "memory"
     explain: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retelling:
+    """What the generator wrote from the memory of one passage: a paraphrase, or its questions with
+    their answers (`qa`). Counts are in backbone tokens, `seconds` per phase."""
+
+    task: Task
+    passage: Passage
+    answer: str
+    memory_tokens: int
+    prompt_tokens: int
+    text_tokens_replaced: int
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "ask": {
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
-        *{"--require-support", "--text-tokens", "--top-k", "--where"},
+        *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
     },
 }
 

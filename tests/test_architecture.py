@@ -43,7 +43,8 @@ LAYERS = [
     {"errors"},
 ]
 HELPERS = {
-    f"clara_cli.commands.{name}" for name in ("learning", "retrieved", "session", "validation")
+    f"clara_cli.commands.{name}"
+    for name in ("learning", "retrieved", "session", "telling", "validation")
 }
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),

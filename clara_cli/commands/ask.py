@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from clara_cli.commands.session import Session, refuse_unreadable
+from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig
-from clara_cli.core.checkpoint import read_info, resolve
+from clara_cli.core.checkpoint import resolve
+from clara_cli.core.info import read_info
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
 from clara_cli.engine import Clara
-from clara_cli.errors import ArtefactError, DataError, UsageError
-from clara_cli.records import Answer, Progress, Report
+from clara_cli.errors import DataError, UsageError
+from clara_cli.fields import flag_name
+from clara_cli.records import Answer, Progress, Report, Retelling
 from clara_cli.search.where import parse
 
+IDLE_IN_TASK = (
+    *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
+    *("explain", "require_support"),
+)
+TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
+NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
 TOGETHER = 128  # questions of a file found, answered and judged together
 
 
-def run(config: AskConfig, report: Report) -> Iterator[Answer]:
-    """Answer `question`, or every question of `file` in order."""
+def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling]:
+    """Answer `question`, or every question of `file` in order; or do the `task`."""
+    if config.task is not None or config.passage is not None:
+        yield retell(config, report)
+        return
     questions = [config.question] if config.question is not None else read_file(config.file)
     session = open_session(config, report)
     for first in range(0, len(questions), TOGETHER):
@@ -30,15 +43,36 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer]:
             report.progress(Progress("ask", done, len(questions), "questions"))
 
 
+def retell(config: AskConfig, report: Report) -> Retelling:
+    """Write from the memory of one passage.
+
+    Raises:
+        UsageError: for options that do nothing here.
+    """
+    if config.task is None or config.passage is None:
+        given, other = ("--passage", "--task") if config.task is None else ("--task", "--passage")
+        raise UsageError(f"{given} without {other}", "clara ask --task paraphrase --passage ID")
+    for f in dataclasses.fields(config):
+        if f.name in IDLE_IN_TASK and getattr(config, f.name) != f.default:
+            named = "a question" if f.name == "question" else flag_name(f)
+            raise UsageError(f"--task {config.task} and {named} do not go together", TASK_HINT)
+    clara = open_session(config, report).clara
+    longest = config.max_new_tokens
+    return clara.retell(config.task, config.passage, longest, config.ratio, config.seed)
+
+
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
     if config.where is not None:
         parse(config.where)  # so that a slip is told before a model is loaded
     folders = find_corpora(config.corpus)
     clara = Clara.open(folders, config.model, config.backbone, config.device, config.dtype)
-    if "generator" not in clara.model.roles:
-        message = f"{clara.loaded.path}: no generator in this checkpoint"
-        raise ArtefactError(message, "use another --model")
+    found = tell(clara.loaded, report)
+    found.need("generator")
+    if config.task is None and not found.answers:
+        report.warn(f"{found.name} was not trained to answer questions: {NOT_ANSWERING}")
+    if config.task is not None and not found.writes_from_memory:
+        report.note(f"{found.name} was trained last to answer, not to write from memory")
     refuse_unreadable(clara, config, report)
     return Session(clara, config, report)
 

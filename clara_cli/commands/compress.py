@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.commands.telling import tell
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.encode import encode_rows
@@ -30,7 +31,7 @@ from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.shards import ahead, in_shards
 from clara_cli.corpus.tally import Tally
 from clara_cli.corpus.writer import CorpusWriter, open_writer
-from clara_cli.errors import ArtefactError, ClaraError, Interrupted, UsageError
+from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import CompressResult, Passage, Report
 
 STORE = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -94,9 +95,7 @@ def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
     out = config.into or config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
     loaded = load(model, config.backbone, config.device, config.dtype, ratio=config.ratio)
-    if "compressor" not in loaded.model.roles:
-        message = f"{loaded.path}: no compressor in this checkpoint"
-        raise ArtefactError(message, "use another --model")
+    tell(loaded, report).need("compressor")
     refuse_overlap(config, loaded.info.max_passage_tokens)
     identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
     tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))

@@ -20,8 +20,9 @@ from clara_cli.commands.validation import HeldOut, checks_of
 from clara_cli.config import LearnConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
-from clara_cli.core.checkpoint import CheckpointInfo, Loaded, save
+from clara_cli.core.checkpoint import Loaded, save
 from clara_cli.core.checks import Checks, best
+from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.ranks import Ranks

@@ -29,7 +29,8 @@ from clara_cli.core.backbone import (
     weights_digest,
 )
 from clara_cli.core.batch import Batch, pair_length, scp_batch
-from clara_cli.core.checkpoint import CheckpointInfo, Loaded, load
+from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
 from clara_cli.core.ranks import join

@@ -106,8 +106,13 @@ def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
             raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
         if not (folder / "index").exists() and not config.documents:
             report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
-    if clara.query_role == "compressor" and config.first_stage in ("latent", "hybrid"):
-        report.note("this checkpoint has no query reasoner: questions are read by the compressor")
+    if clara.query_role == "compressor" and config.task is None:
+        stage = config.first_stage
+        words = clara.has_text and stage in ("auto", "bm25")
+        how = "found by their words (BM25)" if words else "ranked by the compressor reading it"
+        if stage == "auto" and words:
+            how += ", else by the compressor reading the question"
+        report.note(f"this checkpoint has no query reasoner: passages are {how}")
     slots = clara.slots(config.ratio)
     if any(one.index and one.scans(slots) for one in clara.retrievers):
         report.note(f"a graph is of another ratio than {slots} memory tokens: memory is scanned")

@@ -26,6 +26,7 @@ from clara_cli.commands.learning import (
     trained_roles,
 )
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
+from clara_cli.commands.telling import abilities
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import TrainConfig
 from clara_cli.core.backbone import check_head
@@ -51,7 +52,7 @@ from clara_cli.core.stages import (
 )
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.examples import QUESTION_HINT, read_questions
-from clara_cli.errors import ArtefactError, DataError, UsageError
+from clara_cli.errors import DataError, UsageError
 from clara_cli.records import PoolPassage, Question, Report, TrainResult
 
 
@@ -240,9 +241,7 @@ def prepare_roles(loaded: Loaded, stage: str) -> None:
     """Add the roles a stage trains: a query reasoner starts as the compressor (paper 3.2), a
     missing generator starts fresh."""
     model = loaded.model
-    if "compressor" not in model.roles:
-        message = f"{loaded.path}: it has no compressor to train with"
-        raise ArtefactError(message, "begin with clara pretrain")
+    abilities(loaded).need("compressor")
     if "generator" in TRAINED[stage] and "generator" not in model.roles:
         model.add_role("generator", None)
     if "query_reasoner" in TRAINED[stage] and "query_reasoner" not in model.roles:

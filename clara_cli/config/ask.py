@@ -19,6 +19,7 @@ class AskConfig(Common):
       clara ask "When is the next release?" ./notes
       clara ask -f questions.txt --corpus sample.clara --json
       clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
+      clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
       clara ask --corpus sample.clara
     """
 
@@ -74,6 +75,13 @@ class AskConfig(Common):
     explain: bool = option(
         "Say why: scores, matching memory tokens and their words, timing, tokens.", False, METHOD
     )
+    task: Literal["paraphrase", "qa"] | None = option(
+        "Instead of answering: write from the memory of one passage, a paraphrase (--seed picks "
+        "one of 13 instructions) or its questions and answers.",
+        None,
+        METHOD,
+    )
+    passage: str | None = option("The passage of --task, by its id.", None, INPUT)
     require_support: bool = option(
         "Exit 5 when the sources do not support the answer.", False, METHOD
     )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype, weights_digest
-from clara_cli.core.checkpoint import CheckpointInfo, Loaded, fingerprint, load_role, set_tables
+from clara_cli.core.checkpoint import Loaded, fingerprint, load_role, set_tables
+from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
 from clara_cli.errors import ArtefactError
