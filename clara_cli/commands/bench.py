@@ -120,7 +120,10 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
     if named is None and corpus is not None:
         named = str(corpus.manifest.identity.checkpoint["model"])
     named = named or os.environ.get("CLARA_MODEL") or "nano"
-    loaded = load(named, config.backbone, config.device, config.dtype)
+    ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
+    if corpus is not None:
+        ratio = corpus.manifest.identity.ratio
+    loaded = load(named, config.backbone, config.device, config.dtype, ratio=ratio)
     if corpus is not None:
         refuse_mismatch(loaded, corpus)
     return loaded

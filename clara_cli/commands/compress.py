@@ -151,6 +151,8 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
         "stage": loaded.info.stage,
         "licence": loaded.info.licence,
     }
+    if loaded.info.origin is not None:
+        checkpoint["origin"] = loaded.info.origin
     options = {
         "split": config.split,
         "overlap": config.overlap,

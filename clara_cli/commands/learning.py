@@ -77,6 +77,11 @@ def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
     return [info.slots(ratio) for ratio in (ratios or (info.ratio,))]
 
 
+def named_ratio(config: LearnConfig) -> int | None:
+    """The ratio that picks among a repository's checkpoints: the only one trained."""
+    return config.ratios[0] if len(config.ratios) == 1 else None
+
+
 def count_steps(config: LearnConfig, records: int) -> int:
     """Steps asked for, else one pass; the last batch of a pass may be smaller than the others."""
     if config.steps is not None:

@@ -14,11 +14,13 @@ from clara_cli.commands.learning import (
     check_settings,
     draw,
     micro,
+    named_ratio,
     place,
     ratio_slots,
     train_stage,
     trained_roles,
 )
+from clara_cli.commands.telling import tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import (
@@ -54,6 +56,8 @@ def run(config: PretrainConfig, report: Report) -> TrainResult:
     pairs = mix(pairs, config)
     torch.manual_seed(config.seed)
     loaded = start(config, *place(config, ranks))
+    if config.init is not None and ranks.first:
+        tell(loaded, report)
     check_head(loaded.model.causal_lm)
     slots = ratio_slots(loaded.info, config.ratios)
     prompter = loaded.model.prompter
@@ -141,7 +145,8 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
 def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
     if config.init is not None:
-        loaded = load(config.init, config.backbone, device, dtype, config.dropout)
+        ratio = named_ratio(config)
+        loaded = load(config.init, config.backbone, device, dtype, config.dropout, ratio)
         refuse_changes(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:

@@ -19,4 +19,6 @@ def tell(loaded: Loaded, report: Report) -> Abilities:
     whole = set(ROLES) <= set(loaded.model.roles)
     if not whole or loaded.info.origin is not None:
         report.note(found.said())
+    if loaded.info.origin is not None:
+        report.note(f"from {loaded.info.origin}, licence {loaded.info.licence}")
     return found

@@ -18,6 +18,7 @@ from clara_cli.commands.learning import (
     draw,
     finish,
     micro,
+    named_ratio,
     place,
     ratio_slots,
     result,
@@ -26,7 +27,7 @@ from clara_cli.commands.learning import (
     trained_roles,
 )
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
-from clara_cli.commands.telling import abilities
+from clara_cli.commands.telling import abilities, tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import TrainConfig
 from clara_cli.core.backbone import check_head
@@ -77,7 +78,10 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
     else:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
-    loaded = load(config.init, config.backbone, *place(config, ranks), config.dropout)
+    place_and_dropout = (*place(config, ranks), config.dropout)
+    loaded = load(config.init, config.backbone, *place_and_dropout, ratio=named_ratio(config))
+    if ranks.first:
+        tell(loaded, report)
     check_head(loaded.model.causal_lm)
     facts: dict[str, Any] = {"init_stage": loaded.info.stage, "roles": list(roles)}
     prepare_roles(loaded, config.stage)
@@ -225,7 +229,9 @@ def check_pools(questions: Sequence[Question], stage: str) -> None:
 def convert(config: TrainConfig, report: Report) -> TrainResult:
     """Write the native form of any checkpoint, training nothing."""
     started = time.monotonic()
-    loaded = load(config.init, config.backbone, config.device, config.dtype)
+    ratio = named_ratio(config)
+    loaded = load(config.init, config.backbone, config.device, config.dtype, ratio=ratio)
+    tell(loaded, report)
     ratio_slots(loaded.info, config.ratios)
     stage = loaded.info.stage
     run = RunFolder(config.out, run_settings(config, "none", ()))

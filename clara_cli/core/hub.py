@@ -49,6 +49,14 @@ def fetch(name: str, ratio: int | None) -> Path:
     return download(repository, wanted) / folder
 
 
+def origin(path: Path) -> tuple[str, str] | None:
+    """(owner/name/sub-folder, commit) of a folder in the Hub client's cache; None elsewhere."""
+    match = re.search(
+        r"/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(/.*)?$", path.as_posix()
+    )
+    return (f"{match[1]}/{match[2]}{match[4] or ''}", match[3]) if match else None
+
+
 def released(files: list[str]) -> dict[int, str]:
     """Ratio -> sub-folder of the released checkpoints among a repository's files."""
     found = (SUBFOLDER.match(file) for file in files)
@@ -65,7 +73,9 @@ def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
         return next(iter(ratios.values()))
     if ratio is None:
         raise UsageError(
-            f"{repository} has checkpoints for several ratios", f"give --ratio: {served}"
+            f"{repository} has checkpoints for several ratios",
+            f"give --ratio: {served} (to train: --set ratios=[N]), or name {repository}/"
+            f"{next(iter(ratios.values()))}",
         )
     if ratio not in ratios:
         raise UsageError(f"--ratio {ratio}: not in {repository}", f"it serves {served}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype, weights_digest
 from clara_cli.core.checkpoint import Loaded, fingerprint, load_role, set_tables
+from clara_cli.core.hub import origin
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
@@ -25,7 +26,8 @@ ADAPTERS = {
     "generator": "decoder_adapter",
 }
 BACKBONES = {"mistral-7b-instruct-v0.2": "mistralai/Mistral-7B-Instruct-v0.2"}
-LICENCE = "apple-amlr (research use), where this checkpoint is one of Apple's"
+APPLES = "apple-amlr: research use only"
+UNKNOWN = f"not known: {APPLES}, where this checkpoint is one of Apple's"
 
 
 def load_released(
@@ -75,13 +77,29 @@ def load_released(
         lora=lora,
         roles=roles,
         stage=str(config.get("training_stage", "unknown")),
-        provenance=({"origin": name, "format": "released"},),
-        licence=LICENCE,
+        provenance=(provenance(path),),
+        licence=licence(path),
         markers=markers,
         table_rows=embedding.shape[0],
         fingerprint=fingerprint(model, digest),
     )
     return Loaded(model, info, path, name)
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """Where a released checkpoint came from: its place on the Hub, else its folder's name."""
+    found = origin(path)
+    where = "/".join(path.absolute().parts[-2:]) if found is None else found[0]
+    return {"origin": where, "revision": found and found[1], "format": "released"}
+
+
+def licence(path: Path) -> str:
+    """The terms of a released checkpoint, by whose it is."""
+    found = origin(path)
+    if found is None:
+        return UNKNOWN
+    owner = found[0].split("/")[0]
+    return APPLES if owner == "apple" else f"not known: see huggingface.co/{found[0]}"
 
 
 def fill_tables(base: Backbone, added: int, tables: dict[str, Tensor], path: Path) -> Tensor:

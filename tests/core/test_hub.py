@@ -44,17 +44,26 @@ class FakeHub:
 
     def run(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Python with `hub` imported, this server as its Hub and a cache of its own."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HOME": str(self.home)}
-        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", **environment}
         script = (
             "from clara_cli.core import hub\nfrom clara_cli.errors import ClaraError\n"
             f"try:\n    print({code})\n"
             "except ClaraError as error:\n"
             "    print(int(error.code), error.message, '|', error.hint)\n"
         )
+        return self.python("-c", script, **environment)
+
+    def clara(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the program, on the CPU in float32, with this server as its Hub."""
+        exact = ["--device", "cpu", "--dtype", "float32", "--json"]
+        return self.python("-m", "clara_cli", *words, *exact, **environment)
+
+    def python(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python with this server as its Hub and a cache of its own."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {"HF_ENDPOINT": f"http://127.0.0.1:{self.port}", "HF_HOME": str(self.home)}
+        env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5", **environment}
         return subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
+            [sys.executable, *words], capture_output=True, text=True, env=env, timeout=300
         )
 
 
@@ -210,3 +219,78 @@ def test_a_fixture_checkpoint_loads_by_hub_id(fake_hub, shared):
     run = fake_hub.run(code)
     fingerprints = eval(run.stdout.strip().splitlines()[-1])  # noqa: S307
     assert fingerprints[0] == fingerprints[1]
+
+
+def test_a_hub_checkpoint_becomes_native_with_its_origin_and_licence(fake_hub, shared, tmp_path):
+    """Two ratios in one repository: compressed and converted by id and ratio alone, its memory and
+    answers the same to the bit, where it came from and its terms in checkpoint and corpora."""
+    backbone = str(shared / "reference" / "backbones" / "mistral-tiny")
+    source = shared / "reference" / "fixtures" / "mistral_256_32" / "ckpt_stage2"
+    files = {f"compression-32/{p.name}": p.read_bytes() for p in source.iterdir()}
+    fake_hub.files = {**files, "compression-128/adapters.pth": b"another"}
+    data, native = tmp_path / "d.jsonl", tmp_path / "run"
+    data.write_text('{"id": "a", "text": "Ann lives in Rome."}\n{"id": "b", "text": "Bo rows."}\n')
+    hub_words = ["--backbone", backbone]
+    made = [
+        fake_hub.clara("compress", str(data), "--model", "apple/test", "--ratio", "32", *hub_words,
+                       "--out", str(tmp_path / "hub.clara")),
+        fake_hub.clara("train", "--init", "apple/test", "--set", "ratios=[32]", *hub_words,
+                       "--steps", "0", "--out", str(native)),
+        fake_hub.clara("compress", str(data), "--model", str(native),
+                       "--out", str(tmp_path / "native.clara")),
+    ]  # fmt: skip
+    for run in made:
+        assert run.returncode == 0, run.stderr
+        assert "from apple/test/compression-32, licence apple-amlr: research use only" in run.stderr
+    described = json.loads((native / "checkpoint" / "clara.json").read_text())
+    assert described["licence"] == "apple-amlr: research use only"
+    assert described["provenance"][0] == {
+        "origin": "apple/test/compression-32",
+        "revision": COMMIT,
+        "format": "released",
+    }
+    answers = []
+    for name, words in (("hub", hub_words), ("native", [])):
+        corpus = tmp_path / f"{name}.clara"
+        checkpoint = json.loads((corpus / "manifest.json").read_text())["checkpoint"]
+        assert checkpoint["origin"] == "apple/test/compression-32"
+        assert checkpoint["licence"] == "apple-amlr: research use only"
+        asked = fake_hub.clara("ask", "Where does Ann live?", "--corpus", str(corpus), *words)
+        assert asked.returncode == 0, asked.stderr
+        answers.append({k: v for k, v in json.loads(asked.stdout).items() if k != "seconds"})
+    assert answers[0] == answers[1]
+    shards = [tmp_path / f"{n}.clara" / "shards" / "00000.safetensors" for n in ("hub", "native")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"/c/hub/models--apple--CLaRa-7B-E2E/snapshots/{COMMIT}/compression-16",
+         ("apple/CLaRa-7B-E2E/compression-16", COMMIT)),
+        (f"/c/hub/models--me--my--model/snapshots/{COMMIT}", ("me/my--model", COMMIT)),
+        ("/home/me/CLaRa-7B-E2E/compression-16", None),
+        (f"/c/datasets--apple--x/snapshots/{COMMIT}", None),
+    ],
+)  # fmt: skip
+def test_a_folder_in_the_cache_tells_its_origin(path, expected):
+    from clara_cli.core.hub import origin
+
+    assert origin(Path(path)) == expected
+
+
+def test_terms_follow_from_whose_checkpoint_it_is(tmp_path):
+    from clara_cli.core.released import licence, provenance
+
+    def cached(owner: str) -> Path:
+        return tmp_path / f"models--{owner}--x" / "snapshots" / COMMIT / "compression-16"
+
+    assert licence(cached("apple")) == "apple-amlr: research use only"
+    assert licence(cached("me")) == "not known: see huggingface.co/me/x/compression-16"
+    assert licence(tmp_path / "x").startswith("not known: apple-amlr: research use only, where")
+    named = provenance(tmp_path / "CLaRa-7B-E2E" / "compression-16")
+    assert named == {
+        "origin": "CLaRa-7B-E2E/compression-16",
+        "revision": None,
+        "format": "released",
+    }
