@@ -107,8 +107,10 @@ def head_logits(causal_lm: Any, hidden: torch.Tensor) -> torch.Tensor:
     head, then the scale or soft cap of the families that have one (Cohere, Granite, Gemma 2)."""
     config = causal_lm.config.get_text_config()
     logits = causal_lm.get_output_embeddings()(hidden)
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import head_logits
-from clara_cli.core.model import ClaraModel, pad, until
+from clara_cli.core.model import ClaraModel, until
+from clara_cli.core.rows import pad
 
 
 class TextStream:

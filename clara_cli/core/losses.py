@@ -16,7 +16,7 @@ from torch.nn import functional as F
 IGNORE = -100
 """The label of a position without a target."""
 CHUNK_VALUES = 2**23
-"""Logits held at once by `hidden_nll`: 32 MiB of float32, and two tensors more of that size."""
+"""Logits held at once by `hidden_nll`: 32 MiB of float32, and one tensor more of that size."""
 
 
 def alignment_mse(memory_BMD: Tensor, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -45,22 +45,27 @@ def answer_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV[:, :-1][wanted_BT].float(), targets_BT[wanted_BT])
 
 
-def hidden_nll(hidden_BTD: Tensor, labels_BT: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """`answer_nll` of `head(hidden)`, without ever holding all logits.
-
-    Logits are made at labelled positions only and a chunk of them at a time. Their gradient is
-    taken at once, in the forward pass, so that none is kept and none is made twice; the head
-    itself is frozen.
-
-    Raises:
-        ValueError: when no position is labelled.
-    """
+def labelled(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """(hidden_PD, targets_P): the hidden states whose next token is labelled, and that token."""
     targets_BT = labels_BT[:, 1:]
     wanted_BT = targets_BT != IGNORE
-    if not wanted_BT.any():
+    return hidden_BTD[:, :-1][wanted_BT], targets_BT[wanted_BT]
+
+
+def hidden_nll(hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean cross-entropy of `head(hidden_PD)` against `targets_P`, in nats and float32, without
+    ever holding all logits: `answer_nll` of what `labelled` gives.
+
+    Logits are made a chunk of positions at a time. Their gradient is taken at once, in the forward
+    pass, so that none is kept and none is made twice; the head itself is frozen.
+
+    Raises:
+        ValueError: when there is no target.
+    """
+    if not len(targets_P):
         raise ValueError("no labelled token in the batch")
-    total: Tensor = _ChunkedNll.apply(hidden_BTD[:, :-1][wanted_BT], targets_BT[wanted_BT], head)
-    return total / wanted_BT.sum()
+    total: Tensor = _ChunkedNll.apply(hidden_PD, targets_P, head)
+    return total / len(targets_P)
 
 
 class _ChunkedNll(torch.autograd.Function):
@@ -77,10 +82,15 @@ class _ChunkedNll(torch.autograd.Function):
         for part_PD, part_P in zip(hidden_PD.split(size), targets_P.split(size), strict=True):
             with torch.set_grad_enabled(wanted):
                 leaf_PD = part_PD.detach().requires_grad_(wanted)
-                loss = F.cross_entropy(head(leaf_PD).float(), part_P, reduction="sum")
-            total += loss.detach()
-            if wanted:
-                gradients += torch.autograd.grad(loss, leaf_PD)
+                logits_PV = head(leaf_PD)
+            slope_PV = logits_PV.detach().log_softmax(-1, dtype=torch.float32)
+            target_P1 = part_P[:, None]
+            total -= slope_PV.gather(1, target_P1).sum()
+            if wanted:  # d loss / d logits = probabilities, less one at the target; in place
+                slope_PV = slope_PV.exp_()
+                less = torch.full_like(target_P1, -1, dtype=slope_PV.dtype)
+                slope_PV.scatter_add_(1, target_P1, less)
+                gradients += torch.autograd.grad(logits_PV, leaf_PD, slope_PV.to(logits_PV.dtype))
         if wanted:
             ctx.save_for_backward(torch.cat(gradients))
         return total

@@ -21,8 +21,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from clara_cli.core.backbone import Backbone, head_logits, inner_model
-from clara_cli.core.losses import IGNORE, hidden_nll
+from clara_cli.core.losses import IGNORE, hidden_nll, labelled
 from clara_cli.core.prompts import Prompter
+from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad
 from clara_cli.errors import UsageError
 
 ROLES = ("compressor", "query_reasoner", "generator")
@@ -88,6 +89,7 @@ class ClaraModel(nn.Module):
         )
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
+        self.sharded = False
         self._active: str | None = roles[0]
         self._trained: frozenset[str] = frozenset()
         self._trains_memory = False
@@ -205,22 +207,20 @@ class ClaraModel(nn.Module):
         self.roles = (role,)
 
     def forward(
-        self,
-        role: str | None,
-        embeds_BTD: Tensor,
-        labels_BT: Tensor | None = None,
-        mask_BT: Tensor | None = None,
+        self, role: str | None, embeds_BTD: Tensor, mask_BT: Tensor | None = None
     ) -> Tensor:
-        """Hidden states after the final norm (B, T, D); with `labels_BT`, the mean loss per
-        labelled token, for which alone the head is run."""
+        """Hidden states after the final norm (B, T, D)."""
         with self.role(role):
             inner = inner_model(self.causal_lm)
             out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
-            if labels_BT is None:
-                return out.last_hidden_state
-            return hidden_nll(
-                out.last_hidden_state, labels_BT, partial(head_logits, self.causal_lm)
-            )
+            return out.last_hidden_state
+
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Indices of rows that share a forward pass. Sharded processes have to run the same
+        number of passes, so there all rows share one."""
+        if self.sharded:
+            return [list(range(len(lengths)))]
+        return alike(lengths, PASS_COST.get(self.device.type, GPU_PASS_COST))
 
     def embed(self, ids_BT: Tensor, memory_ND: Tensor | None) -> Tensor:
         """Input embeddings (B, T, D); memory positions take the rows of `memory_ND` in reading
@@ -266,12 +266,21 @@ class ClaraModel(nn.Module):
             self.train(training)
 
     def nll(
-        self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor | None
+        self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor
     ) -> Tensor:
-        """The generator's mean loss per labelled token."""
-        ids_BT = pad(rows, 0, self.device)
-        labels_BT = pad(labels, IGNORE, self.device)
-        return self("generator", self.embed(ids_BT, memory_ND), labels_BT)
+        """The generator's mean loss per labelled token; the head is run for those alone."""
+        known = set(self.prompter.memory_ids)
+        memories = memory_ND.split([sum(i in known for i in row) for row in rows])
+        hidden, targets = [], []
+        for group in self.groups([len(row) for row in rows]):
+            ids_BT = pad([rows[i] for i in group], 0, self.device)
+            spliced_ND = torch.cat([memories[i] for i in group])
+            hidden_BTD = self("generator", self.embed(ids_BT, spliced_ND))
+            found = labelled(hidden_BTD, pad([labels[i] for i in group], IGNORE, self.device))
+            hidden.append(found[0])
+            targets.append(found[1])
+        head = partial(head_logits, self.causal_lm)
+        return hidden_nll(torch.cat(hidden), torch.cat(targets), head)
 
     @torch.inference_mode()
     def generate(
@@ -325,12 +334,6 @@ class ClaraModel(nn.Module):
 def until(ids: list[int], ends: list[int]) -> list[int]:
     """Ids before the first end token."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
-
-
-def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    """Rows as one tensor, padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
 def fresh_memory(

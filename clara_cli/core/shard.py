@@ -51,4 +51,4 @@ def shard(model: ClaraModel, ranks: Ranks) -> None:
     with torch.no_grad():
         for tensor in [*(p for p in model.parameters() if p not in cut), *model.buffers()]:
             tensor.data = tensor.data.to(ranks.device)
-    ranks.sharded = True
+    ranks.sharded = model.sharded = True

@@ -6,10 +6,13 @@ B batch, N candidates, K selected, M memory tokens, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from clara_cli.core.batch import Batch
@@ -50,7 +53,23 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
 def encode(model: ClaraModel, rows: list[list[int]], role: str, slots: int) -> Encoded:
     """Read rows in a role, with gradient and dropout only where it trains."""
     how = model.encode if model.trains(role) else model.encode_frozen
-    return how(rows, role, slots)
+    return in_groups(model, rows, partial(how, role=role, slots=slots))
+
+
+def in_groups(
+    model: ClaraModel, rows: list[list[int]], how: Callable[[list[list[int]]], Encoded]
+) -> Encoded:
+    """What `how` gives of rows, those of like length read together."""
+    groups = model.groups([len(row) for row in rows])
+    parts = [how([rows[i] for i in group]) for group in groups]
+    if len(parts) == 1:
+        return parts[0]
+    back = torch.tensor([i for group in groups for i in group], device=model.device).argsort()
+    width = max(part.hidden_BLD.shape[1] for part in parts)
+    hidden = [F.pad(p.hidden_BLD, (0, 0, 0, width - p.hidden_BLD.shape[1])) for p in parts]
+    masks = [F.pad(p.mask_BL, (0, width - p.mask_BL.shape[1])) for p in parts]
+    memory_BMD = torch.cat([part.memory_BMD for part in parts])
+    return Encoded(memory_BMD[back], torch.cat(hidden)[back], torch.cat(masks)[back])
 
 
 def rank_pools(
@@ -61,7 +80,8 @@ def rank_pools(
     gradient (paper section 3.2), and a corpus's may stand in for them (`stored_BMD`)."""
     memory_BMD = stored_BMD
     if memory_BMD is None:
-        memory_BMD = model.encode_frozen(batch.passages, "compressor", batch.slots).memory_BMD
+        frozen = partial(model.encode_frozen, role="compressor", slots=batch.slots)
+        memory_BMD = in_groups(model, batch.passages, frozen).memory_BMD
     query_BMD = encode(model, batch.queries, "query_reasoner", batch.slots).memory_BMD
     scores = [
         flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]

@@ -9,7 +9,8 @@ from test_model import TEXTS, build
 from clara_cli.core.backbone import check_head, head_logits, inner_model
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch, scp_batch
 from clara_cli.core.losses import answer_nll
-from clara_cli.core.model import ClaraModel, pad
+from clara_cli.core.model import ClaraModel
+from clara_cli.core.rows import pad
 from clara_cli.core.stages import (
     TRAINED,
     Losses,
@@ -98,9 +99,10 @@ def test_a_layer_is_recomputed_in_the_role_it_ran_in(tiny_backbone):
     layer.mlp.register_forward_pre_hook(lambda *_: ran.append(model._active))
     with model.role("query_reasoner"):
         result = loss_of(model, "scp")
-    assert ran == ["compressor", "generator"]
+    generators = ["generator"] * (len(ran) - 1)
+    assert ran == ["compressor", *generators] and generators
     result.loss.backward()
-    assert ran == ["compressor", "generator", "generator", "compressor"]
+    assert ran == ["compressor", *generators, *generators, "compressor"]
 
 
 # --- roles ---
