@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -153,8 +154,10 @@ def _show_source(out: Console, hit: Hit, answer: Answer, *, whole: bool) -> None
         head.append(f" {clean(hit.corpus)}", style="dim")
     file, line = _place(hit)
     if file:
-        head.append("  ")
-        head.append(clean(f"{file}:{line}"), style=_link(file))
+        place = clean(f"{file}:{line}")
+        beside = head.cell_len + 2 + cell_len(place) <= out.width
+        head.append("  " if beside else "\n   ")
+        head.append(place, style=_link(file))
     out.print(head, soft_wrap=False)
     text = clean(passage.text or "") or "(text not kept)"
     if not whole:
@@ -180,15 +183,17 @@ def mark(text: Text, words: set[str]) -> None:
 
 
 def excerpt(text: str, words: set[str], width: int) -> str:
-    """One line of at most `width` characters, around the first of `words`, else the beginning."""
+    """One line of at most `width` characters, around the first of `words`, else the beginning; cut
+    between words where there are any."""
     line = " ".join(text.split())
     if len(line) <= width:
         return line
     first = next((m.start() for m in _WORD.finditer(line) if m[0].casefold() in words), 0)
-    start = max(0, min(first - width // 3, len(line) - width))
-    piece = line[start : start + width]
-    piece = f"…{piece[1:]}" if start else piece
-    return f"{piece[:-1]}…" if start + width < len(line) else piece
+    start = max(0, min(first - width // 3, len(line) - width + 1))
+    piece = line[start : start + width - 1]
+    if start:
+        piece = f"…{piece[1:].partition(' ')[2] or piece[1:]}"
+    return piece if start + width > len(line) else f"{piece.rpartition(' ')[0] or piece}…"
 
 
 def _place(hit: Hit) -> tuple[str, int]:

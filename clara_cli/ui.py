@@ -208,12 +208,14 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
     ratios = f"ratio {r.ratio}, effective {r.effective_ratio:.1f}"
     shape = f"{r.memory_tokens} memory tokens each ({ratios}), {size(r.bytes)}"
-    speed = f"{duration(r.seconds)} ({r.passages_per_second:,.1f} passages/s)"
+    speed = f"{duration(r.seconds)}, {r.passages_per_second:,.1f} passages/s"
     if only == "dry_run":
         following = "next: the same command without --dry-run"
-        return [f"{r.corpus} would hold {made}{odd}", f"{shape}, about {speed}", following]
+        return [f"{r.corpus} would hold {made}{odd}", shape, f"about {speed}", following]
+    if not r.passages_per_second:
+        speed = "complete as it was: nothing to compute"
     following = f"next: clara index {shlex.quote(r.corpus)}"
-    return [f"{r.corpus}: {made}{odd}", f"{shape}, {speed}", following]
+    return [f"{r.corpus}: {made}{odd}", shape, speed, following]
 
 
 def _indexed(r: IndexResult, only: str | None) -> list[str]:

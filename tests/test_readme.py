@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -49,6 +50,30 @@ def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(
         assert left.value.code == 0, words
     said = capsys.readouterr().out
     assert len(re.findall(r"(invented|real)-\d{3}", said)) >= 5
+
+
+def seen(text: str) -> list[str]:
+    """The lines a person reads: without a terminal's codes and line-end spaces, times masked."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?\x1b\\\\|\r", "", text)
+    masked = re.sub(r"\d+\.\d s(, [\d.,]+ passages/s)?", "TIME", plain)
+    return [line.rstrip() for line in masked.splitlines() if line.strip()]
+
+
+def test_the_first_screen_is_what_one_sees(tmp_path):
+    """In a terminal of 80 x 24, progress aside; whoever changes an output changes the README."""
+    pexpect = pytest.importorskip("pexpect", reason="needs a terminal: pip install pexpect")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    for part in blocks("console")[0].split("$ clara ")[1:]:
+        words, _, shown = part.partition("\n")
+        said = pexpect.run(
+            shlex.join(["sh", "-c", f"{sys.executable} -m clara_cli {words} 2>/dev/null"]),
+            cwd=tmp_path,
+            env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
+            dimensions=(24, 80),
+            timeout=120,
+            encoding="utf-8",
+        )
+        assert seen(said) == seen(shown), words
 
 
 def test_the_python_example_runs(workplace, monkeypatch, capsys):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clara_cli import answers, ui
 from clara_cli.errors import ClaraError, DataError, Interrupted
@@ -254,9 +256,17 @@ def test_telling_words(answer: str, words: set[str]) -> None:
 def test_an_excerpt_surrounds_the_answer() -> None:
     text = "start " * 50 + "needle " + "end " * 50
     piece = answers.excerpt(text, {"needle"}, 40)
-    assert len(piece) == 40 and "needle" in piece and piece[0] == piece[-1] == "…"
+    assert piece == "…start needle end end end end…"
     assert answers.excerpt(text, {"absent"}, 40).startswith("start start")
     assert answers.excerpt("a\n b", set(), 40) == "a b"
+    assert answers.excerpt("a" * 50, set(), 40) == "a" * 39 + "…"
+
+
+@given(st.lists(st.text("xyz", min_size=1, max_size=9), min_size=1), st.integers(12, 60))
+def test_an_excerpt_is_a_line_of_the_text(words: list[str], width: int) -> None:
+    text = " ".join(words)
+    piece = answers.excerpt(text, {words[-1]}, width)
+    assert 0 < len(piece) <= width and piece.strip("…") in text
 
 
 def test_answer_json_has_the_contracts_keys_in_order() -> None:
