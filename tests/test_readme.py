@@ -54,7 +54,7 @@ def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(
 
 def seen(text: str) -> list[str]:
     """The lines a person reads: without a terminal's codes and line-end spaces, times masked."""
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?\x1b\\\\|\r", "", text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?\x1b\\|\r", "", text)
     masked = re.sub(r"\d+\.\d s(, [\d.,]+ passages/s)?", "TIME", plain)
     return [line.rstrip() for line in masked.splitlines() if line.strip()]
 
