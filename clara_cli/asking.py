@@ -95,6 +95,8 @@ def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
             out=corpus,
             device=config.device,
             dtype=config.dtype,
+            load_in=config.load_in,
+            device_map=config.device_map,
         )
         compress.run(settings, report)
         report.pause()

@@ -22,6 +22,7 @@ from clara_cli.answering.answerer import Answerer, Asking, Found
 from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
 from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.placement import WHOLE, Held
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
@@ -54,6 +55,7 @@ class Clara:
         backbone: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        held: Held = WHOLE,
     ) -> Clara:
         """Open a corpus, or several, with the checkpoint the first one names (or `model`), and
         their indexes where they have any.
@@ -66,7 +68,8 @@ class Clara:
         first = retrievers[0].corpus
         ratio = first.manifest.identity.ratio
         named = named_model(first, model)
-        return cls(load(named, backbone, device, dtype, ratio=ratio), *retrievers)
+        loaded = load(named, backbone, device, dtype, ratio=ratio, held=held)
+        return cls(loaded, *retrievers)
 
     @property
     def has_text(self) -> bool:

@@ -26,7 +26,18 @@ from clara_cli import errors, records
 ROOT = Path(__file__).parent.parent
 
 GENERAL = {"--device", "--dtype", "--help", "--json", "--quiet", "--seed", "--traceback"}
-LEARN = {"--backbone", "--init", "--nproc", "--out", "--recipe", "--set", "--steps", "--validation"}
+HOLDING = {"--device-map", "--load-in"}
+LEARN = {
+    *HOLDING,
+    "--backbone",
+    "--init",
+    "--nproc",
+    "--out",
+    "--recipe",
+    "--set",
+    "--steps",
+    "--validation",
+}
 FLAGS = {  # frozen: a new flag is a decision, made here as well
     "synth": {
         *{"DOCUMENTS", "--concurrency", "--kinds", "--limit", "--llm", "--llm-model", "--out"},
@@ -35,11 +46,13 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "pretrain": {"PAIRS", *LEARN},
     "train": {"QUESTIONS", "--corpus", "--pool", "--stage", *LEARN},
     "compress": {
+        *HOLDING,
         *{"INPUTS", "--backbone", "--batch-tokens", "--dry-run", "--model", "--no-text"},
         *{"--no-title", "--out", "--ratio", "--shard-size", "--skip-bad", "--split"},
         *{"--store-dtype", "--text", "--title", "--into", "--nproc", "--overlap", "--text-field"},
     },
     "index": {
+        *HOLDING,
         *{"CORPUS", "--backbone", "--candidates", "--check", "--engine", "--model"},
         *{"--queries", "--top-k", "--uri"},
     },
@@ -49,6 +62,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--ratio", "--setting", "--shape", "--speed", "--sup-model", "--system", "--top-k"},
     },
     "ask": {
+        *HOLDING,
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
         *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},

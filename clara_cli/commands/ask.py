@@ -12,6 +12,7 @@ from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig
 from clara_cli.core.checkpoint import resolve
 from clara_cli.core.info import read_info
+from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
 from clara_cli.engine import Clara
@@ -66,7 +67,9 @@ def open_session(config: AskConfig, report: Report) -> Session:
     if config.where is not None:
         parse(config.where)  # so that a slip is told before a model is loaded
     folders = find_corpora(config.corpus)
-    clara = Clara.open(folders, config.model, config.backbone, config.device, config.dtype)
+    held = Held(config.load_in, config.device_map)
+    where = (config.device, config.dtype, held)
+    clara = Clara.open(folders, config.model, config.backbone, *where)
     found = tell(clara.loaded, report)
     found.need("generator")
     if config.task is None and not found.answers:
@@ -85,7 +88,10 @@ def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
     else:  # a released checkpoint says nothing of itself: its files stand for it
         facts = [(file.name, file.stat()) for file in sorted(path.iterdir())]
         maker = repr([path, *((name, s.st_size, s.st_mtime_ns) for name, s in facts)])
-    return cached_corpus(documents, [maker, config.backbone, config.dtype, str(config.ratio)])
+    held = () if config.load_in is None else (config.load_in,)
+    return cached_corpus(
+        documents, [maker, config.backbone, config.dtype, str(config.ratio), *held]
+    )
 
 
 def find_corpora(given: tuple[Path, ...]) -> list[Path]:

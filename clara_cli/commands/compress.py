@@ -22,6 +22,7 @@ from clara_cli.commands.telling import tell
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.encode import encode_rows
+from clara_cli.core.placement import Held
 from clara_cli.core.team import Team, joined
 from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
@@ -94,7 +95,11 @@ def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
-    loaded = load(model, config.backbone, config.device, config.dtype, ratio=config.ratio)
+    held = Held(config.load_in, config.device_map)
+    if team.size > 1 and held.device_map is not None:
+        raise UsageError("--device-map with several processes", "leave one of them away")
+    where = (config.backbone, config.device, config.dtype)
+    loaded = load(model, *where, ratio=config.ratio, held=held)
     tell(loaded, report).need("compressor")
     refuse_overlap(config, loaded.info.max_passage_tokens)
     identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
@@ -162,6 +167,8 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
         "compute_dtype": compute,
         "max_passage_tokens": loaded.info.max_passage_tokens,
     }
+    if config.load_in is not None:
+        options["load_in"] = config.load_in
     return Identity(
         checkpoint=checkpoint,
         memory_tokens=slots,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import load
+from clara_cli.core.placement import Held
 from clara_cli.corpus.chunk import sentence_spans
 from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.health import repairs
@@ -54,7 +55,8 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
         forget(corpus.folder / "index")
     model = named_model(corpus, config.model)
     ratio = corpus.manifest.identity.ratio
-    loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio)
+    held = Held(config.load_in, config.device_map)
+    loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio, held=held)
     clara = Clara(loaded, Retriever(corpus))
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)

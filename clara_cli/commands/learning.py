@@ -25,6 +25,7 @@ from clara_cli.core.checks import Checks, best
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
 from clara_cli.core.model import ClaraModel
+from clara_cli.core.placement import refuse_offloaded
 from clara_cli.core.ranks import Ranks
 from clara_cli.core.runs import RunFolder, room
 from clara_cli.core.shard import shard
@@ -46,6 +47,7 @@ UNRECORDED = (
     "fsdp",
     "corpus",
     "tracker",
+    "device_map",
 )
 WINDOW = 50  # batches among which records of like length are put together
 
@@ -152,10 +154,14 @@ def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:
     """(device, dtype) to load with; what is going to be cut up is loaded beside the GPU.
 
     Raises:
-        UsageError: for `fsdp` with one process.
+        UsageError: for `fsdp` with one process, and what does not go with it.
     """
+    if config.device_map is not None and ranks.size > 1:
+        raise UsageError("--device-map with several processes", "leave one of them away")
     if not config.fsdp:
         return config.device, config.dtype
+    if config.load_in is not None or config.device_map is not None:
+        raise UsageError("fsdp = true with --load-in or --device-map", "leave one of them away")
     if ranks.size == 1:
         raise UsageError("fsdp = true with one process", "add --nproc N, or leave fsdp away")
     dtype = pick_dtype(config.dtype, ranks.device)
@@ -210,6 +216,7 @@ def train_model(
 ) -> FitSummary:
     """Train what the stage trains, until its steps are done or the checks end it."""
     model = task.loaded.model
+    refuse_offloaded(model)
     if config.fsdp:
         shard(model, run.ranks)
     model.train_only(trained_roles(config, task.stage), config.train_memory)

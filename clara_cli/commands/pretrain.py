@@ -28,12 +28,12 @@ from clara_cli.core.backbone import (
     load_backbone,
     pick_device,
     pick_dtype,
-    weights_digest,
 )
 from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.placement import Held, spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
 from clara_cli.core.ranks import join
 from clara_cli.core.stages import Losses, read_memory_loss
@@ -144,9 +144,10 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
 
 def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
+    held = Held(config.load_in, config.device_map)
     if config.init is not None:
         ratio = named_ratio(config)
-        loaded = load(config.init, config.backbone, device, dtype, config.dropout, ratio)
+        loaded = load(config.init, config.backbone, device, dtype, config.dropout, ratio, held)
         refuse_changes(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:
@@ -157,8 +158,10 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
             "neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles"
         )
     where = pick_device(device)
-    base = load_backbone(config.backbone, where, pick_dtype(dtype, where))
-    digest = weights_digest(base.model)
+    made_in = pick_dtype(dtype, where)
+    quantised = held.arguments(where, made_in)
+    first = torch.device("cpu") if held.spreads else where
+    base = load_backbone(config.backbone, first, made_in, None, quantised)
     tokens = config.passage_tokens or PASSAGE_TOKENS
     ratios = config.ratios or (DEFAULT_RATIO,)
     for ratio in ratios:
@@ -175,7 +178,7 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     info = CheckpointInfo(
         backbone=base.name,
         revision=base.revision,
-        backbone_digest=digest,
+        backbone_digest=base.digest,
         max_passage_tokens=tokens,
         memory_tokens=slots,
         ratio=DEFAULT_RATIO if DEFAULT_RATIO in ratios else ratios[0],
@@ -183,4 +186,6 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
         lora=lora,
         roles=model.roles,
     )
+    if held.spreads:
+        spread(model, str(held.device_map))
     return Loaded(model, info, Path(base.name), base.name)

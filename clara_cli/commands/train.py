@@ -40,6 +40,7 @@ from clara_cli.core.batch import (
 )
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.loop import FitSummary
+from clara_cli.core.placement import Held
 from clara_cli.core.ranks import Ranks, join
 from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import (
@@ -78,8 +79,8 @@ def run(config: TrainConfig, report: Report) -> TrainResult:
     else:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
-    place_and_dropout = (*place(config, ranks), config.dropout)
-    loaded = load(config.init, config.backbone, *place_and_dropout, ratio=named_ratio(config))
+    how = (*place(config, ranks), config.dropout, named_ratio(config))
+    loaded = load(config.init, config.backbone, *how, Held(config.load_in, config.device_map))
     if ranks.first:
         tell(loaded, report)
     check_head(loaded.model.causal_lm)
@@ -229,6 +230,9 @@ def check_pools(questions: Sequence[Question], stage: str) -> None:
 def convert(config: TrainConfig, report: Report) -> TrainResult:
     """Write the native form of any checkpoint, training nothing."""
     started = time.monotonic()
+    if config.load_in is not None or config.device_map is not None:
+        message = "--steps 0 computes nothing: --load-in and --device-map change nothing"
+        raise UsageError(message, "leave them away; they go with ask, compress and training")
     ratio = named_ratio(config)
     loaded = load(config.init, config.backbone, config.device, config.dtype, ratio=ratio)
     tell(loaded, report)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Common
+from clara_cli.config.common import Holding
 from clara_cli.fields import INPUT, METHOD, MODEL, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(Common):
+class AskConfig(Holding):
     """Answer questions from a compressed corpus, with sources. Without a question: the REPL.
 
     Examples:

@@ -29,3 +29,21 @@ class Common:
             low, value = f.metadata.get("low"), getattr(self, f.name)
             if low is not None and value is not None and value < low:
                 raise UsageError(f"{flag_name(f)} is {value}, the least is {low:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding(Common):
+    """Options of every command that opens a checkpoint: how its backbone is held."""
+
+    load_in: Literal["4bit", "8bit"] | None = option(
+        "Quantise the backbone as it is loaded, by bitsandbytes (extra quant): a quarter or half "
+        "of its memory in bfloat16.",
+        None,
+        MACHINE,
+    )
+    device_map: str | None = option(
+        "Spread the backbone over GPUs, main memory and disk by accelerate: auto, sequential, or a "
+        "JSON file of module names and devices.",
+        None,
+        MACHINE,
+    )

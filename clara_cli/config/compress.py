@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Common
+from clara_cli.config.common import Holding
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(Common):
+class CompressConfig(Holding):
     """Compress documents into memory tokens, once.
 
     Examples:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Common
+from clara_cli.config.common import Holding
 from clara_cli.errors import UsageError
 from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(Common):
+class IndexConfig(Holding):
     """Make a compressed corpus searchable, and measure the index's recall.
 
     Examples:

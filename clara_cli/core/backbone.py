@@ -6,6 +6,8 @@ Nothing here assumes a `model.model`, rotary positions or a BOS token.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ class Backbone:
     tokenizer: Any
     name: str
     revision: str | None
+    digest: str = ""
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,9 +52,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_backbone(
-    name: str, device: torch.device, dtype: torch.dtype, revision: str | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    quantised: dict[str, Any] | None = None,
 ) -> Backbone:
-    """Load a backbone from a directory or by Hub id. Remote code is never run.
+    """Load a backbone from a directory or by Hub id, `quantised` as these arguments of
+    transformers say. Remote code is never run.
 
     Raises:
         ArtefactError: when it cannot be had; the message says why.
@@ -68,10 +76,13 @@ def load_backbone(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         if local and (Path(name) / int8.FILE).exists():
+            if quantised:
+                message = f"--load-in: the backbone {name} is stored in eight bits of its own"
+                raise UsageError(message, "leave --load-in away: it is small already")
             model: Any = int8.load_backbone(Path(name), dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, use_safetensors=True
+                name, revision=revision, dtype=dtype, use_safetensors=True, **(quantised or {})
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -80,9 +91,13 @@ def load_backbone(
             "a directory needs config.json, *.safetensors and the tokenizer's files; "
             "a Hub id needs the network once (or a copy: --backbone DIR)",
         ) from error
-    model.to(device).eval().requires_grad_(False)
+    if not quantised:
+        model.to(device)
+    model.eval().requires_grad_(False)
     commit = getattr(model.config, "_commit_hash", None)
-    return Backbone(model, tokenizer, name, revision or commit)
+    revision = revision or commit
+    digest = saved_digest(name, revision) if quantised else weights_digest(model)
+    return Backbone(model, tokenizer, name, revision, digest)
 
 
 def quieten() -> None:
@@ -102,11 +117,17 @@ def inner_model(causal_lm: Any) -> nn.Module:
     return inner if inner is not None else causal_lm.get_decoder()
 
 
+def is_whole(causal_lm: Any) -> bool:
+    """Whether the weights are as saved, on one device: neither quantised nor spread."""
+    quantised = getattr(causal_lm, "is_quantized", False)
+    return not (quantised or getattr(causal_lm, "hf_device_map", None))
+
+
 def head_logits(causal_lm: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits of hidden states after the final norm, as the model's own forward makes them: the
     head, then the scale or soft cap of the families that have one (Cohere, Granite, Gemma 2)."""
     config = causal_lm.config.get_text_config()
-    logits = causal_lm.get_output_embeddings()(hidden)
+    logits = causal_lm.get_output_embeddings()(hidden).to(hidden.device)
     if scale := getattr(config, "logit_scale", None):
         logits = logits * scale
     if divisor := getattr(config, "logits_scaling", None):
@@ -138,9 +159,62 @@ def weights_digest(causal_lm: Any) -> str:
     16 values of every parameter, rounded to bfloat16 so that the load dtype does not matter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(causal_lm.named_parameters()):
-        values = parameter.detach().flatten()[:16].to("cpu", torch.bfloat16).float()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + values.numpy().tobytes())
+        _add(digest, name, tuple(parameter.shape), parameter.detach().flatten()[:16])
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, shape: tuple[int, ...], first: torch.Tensor) -> None:
+    values = first.to("cpu", torch.bfloat16).float()
+    digest.update(f"{name}{shape}".encode() + values.numpy().tobytes())
+
+
+def saved_digest(name: str, revision: str | None) -> str:
+    """The same digest from a backbone's files: quantised, its weights are no longer what they were.
+
+    Raises:
+        ArtefactError: where a file's tensors are not named as the model's parameters.
+    """
+    from safetensors import safe_open
+
+    wanted = {n: tuple(p.shape) for n, p in empty_model(name, revision).named_parameters()}
+    first: dict[str, torch.Tensor] = {}
+    for file in weight_files(name, revision):
+        with safe_open(file, framework="pt") as stored:
+            for key in set(stored.keys()) & set(wanted):
+                rows = -(-16 // max(1, math.prod(wanted[key][1:])))
+                first[key] = stored.get_slice(key)[:rows].flatten()[:16]
+    missing = sorted(set(wanted) - set(first))
+    if missing:
+        message = f"backbone {name}: {missing[0]} has another name in its files"
+        raise ArtefactError(message, "load it without --load-in")
+    digest = hashlib.sha256()
+    for key, shape in sorted(wanted.items()):
+        _add(digest, key, shape, first[key])
+    return digest.hexdigest()
+
+
+def weight_files(name: str, revision: str | None) -> list[str]:
+    """A backbone's safetensors files, in its directory or in the Hub client's cache."""
+    from transformers.utils import cached_file
+
+    kept: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    single = cached_file(name, "model.safetensors", **kept)
+    if single is not None:
+        return [single]
+    index = cached_file(name, "model.safetensors.index.json", **kept)
+    if index is None:
+        return []
+    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+    return [str(cached_file(name, shard, **kept)) for shard in sorted(set(shards))]
+
+
+def empty_model(name: str, revision: str | None = None) -> Any:
+    """A backbone's architecture without weights, from its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def window(causal_lm: Any) -> int | None:

@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
 from clara_cli.core.hub import fetch, is_hub_id
 from clara_cli.core.info import CheckpointInfo, describe, read_info
 from clara_cli.core.model import ClaraModel
+from clara_cli.core.placement import WHOLE, Held, spread
 from clara_cli.core.prompts import Prompter
 from clara_cli.errors import ArtefactError
 
@@ -67,19 +68,38 @@ def load(
     dtype: str = "auto",
     dropout: float | None = None,
     ratio: int | None = None,
+    held: Held = WHOLE,
 ) -> Loaded:
     """Load a checkpoint of any form, recognised by its content.
 
     `dropout` overrides the LoRA dropout (training); reading never applies any. `ratio` matters
-    only where a Hub repository holds one released checkpoint per ratio.
+    only where a Hub repository holds one released checkpoint per ratio. `held` says how the
+    backbone is: quantised, or spread over devices.
     """
+    where = pick_device(device)
+    how = (torch.device("cpu") if held.spreads else where, pick_dtype(dtype, where), dropout)
+    loaded = _load(name, backbone, ratio, held.arguments(where, how[1]), *how)
+    if held.spreads:
+        spread(loaded.model, str(held.device_map))
+    return loaded
+
+
+def _load(
+    name: str,
+    backbone: str | None,
+    ratio: int | None,
+    quantised: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout: float | None,
+) -> Loaded:
     path = resolve(name, ratio)
     if (path / "clara.json").is_file():
-        return _load_native(path, name, backbone, device, dtype, dropout)
+        return _load_native(path, name, backbone, quantised, device, dtype, dropout)
     if (path / "adapters.pth").is_file():
         from clara_cli.core.released import load_released
 
-        return load_released(path, name, backbone, device, dtype, dropout)
+        return load_released(path, name, backbone, device, dtype, dropout, quantised)
     raise ArtefactError(
         f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
         "give a folder that clara pretrain or clara train wrote, or a released compression-N one",
@@ -87,15 +107,20 @@ def load(
 
 
 def _load_native(
-    path: Path, name: str, backbone: str | None, device: str, dtype: str, dropout: float | None
+    path: Path,
+    name: str,
+    backbone: str | None,
+    quantised: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout: float | None,
 ) -> Loaded:
     info = read_info(path)
-    where = pick_device(device)
     bundled = path / "backbone"
     source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
     revision = None if backbone else info.revision
-    base = load_backbone(source, where, pick_dtype(dtype, where), revision)
-    if weights_digest(base.model) != info.backbone_digest:
+    base = load_backbone(source, device, dtype, revision, quantised)
+    if base.digest != info.backbone_digest:
         raise ArtefactError(
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
             "leave --backbone away, or give a copy of that very model",

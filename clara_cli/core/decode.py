@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import head_logits
-from clara_cli.core.model import ClaraModel, until
-from clara_cli.core.rows import pad
+from clara_cli.core.model import ClaraModel
+from clara_cli.core.rows import pad, until
 
 
 class TextStream:
@@ -93,8 +93,8 @@ def log_likelihoods(
 def lens(model: ClaraModel, memory_ND: Tensor, words: int) -> list[list[str]]:
     """The tokens whose output embeddings each memory vector is nearest to, best first (logit lens,
     paper Fig. 4). Memory already went through the final norm, so the head reads it as it is."""
-    table = model.causal_lm.get_output_embeddings().weight
-    logits_NV = head_logits(model.causal_lm, memory_ND.to(table.device, table.dtype))
+    dtype = model.causal_lm.get_output_embeddings().weight.dtype
+    logits_NV = head_logits(model.causal_lm, memory_ND.to(model.device, dtype))
     logits_NV = logits_NV[:, : len(model.prompter.tokenizer)]
     decode = model.prompter.tokenizer.decode
     return [[decode([i]) for i in row] for row in logits_NV.topk(words).indices.tolist()]

@@ -20,10 +20,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from clara_cli.core.backbone import Backbone, head_logits, inner_model
+from clara_cli.core.backbone import Backbone, head_logits, inner_model, is_whole
 from clara_cli.core.losses import IGNORE, hidden_nll, labelled
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad
+from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad, until
 from clara_cli.errors import UsageError
 
 ROLES = ("compressor", "query_reasoner", "generator")
@@ -104,7 +104,8 @@ class ClaraModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the embeddings are."""
-        return self.peft.get_base_model().get_input_embeddings().weight.device
+        found = self.peft.get_base_model().get_input_embeddings().weight.device
+        return self.memory_MD.device if found.type == "meta" else found  # it is offloaded
 
     @property
     def slots(self) -> int:
@@ -169,7 +170,8 @@ class ClaraModel(nn.Module):
         """Add a role, its weights copied from another (the query reasoner starts as the compressor,
         paper section 3.2) or fresh."""
         self.peft.add_adapter(role, self.lora.config())
-        self.peft.to(self.device)
+        if is_whole(self.causal_lm):
+            self.peft.to(self.device)
         self.roles = (*self.roles, role)
         if copy_of is not None:
             source = self.role_parameters(copy_of)
@@ -201,9 +203,11 @@ class ClaraModel(nn.Module):
         self._active = name
 
     def merge(self, role: str) -> None:
-        """Fold a role into the backbone's weights for reading only; no other role works after."""
+        """Keep one role for reading only, folded into the backbone's weights where they are whole;
+        no other role works after."""
         self._switch(role)
-        self.peft.merge_adapter([role])
+        if is_whole(self.causal_lm):
+            self.peft.merge_adapter([role])
         self.roles = (role,)
 
     def forward(
@@ -213,7 +217,7 @@ class ClaraModel(nn.Module):
         with self.role(role):
             inner = inner_model(self.causal_lm)
             out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
-            return out.last_hidden_state
+            return out.last_hidden_state.to(embeds_BTD.device)  # the last layer's, if spread
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices of rows that share a forward pass. Sharded processes have to run the same
@@ -329,11 +333,6 @@ class ClaraModel(nn.Module):
         listed = own if isinstance(own, list) else [own]
         first = self.prompter.tokenizer.eos_token_id
         return list(dict.fromkeys(i for i in [first, *listed] if i is not None))
-
-
-def until(ids: list[int], ends: list[int]) -> list[int]:
-    """Ids before the first end token."""
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def fresh_memory(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype, weights_digest
+from clara_cli.core.backbone import Backbone, load_backbone
 from clara_cli.core.checkpoint import Loaded, fingerprint, load_role, set_tables
 from clara_cli.core.hub import origin
 from clara_cli.core.info import CheckpointInfo
@@ -33,10 +33,11 @@ UNKNOWN = f"not known: {APPLES}, where this checkpoint is one of Apple's"
 def load_released(
     path: Path,
     name: str,
-    backbone: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    backbone: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
     dropout: float | None = None,
+    quantised: dict[str, Any] | None = None,
 ) -> Loaded:
     """Build a model from a released checkpoint folder; its roles are the adapters found."""
     config = read_config(path / "config.json")
@@ -48,9 +49,8 @@ def load_released(
             f"{path / 'adapters.pth'}: none of {', '.join(ADAPTERS.values())} in it",
             "is this a released CLaRa checkpoint?",
         )
-    where = pick_device(device)
-    base = load_backbone(backbone or find_backbone(config, path), where, pick_dtype(dtype, where))
-    digest = weights_digest(base.model)
+    source = backbone or find_backbone(config, path)
+    base = load_backbone(source, device, dtype, None, quantised)
     markers = released_markers(config)
     use_released_bos(base.tokenizer, base.name)
     embedding = fill_tables(base, len(markers.all), tables, path)
@@ -69,7 +69,7 @@ def load_released(
     info = CheckpointInfo(
         backbone=base.name,
         revision=base.revision,
-        backbone_digest=digest,
+        backbone_digest=base.digest,
         max_passage_tokens=config["doc_max_length"],
         memory_tokens=count,
         ratio=config["compr_rate"],
@@ -81,7 +81,7 @@ def load_released(
         licence=licence(path),
         markers=markers,
         table_rows=embedding.shape[0],
-        fingerprint=fingerprint(model, digest),
+        fingerprint=fingerprint(model, base.digest),
     )
     return Loaded(model, info, path, name)
 

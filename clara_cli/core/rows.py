@@ -20,6 +20,11 @@ def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tens
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
+def until(ids: list[int], ends: list[int]) -> list[int]:
+    """Ids before the first end token."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
 def alike(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
     """Indices of rows in groups of like length, ascending in each: the split with the fewest padded
     positions where every group costs `pass_cost` of them."""

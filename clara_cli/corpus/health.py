@@ -12,8 +12,14 @@ from typing import Any
 from clara_cli.corpus.manifest import Identity, Part, read_manifest
 from clara_cli.corpus.store import verify
 
-_FLAGS = ("split", "overlap", "shard_size", "batch_tokens")
-_USUAL = {"split": "sentences", "overlap": 0, "shard_size": 1024, "batch_tokens": 8192}
+_FLAGS = ("split", "overlap", "shard_size", "batch_tokens", "load_in")
+_USUAL: dict[str, Any] = {
+    "load_in": None,
+    "split": "sentences",
+    "overlap": 0,
+    "shard_size": 1024,
+    "batch_tokens": 8192,
+}
 
 
 def repairs(folder: Path) -> dict[str, list[str]]:

@@ -45,7 +45,7 @@ class Case:
 
     def load(self, stage: str, checkpointing: bool = False) -> ClaraModel:
         folder = self.folder / f"ckpt_{stage}"
-        where = (str(self.backbone), "cpu", "float32")
+        where = (str(self.backbone), torch.device("cpu"), torch.float32)
         model = load_released(folder, "recorded", *where, dropout=0.0).model
         if checkpointing:
             model.checkpoint_layers()
