@@ -59,7 +59,7 @@ def results(model) -> tuple[torch.Tensor, list[list[int]], float]:
         memory_BMD = model.encode(ROWS, "compressor", 4).memory_BMD
         prompts = [model.prompter.prompt(model.prompter.answer_chat("Who?", 1, 4))] * 2
         ids = model.generate(prompts, memory_BMD.flatten(0, 1), 5)
-        nll = model.nll([[1, 70, 71, 72]], [[-100, 70, 71, 72]], None).item()
+        nll = model.nll([[1, 70, 71, 72]], [[-100, 70, 71, 72]], torch.empty(0, 64)).item()
     return memory_BMD, ids, nll
 
 
@@ -207,7 +207,7 @@ def test_quantised_its_roles_train(checkpoint, load_in):
     model = open_held(checkpoint, load_in=load_in)
     model.train_only(("generator",))
     model.train()
-    model.nll([[1, 70, 71, 72]], [[-100, 70, 71, 72]], None).backward()
+    model.nll([[1, 70, 71, 72]], [[-100, 70, 71, 72]], torch.empty(0, 64)).backward()
     for role in model.roles:
         total = sum(
             p.grad.abs().sum().item()
