@@ -18,7 +18,6 @@ import signal
 import sys
 import traceback
 import types
-import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -32,9 +31,6 @@ from clara_cli.errors import ExitCode, UsageError, nearest
 from clara_cli.fields import MACHINE, with_recipe
 from clara_cli.parameters import SHARED, parameters
 from clara_cli.repl import Terminated
-
-if typing.TYPE_CHECKING:
-    pass
 
 COMMANDS: dict[str, type[Common]] = {
     "synth": configs.SynthConfig,
@@ -58,6 +54,10 @@ class ClaraCommand(TyperCommand):
         if option is not None:
             option.rich_help_panel = MACHINE
         return option
+
+    def get_params(self, ctx: Any) -> Any:
+        """Arguments and options; a switch shows no type in help."""
+        return _switches_untyped(super().get_params(ctx))
 
 
 class ClaraGroup(TyperGroup):
@@ -85,11 +85,22 @@ class ClaraGroup(TyperGroup):
             code = _failed(error, traced=_wants_traceback(words))
         sys.exit(code)
 
+    def get_params(self, ctx: Any) -> Any:
+        """The general options; a switch shows no type in help."""
+        return _switches_untyped(super().get_params(ctx))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """The command named first, or an error naming the nearest ones."""
         if args[0] not in self.commands:
             raise UsageError(f"no such command: {args[0]}", nearest(args[0], self.commands))
         return super().resolve_command(ctx, args)
+
+
+def _switches_untyped(found: list[Any]) -> list[Any]:
+    for parameter in found:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return found
 
 
 def _failed(error: BaseException, *, traced: bool) -> int:
@@ -201,9 +212,7 @@ def _version(wanted: bool) -> None:
 def _top(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", help="Show the version.", callback=_version, is_eager=True, metavar=""
-        ),
+        typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
     """Compress documents into memory tokens, and answer questions from them, with sources."""

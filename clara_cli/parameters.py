@@ -28,20 +28,21 @@ def parameters(config: type[Common]) -> list[inspect.Parameter]:
     fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
     made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
     for name, (panel, doc) in SHARED.items():
-        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel, metavar="")
+        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel)
         made.append((panel, _keyword(name, Annotated[bool, flag], False)))
     return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
 
 
 def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     doc, panel = f.metadata["doc"], f.metadata["panel"]
+    kind: str | None = None
     if typing.get_origin(hint) is tuple:
-        hint = types.GenericAlias(list, typing.get_args(hint)[:1])
+        (each, *_) = typing.get_args(hint)
+        hint, kind = types.GenericAlias(list, (each,)), f"<{each.__name__.lower()}>..."
     if f.metadata["kind"] == "argument":
         info = typer.Argument(help=doc, metavar=f.name.upper())
         return _keyword(f.name, Annotated[hint, info], f.default)
     names = _flags(f, switch=hint is bool)
-    kind = "" if hint is bool else None  # a switch takes no value
     info = typer.Option(*names, help=doc, rich_help_panel=panel, metavar=kind)
     return _keyword(f.name, Annotated[hint, info], f.default)
 

@@ -41,11 +41,18 @@ OS_HINTS = {
 }
 
 
+class _Console(Console):
+    """A console that leaves a reader's going away to the error boundary."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool) -> Console:
     """A console that shows text as it is: no markup, no guessed colours, no emoji codes. Off a
     terminal it does not wrap, so that lines can be searched."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+    return _Console(
         stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=not stream.isatty()
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -311,3 +312,13 @@ def test_summaries(
 def test_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     ui.show_error(Interrupted("interrupted", "clara train ... goes on"))
     assert capsys.readouterr().err == "interrupted\nhint: clara train ... goes on\n"
+
+
+def test_a_reader_that_goes_away_is_the_error_boundarys_business(monkeypatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(BrokenPipeError):
+            ui.console(stderr=False).print("an answer")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what closing flushes
