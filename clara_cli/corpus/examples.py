@@ -60,6 +60,10 @@ def read_pairs(paths: Sequence[str]) -> list[Pair]:
 
 
 def _pair(where: str, record: dict[str, Any]) -> Pair:
+    if named := [key for key in ("paragraphs", "qas", "pos_index") if key in record]:
+        message = f"{where}: a question with its pool ({named[0]}), not a pair to pretrain on"
+        raise DataError(message, f"clara train reads such questions; {PAIR_HINT}")
+    _no_document(where, record, "docs", PAIR_HINT)
     data_type = record.get("data_type", "qa")
     if data_type not in PAIR_KINDS:
         raise DataError(f"{where}: data_type is {data_type!r}, known: qa, paraphrase", PAIR_HINT)
@@ -77,6 +81,13 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
                 f"{where}: {len(questions)} questions, {len(answers)} answers", PAIR_HINT
             )
     return Pair(kind, questions, answers, texts, where)
+
+
+def _no_document(where: str, record: dict[str, Any], key: str, hint: str) -> None:
+    """Refuse a document, which has a text and nothing of a training record's `key`."""
+    if "text" in record and key not in record:
+        message = f"{where}: a document (text), not a record to train on"
+        raise DataError(message, f"clara synth makes such records of documents; {hint}")
 
 
 def _strings(record: dict[str, Any], key: str, where: str, hint: str) -> tuple[str, ...]:
@@ -119,6 +130,10 @@ def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Itera
 
 
 def _question(where: str, record: dict[str, Any], need_answers: bool) -> Question:
+    if isinstance(record.get("question"), list):
+        message = f"{where}: a pair to pretrain on (a list of questions), not a question"
+        raise DataError(message, f"clara pretrain reads such pairs; {QUESTION_HINT}")
+    _no_document(where, record, "question", QUESTION_HINT)
     question, answers = _asked(record, where, need_answers)
     pool: list[PoolPassage] = []
     if "paragraphs" in record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import train
+from clara_cli.commands import pretrain, train
 from clara_cli.commands.learning import draw
 from clara_cli.core.batch import retrieval_batch
 from clara_cli.core.checkpoint import load, read_info
-from clara_cli.core.stages import rank_pools
+from clara_cli.core.stages import TRAINED, rank_pools
 from clara_cli.corpus.examples import read_questions
 from clara_cli.errors import DataError, UsageError
 
@@ -90,6 +91,52 @@ def test_positions_of_golds_are_checked(works, report, tmp_path, wrong):
     data = tiny.write_jsonl(tmp_path / "q.jsonl", [record])
     with pytest.raises(DataError, match=r"q.jsonl:1: pos_index is .* from 0 to 1"):
         train.run(tiny.train(data, works.scp, tmp_path / "run", "retrieval"), report)
+
+
+FORMS = {
+    "pair": tiny.pairs()[0],
+    "paraphrase": tiny.pairs()[2],
+    "question": tiny.questions()[0],
+    "qas": {"text": "A town.", "qas": [{"question": "What?", "answers": ["a town"]}]},
+    "docs": {
+        "question": "What?",
+        "answers": ["a town"],
+        "docs": ["A town.", "b"],
+        "pos_index": [0],
+    },
+    "document": tiny.documents()[0],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "form"),
+    [
+        (stage, form)
+        for stage in TRAINED
+        for form in FORMS
+        if form == "document" or (form in ("pair", "paraphrase")) != (stage == "scp")
+    ],
+)
+@pytest.mark.parametrize("held_out", [False, True], ids=["data", "validation"])
+def test_data_of_another_stages_form_is_refused_by_line_with_what_reads_it(
+    works, report, tmp_path, stage, form, held_out
+):
+    own = works.pairs if stage == "scp" else works.questions
+    good = json.loads(own.read_text().splitlines()[0])
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", [good, FORMS[form]])
+    files = {"pairs" if stage == "scp" else "questions": (str(data),)}
+    if held_out:
+        files = {"validation": (str(data),)}
+    config = (
+        tiny.scp(works.pairs, works.backbone, tmp_path / "run", **files)
+        if stage == "scp"
+        else tiny.train(works.questions, works.instruct, tmp_path / "run", stage, **files)
+    )
+    command = train if stage != "scp" else pretrain
+    with pytest.raises(DataError, match=r"q.jsonl:2: a ") as caught:
+        command.run(config, report)
+    reader = "synth" if form == "document" else "train" if stage == "scp" else "pretrain"
+    assert f"clara {reader}" in caught.value.hint and not (tmp_path / "run").exists()
 
 
 def test_no_stage_is_a_usage_error_that_names_them(works, report, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.scorecard import result_json
 
@@ -138,6 +139,24 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch(works, report, tmp_
             assert parts[key] == (whole[key] and pytest.approx(whole[key], rel=1e-5)), key
 
 
+@pytest.mark.parametrize("stage", TRAINED)
+def test_bfloat16_stays_within_two_percent_of_float32(works, report, tmp_path, stage):
+    """Of six steps on the same batches; the roles' own weights stay in float32, so that steps too
+    small for bfloat16 are not lost."""
+    changes = {"steps": 6, "dropout": 0.0, "learning_rate": 1e-3}
+    if stage == "retrieval":
+        changes["temperature"] = 0.5
+    for dtype in ("float32", "bfloat16"):
+        go(works, tmp_path / dtype, stage, report, **changes, dtype=dtype)
+    exact, rounded = (
+        [line["loss"] for line in tiny.metrics(tmp_path / dtype)]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded == pytest.approx(exact, rel=0.02) and rounded != exact
+    kept = tiny.tensors(tmp_path / "bfloat16" / "checkpoint")
+    assert {t.dtype for n, t in kept.items() if "lora_" in n} == {torch.float32}
+
+
 def test_gradients_of_micro_batches_are_those_of_the_whole_batch(
     works, report, tmp_path, monkeypatch
 ):
@@ -211,7 +230,7 @@ def assert_resumed_as_if_nothing_happened(run: Path, whole: Path) -> None:
     assert tiny.same(run / "checkpoint", whole / "checkpoint")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINED)
 def test_a_run_interrupted_after_a_step_goes_on_to_the_bit(
     works, unbroken, heard, report, tmp_path, stage
 ):
@@ -292,7 +311,8 @@ def test_a_signal_in_the_middle_of_an_update_leaves_it_whole(
     assert_resumed_as_if_nothing_happened(tmp_path / "run", unbroken("scp"))
 
 
-def test_a_killed_run_goes_on_from_its_last_save(works, unbroken, report, tmp_path):
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_killed_run_goes_on_from_its_last_save(works, unbroken, report, tmp_path, stage):
     """A copy made while step 4 is shown has the state of step 3 and a line too many."""
 
     class Copying(Silence):
@@ -303,12 +323,12 @@ def test_a_killed_run_goes_on_from_its_last_save(works, unbroken, report, tmp_pa
             if self.steps == 4:
                 shutil.copytree(tmp_path / "run", tmp_path / "killed")
 
-    go(works, tmp_path / "run", "scp", Copying(), steps=6, save_minutes=0.0)
+    go(works, tmp_path / "run", stage, Copying(), steps=6, save_minutes=0.0)
     assert len(tiny.metrics(tmp_path / "killed")) == 4
     assert json.loads((tmp_path / "killed" / "last" / "step.json").read_text()) == {"step": 3}
-    go(works, tmp_path / "killed", "scp", report, steps=6)
+    go(works, tmp_path / "killed", stage, report, steps=6)
     assert report.steps == 3
-    assert_resumed_as_if_nothing_happened(tmp_path / "killed", unbroken("scp"))
+    assert_resumed_as_if_nothing_happened(tmp_path / "killed", unbroken(stage))
 
 
 def test_a_run_killed_between_the_renames_of_a_save_is_not_lost(
