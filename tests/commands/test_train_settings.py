@@ -39,7 +39,7 @@ LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
     "validation_share": (0.5, {}),
     "validate_every": (2, {"validation_share": 0.25}),
     "validate_limit": (1, {"validation_share": 0.25}),
-    "patience": (1, {**CHECKED, "learning_rate": 3.0, "steps": 6}),
+    "patience": (1, {**CHECKED, "learning_rate": 1.0, "steps": 6}),
 }
 PRETRAIN = {
     **LEARN,
@@ -49,7 +49,7 @@ PRETRAIN = {
     "passage_tokens": (32, {}),
     "lora_rank": (2, {}),
     "lora_alpha": (32, {}),
-    "best_by": ("mse", {**CHECKED, "learning_rate": 3.0, "steps": 6}),
+    "best_by": ("mse", {**CHECKED, "learning_rate": 0.02, "steps": 6, "mse_weight": 0.0}),
 }
 TRAIN = {
     **LEARN,
