@@ -27,13 +27,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from compress_speed import backbone_folder
+from untrained import PASSAGE_TOKENS, random_model
 
-from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import NANO
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
-from clara_cli.core.prompts import Prompter
 
-PASSAGES, PASSAGE_TOKENS, QUESTION = 5, 256, "Who commanded the ship in the year of the storm?"
+PASSAGES, QUESTION = 5, "Who commanded the ship in the year of the storm?"
 ROLES = ("compressor", "query_reasoner", "generator")
 BARE = """
 import torch
@@ -47,18 +45,15 @@ model.generate(ids, do_sample=False, max_new_tokens={new}, min_new_tokens={new})
 def first_token(rounds: int) -> dict[str, object]:
     """Milliseconds to the first token, by way of reading."""
     with tempfile.TemporaryDirectory() as folder:
-        base = load_backbone(str(backbone_folder(Path(folder))), torch.device("cpu"), torch.float32)
-    seeded = torch.Generator().manual_seed(0)
-    memory = fresh_memory(64, base.model.get_input_embeddings().weight, seeded)
-    prompter = Prompter(base.tokenizer, PASSAGE_TOKENS)
-    model = ClaraModel(base, prompter, LoraSettings(), ROLES, *memory)
+        model = random_model(backbone_folder(Path(folder)), ROLES, 64)
+    prompter, seeded = model.prompter, torch.Generator().manual_seed(0)
     texts = ["x" * PASSAGE_TOKENS] * PASSAGES  # bytes are its tokens
 
     def over_text() -> None:
         model.generate([prompter.prompt(prompter.text_chat(QUESTION, texts))], None, 1, None)
 
     def over_memory(slots: int) -> Callable[[], None]:
-        memory_ND = torch.randn(PASSAGES * slots, memory[0].shape[1], generator=seeded)
+        memory_ND = torch.randn(PASSAGES * slots, model.memory_MD.shape[1], generator=seeded)
 
         def read() -> None:
             with torch.inference_mode():

@@ -30,23 +30,23 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import byte_tokenizer
+from untrained import PASSAGE_TOKENS, random_model
 
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig
-from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import load
 from clara_cli.core.encode import encode_rows
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
-from clara_cli.core.prompts import Prompter
+from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.chunk import split_document
 from clara_cli.corpus.documents import read_documents
 from clara_cli.corpus.store import Corpus
 from clara_cli.records import Document
 
-PASSAGE_TOKENS, SLOTS = 256, 16
+SLOTS, ROLES = 16, ("compressor",)
 
 
 def backbone_folder(folder: Path) -> Path:
@@ -66,19 +66,6 @@ def backbone_folder(folder: Path) -> Path:
     MistralForCausalLM(config).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-def build(folder: Path) -> ClaraModel:
-    """A compressor with random LoRA weights."""
-    base = load_backbone(str(folder), torch.device("cpu"), torch.float32)
-    seeded = torch.Generator().manual_seed(0)
-    memory, markers = fresh_memory(SLOTS, base.model.get_input_embeddings().weight, seeded)
-    prompter = Prompter(base.tokenizer, PASSAGE_TOKENS)
-    model = ClaraModel(base, prompter, LoraSettings(), ("compressor",), memory, markers)
-    with torch.no_grad():
-        for parameter in model.role_parameters("compressor").values():
-            parameter.copy_(torch.randn(parameter.shape, generator=seeded) * 0.02)
-    return model
 
 
 @torch.no_grad()
@@ -206,8 +193,8 @@ def main() -> None:
         return
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        reference = build(backbone_folder(Path(folder)))
-        fast = build(Path(folder))
+        reference = random_model(backbone_folder(Path(folder)), ROLES, SLOTS)
+        fast = random_model(Path(folder), ROLES, SLOTS)
         fast.merge("compressor")
     begin = fast.prompter.encode_id
     rows = []
