@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clara_cli import answers, repl, slash, ui
+from clara_cli import answers, repl, scorecard, slash, ui
 from clara_cli.config import AskConfig, CompressConfig
 from clara_cli.errors import DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer
@@ -23,6 +23,9 @@ from clara_cli.ui import TerminalReport
 def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
     config = _documents_named_first(config)
+    if config.dry_run:
+        _say_need(config, as_json=as_json, quiet=quiet)
+        return
     if config.task is not None or config.passage is not None:
         _do_task(config, as_json=as_json, quiet=quiet)
         return
@@ -47,6 +50,17 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
             answered = module.run(config, report)
             given = _shown(answered, report, as_json=as_json, titled=config.file is not None)
         _check_support(given, required=config.require_support)
+
+
+def _say_need(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    """Show the memory that answering takes."""
+    with ui.TerminalReport(quiet=quiet) as report:
+        module = importlib.import_module("clara_cli.commands.ask")
+        for need in module.run(config, report):
+            if as_json:
+                ui.write_json(scorecard.result_json(need))
+            else:
+                ui.show_result(need)
 
 
 def _do_task(config: AskConfig, *, as_json: bool, quiet: bool) -> None:

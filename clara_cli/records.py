@@ -237,6 +237,26 @@ class TrainResult:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """The memory a command would need, computed from configs; the keys of the JSON line of `ask`,
+    `pretrain` and `train` with `--dry-run`. `bytes` is the sum of what follows it: the backbone's
+    weights, its roles' adapters, memory tokens, the cache of an answer, and gradients and optimiser
+    of what trains. Activations are not in it."""
+
+    backbone: str
+    parameters: int
+    dtype: str
+    load_in: str | None
+    roles: tuple[str, ...]
+    bytes: int
+    weights: int
+    adapters: int
+    memory_tokens: int
+    cache: int
+    training: int
+
+
+@dataclass(frozen=True, slots=True)
 class SynthResult:
     """What `synth` wrote; the keys of its JSON line. `pairs` is the file; `accepted` and `rejected`
     count question-answer pairs, paraphrases or pool questions over all runs that made it, `rounds`

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory
-from clara_cli.records import CompressResult, IndexResult, TrainResult
+from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
@@ -204,6 +204,7 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     (`dry_run`, `check`) that made it do less."""
     lines: dict[type, Callable[[Any, str | None], list[Any]]]
     lines = {CompressResult: _compressed, IndexResult: _indexed, TrainResult: _trained}
+    lines[MemoryNeed] = _needed
     out = console(stderr=False)
     for line in {**lines, **scorecard.LINES, **harvest.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
@@ -223,6 +224,19 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
         speed = "complete as it was: nothing to compute"
     following = f"next: clara index {shlex.quote(r.corpus)}"
     return [f"{r.corpus}: {made}{odd}", shape, speed, following]
+
+
+def _needed(r: MemoryNeed, only: str | None) -> list[str]:
+    how = f"in {r.load_in}" if r.load_in else f"in {r.dtype}"
+    parts = {
+        f"weights {how}": r.weights,
+        f"adapters ({', '.join(r.roles)})": r.adapters,
+        "memory tokens": r.memory_tokens,
+        "cache": r.cache,
+        "gradients and optimiser": r.training,
+    }
+    listed = ", ".join(f"{name} {size(part)}" for name, part in parts.items() if part)
+    return [f"{r.backbone}: {r.parameters:,} parameters need {size(r.bytes)}", listed]
 
 
 def _indexed(r: IndexResult, only: str | None) -> list[str]:

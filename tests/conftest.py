@@ -79,6 +79,12 @@ def tiny_backbone(tmp_path_factory) -> Path:
     return make_backbone(tmp_path_factory.mktemp("backbone"))
 
 
+@pytest.fixture(scope="session")
+def backbone_maker():
+    """`make_backbone`, for tests that want one of another shape."""
+    return make_backbone
+
+
 class Silent:
     """A report that keeps what was said."""
 

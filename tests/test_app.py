@@ -36,6 +36,7 @@ LEARN = {
     "--recipe",
     "--set",
     "--steps",
+    "--dry-run",
     "--validation",
 }
 FLAGS = {  # frozen: a new flag is a decision, made here as well
@@ -63,6 +64,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     },
     "ask": {
         *HOLDING,
+        "--dry-run",
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
         *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},

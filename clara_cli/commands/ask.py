@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from clara_cli.commands.needs import of_answering
 from clara_cli.commands.session import Session, refuse_unreadable
 from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig
@@ -15,10 +16,11 @@ from clara_cli.core.info import read_info
 from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
-from clara_cli.engine import Clara
+from clara_cli.corpus.store import Corpus
+from clara_cli.engine import Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
-from clara_cli.records import Answer, Progress, Report, Retelling
+from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling
 from clara_cli.search.where import parse
 
 IDLE_IN_TASK = (
@@ -30,8 +32,11 @@ NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task
 TOGETHER = 128  # questions of a file found, answered and judged together
 
 
-def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling]:
+def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | MemoryNeed]:
     """Answer `question`, or every question of `file` in order; or do the `task`."""
+    if config.dry_run:
+        yield needed(config, report)
+        return
     if config.task is not None or config.passage is not None:
         yield retell(config, report)
         return
@@ -42,6 +47,16 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling]:
         if config.file is not None:
             done = min(first + TOGETHER, len(questions))
             report.progress(Progress("ask", done, len(questions), "questions"))
+
+
+def needed(config: AskConfig, report: Report) -> MemoryNeed:
+    """The memory that answering from the corpora, or from documents, takes."""
+    if config.documents:
+        model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+        return of_answering(config, model, config.ratio, report)
+    corpus = Corpus.open(find_corpora(config.corpus)[0])
+    ratio = config.ratio or corpus.manifest.identity.ratio
+    return of_answering(config, named_model(corpus, config.model), ratio, report)
 
 
 def retell(config: AskConfig, report: Report) -> Retelling:

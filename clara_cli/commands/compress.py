@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.commands.needs import of_compressing
 from clara_cli.commands.telling import tell
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import Loaded, load
@@ -95,6 +96,9 @@ def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+    if config.dry_run and team.leads:
+        needed = of_compressing(config, model, report)
+        report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     held = Held(config.load_in, config.device_map)
     if team.size > 1 and held.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")

@@ -48,6 +48,7 @@ UNRECORDED = (
     "corpus",
     "tracker",
     "device_map",
+    "dry_run",
 )
 WINDOW = 50  # batches among which records of like length are put together
 

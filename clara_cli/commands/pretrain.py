@@ -20,6 +20,7 @@ from clara_cli.commands.learning import (
     train_stage,
     trained_roles,
 )
+from clara_cli.commands.needs import of_training
 from clara_cli.commands.telling import tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import PretrainConfig
@@ -39,17 +40,23 @@ from clara_cli.core.ranks import join
 from clara_cli.core.stages import Losses, read_memory_loss
 from clara_cli.corpus.examples import PAIR_KINDS, read_pairs
 from clara_cli.errors import UsageError, nearest
-from clara_cli.records import Pair, Report, TrainResult
+from clara_cli.records import MemoryNeed, Pair, Report, TrainResult
 
 DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
+NO_START = ("neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles")
 MIXED = tuple(kind for kinds in PAIR_KINDS.values() for kind in kinds)
 
 
-def run(config: PretrainConfig, report: Report) -> TrainResult:
+def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     """Pretrain until the steps are done; resumes an unfinished `out`."""
     check_settings(config)
     facts = {"roles": list(trained_roles(config, "scp"))}
     ranks = join(config.device)
+    if config.dry_run:
+        if config.init is None and config.backbone is None:
+            raise UsageError(*NO_START)
+        lora = LoraSettings(config.lora_rank or RANK, config.lora_alpha or ALPHA)
+        return of_training(config, config.init, facts["roles"], lora, report)
     check_validation(config, "scp")
     held_out = read_pairs(config.validation) if config.validation else []
     pairs, held_out = split(config, read_pairs(config.pairs), held_out)
@@ -154,9 +161,7 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
                 loaded.model.add_role(role, None)
         return loaded
     if config.backbone is None:
-        raise UsageError(
-            "neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles"
-        )
+        raise UsageError(*NO_START)
     where = pick_device(device)
     made_in = pick_dtype(dtype, where)
     quantised = held.arguments(where, made_in)

@@ -26,6 +26,7 @@ from clara_cli.commands.learning import (
     train_stage,
     trained_roles,
 )
+from clara_cli.commands.needs import of_training
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
 from clara_cli.commands.telling import abilities, tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
@@ -40,6 +41,7 @@ from clara_cli.core.batch import (
 )
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.loop import FitSummary
+from clara_cli.core.model import LoraSettings
 from clara_cli.core.placement import Held
 from clara_cli.core.ranks import Ranks, join
 from clara_cli.core.runs import RunFolder
@@ -55,15 +57,18 @@ from clara_cli.core.stages import (
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.examples import QUESTION_HINT, read_questions
 from clara_cli.errors import DataError, UsageError
-from clara_cli.records import PoolPassage, Question, Report, TrainResult
+from clara_cli.records import MemoryNeed, PoolPassage, Question, Report, TrainResult
 
 
-def run(config: TrainConfig, report: Report) -> TrainResult:
+def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     """Train a stage until its steps are done; `--steps 0` only writes the native form."""
     check_settings(config)
     if config.mask not in ("exact", "released"):
         raise UsageError(f"mask is {config.mask!r}", "known: exact, released")
     ranks = join(config.device)
+    if config.dry_run:
+        trained = () if config.stage is None else trained_roles(config, config.stage)
+        return of_training(config, config.init, trained, LoraSettings(), report)
     if config.steps == 0:
         return ranks.lead(lambda: convert(config, report))
     if config.stage is None or not config.questions:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import Holding
-from clara_cli.fields import INPUT, METHOD, MODEL, argument, option
+from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,4 +84,7 @@ class AskConfig(Holding):
     passage: str | None = option("The passage of --task, by its id.", None, INPUT)
     require_support: bool = option(
         "Exit 5 when the sources do not support the answer.", False, METHOD
+    )
+    dry_run: bool = option(
+        "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT
     )

@@ -28,6 +28,9 @@ class LearnConfig(Holding):
     nproc: int | None = option(
         "Processes on this machine, one a GPU; default: one.", None, MACHINE, low=1
     )
+    dry_run: bool = option(
+        "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT
+    )
     validation: tuple[str, ...] = option(
         "JSONL file of records to validate on while training; repeatable.", (), INPUT
     )

@@ -41,9 +41,9 @@ class Loaded:
     name: str
 
 
-def resolve(name: str, ratio: int | None = None) -> Path:
-    """The directory behind `--model`; a Hub id is fetched, `ratio` choosing among the released
-    checkpoints of one repository.
+def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> Path:
+    """The directory behind `--model`; a Hub id is fetched (its config alone where `configs_only`),
+    `ratio` choosing among the released checkpoints of one repository.
 
     Raises:
         ArtefactError: when there is none.
@@ -56,7 +56,7 @@ def resolve(name: str, ratio: int | None = None) -> Path:
     if path.is_dir():
         return path
     if is_hub_id(name):
-        return fetch(name, ratio)
+        return fetch(name, ratio, configs_only)
     hint = "--model takes nano, a directory or owner/name"
     raise ArtefactError(f"checkpoint {name}: no such directory", hint)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from clara_cli.errors import ArtefactError, UsageError
 
 NATIVE = ("clara.json", "memory.safetensors", "*/adapter_*", "backbone/*")
+CONFIGS = ("clara.json", "config.json", "backbone/config.json")
 RELEASED = ("config.json", "adapters.pth", "decoder_first_last_layers.pth")
 SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
 
@@ -23,7 +24,7 @@ def is_hub_id(name: str) -> bool:
     return shape is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def fetch(name: str, ratio: int | None) -> Path:
+def fetch(name: str, ratio: int | None, configs_only: bool = False) -> Path:
     """The local folder of a checkpoint named by Hub id, downloaded if it is not there yet.
 
     `owner/name` may hold a native checkpoint, or released ones in `compression-N/`: then `ratio`
@@ -40,7 +41,8 @@ def fetch(name: str, ratio: int | None) -> Path:
         folder = choose_folder(repository, files, ratio)
     prefix = f"{folder}/" if folder else ""
     native = f"{prefix}clara.json" in files
-    wanted = [prefix + pattern for pattern in (NATIVE if native else RELEASED)]
+    patterns = NATIVE if native else RELEASED
+    wanted = [prefix + pattern for pattern in (CONFIGS if configs_only else patterns)]
     if not native and f"{prefix}adapters.pth" not in files:
         raise ArtefactError(
             f"{name}: no checkpoint there (neither clara.json nor adapters.pth)",

@@ -294,3 +294,20 @@ def test_terms_follow_from_whose_checkpoint_it_is(tmp_path):
         "revision": None,
         "format": "released",
     }
+
+
+def test_a_dry_run_fetches_configs_alone(fake_hub, shared, tmp_path):
+    source = shared / "reference" / "fixtures" / "mistral_256_32" / "ckpt_stage2"
+    fake_hub.files = {f"compression-32/{p.name}": p.read_bytes() for p in source.iterdir()}
+    backbone = str(shared / "reference" / "backbones" / "mistral-tiny")
+    words = ["--init", "apple/test/compression-32", "--backbone", backbone, "--stage", "e2e"]
+    out = tmp_path / "run"
+    run = fake_hub.clara("train", "q.jsonl", *words, "--dry-run", "--out", str(out))
+    assert run.returncode == 0, run.stderr
+    need = json.loads(run.stdout)
+    assert need["roles"] == ["compressor", "query_reasoner", "generator"]
+    assert need["bytes"] == sum(
+        need[part] for part in ("weights", "adapters", "memory_tokens", "cache", "training")
+    )
+    assert fake_hub.asked == ["compression-32/config.json"]
+    assert not out.exists()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_backbone
 from transformers import AutoModelForCausalLM
 
 from clara_cli.core import backbone, int8, placement
@@ -24,10 +23,10 @@ ROWS = [[1, 70, 80, 90, 2], [1, 75, 2]]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def checkpoint(tmp_path_factory, backbone_maker) -> Path:
     """A native checkpoint with fresh roles whose adapters do something; its backbone is as wide as
     a block of four-bit numbers."""
-    tiny_backbone = make_backbone(tmp_path_factory.mktemp("wide"), hidden=64)
+    tiny_backbone = backbone_maker(tmp_path_factory.mktemp("wide"), hidden=64)
     from clara_cli.core.backbone import load_backbone
     from clara_cli.core.checkpoint import save
     from clara_cli.core.info import CheckpointInfo

@@ -1,0 +1,65 @@
+"""`--dry-run`: the memory a command needs, beside what the device has; nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from clara_cli.config import AskConfig, CompressConfig, LearnConfig
+from clara_cli.config.common import Holding
+from clara_cli.core.backbone import pick_device, pick_dtype
+from clara_cli.core.footprint import Plan, fresh_plan, need, plan_model, read_plan
+from clara_cli.core.model import LoraSettings
+from clara_cli.records import MemoryNeed, Report
+
+GB = 1e9
+
+
+def computed(
+    config: Holding,
+    plan: Plan,
+    report: Report,
+    positions: int = 0,
+    trained: Sequence[str] = (),
+    trains_memory: bool = False,
+) -> MemoryNeed:
+    """The need of a plan, with what is free on the device said beside it."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    causal_lm = plan_model(plan)
+    found = need(causal_lm, plan, dtype, config.load_in, positions, trained, trains_memory)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        report.note(f"{free / GB:.1f} GB of the GPU are free, {found.bytes / GB:.1f} GB are needed")
+    report.note("computed from configs: activations and workspace come on top")
+    return found
+
+
+def of_answering(config: AskConfig, model: str, ratio: int | None, report: Report) -> MemoryNeed:
+    """What `ask` needs: the longest question, its passages and the longest answer in the cache."""
+    plan = read_plan(model, config.backbone, ratio)
+    read = config.top_k * (plan.memory_tokens + 1)
+    positions = read + plan.passage_tokens + config.max_new_tokens
+    return computed(config, plan, report, positions)
+
+
+def of_compressing(config: CompressConfig, model: str, report: Report) -> MemoryNeed:
+    """What `compress` needs; no cache is kept."""
+    return computed(config, read_plan(model, config.backbone, config.ratio), report)
+
+
+def of_training(
+    config: LearnConfig, init: str | None, roles: Sequence[str], fresh: LoraSettings, report: Report
+) -> MemoryNeed:
+    """What training these roles needs, those that the checkpoint lacks included."""
+    ratio = config.ratios[0] if len(config.ratios) == 1 else None
+    if init is not None:
+        plan = read_plan(init, config.backbone, ratio)
+        there = tuple(dict.fromkeys([*plan.roles, *roles]))
+        plan = Plan(**{**vars(plan), "roles": there})
+    else:
+        tokens = getattr(config, "passage_tokens", None) or 256
+        slots = tokens // min(config.ratios or (16,))
+        plan = fresh_plan(str(config.backbone), tokens, slots, fresh)
+    return computed(config, plan, report, 0, roles, config.train_memory)
