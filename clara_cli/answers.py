@@ -126,7 +126,7 @@ def show(answer: Answer, *, titled: bool = False, said: bool = False) -> None:
         out.print(Text(clean(answer.question), style="cyan"), soft_wrap=False)
     if not said:
         out.print(Text(clean(answer.answer) or "(no answer)", style="bold"), soft_wrap=False)
-    out.print(Text(_balance(answer), style="dim"), soft_wrap=False)
+    out.print(_balance(answer), soft_wrap=False)
     for hit in answer.sources:
         _show_source(out, hit, answer, whole=False)
     if answer.explain is not None:
@@ -208,8 +208,12 @@ def _link(file: str) -> str:
     return f"dim link {path.resolve().as_uri()}" if path.is_file() else "dim"
 
 
-def _balance(answer: Answer) -> str:
-    verdict = {True: "supported", False: "NOT supported", None: "support not judged"}
+def _balance(answer: Answer) -> Text:
+    verdicts = {
+        True: ("supported", "green"),
+        False: ("NOT supported", "bold yellow"),
+        None: ("support not judged", "dim"),
+    }
     by = {"lexical": ", by words alone"}.get(answer.support_method or "", "")
     support = "" if answer.support is None else f" ({answer.support:.2f}{by})"
     as_text = sum(hit.read == "text" for hit in answer.sources)
@@ -218,7 +222,9 @@ def _balance(answer: Answer) -> str:
         read.insert(0, f"{as_text} read as text")
         read = read[: 1 + (as_text < len(answer.sources))]
     spent = duration(sum(answer.seconds.values()))
-    return f"{verdict[answer.supported]}{support}; {'; '.join(read)}; {spent}"
+    return Text.assemble(
+        verdicts[answer.supported], (f"{support}; {'; '.join(read)}; {spent}", "dim")
+    )
 
 
 def _show_explanation(out: Console, why: Explanation) -> None:
