@@ -24,7 +24,7 @@ from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.placement import Held
-from clara_cli.core.team import Team, joined
+from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
 from clara_cli.corpus.chunk import model_text, split_document
@@ -48,9 +48,9 @@ def run(config: CompressConfig, report: Report) -> CompressResult:
         Interrupted: on Ctrl-C; finished shards are kept.
         ArtefactError: where `out` holds a corpus of other documents or settings.
     """
-    with joined() as team:
-        with team.together():
-            job = prepare(config, report, team)
+    with joined_apart() as ranks:
+        with ranks.together():
+            job = prepare(config, report, ranks)
         if config.dry_run:
             return plan(job)
         try:
@@ -72,7 +72,7 @@ class Job:
     identity: Identity
     additions: Additions | None
     tally: Tally
-    team: Team
+    ranks: Ranks
     started: float
 
     @property
@@ -81,7 +81,7 @@ class Job:
         return (self.additions.part or 0) if self.additions else 0
 
 
-def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
+def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     """Load the checkpoint and settle every option.
 
     Raises:
@@ -92,15 +92,15 @@ def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
     if config.into is not None:
         additions = Additions(config.into)
         config = as_stored(config, additions.manifest.identity)
-    if team.size > 1 and "-" in config.inputs:
+    if ranks.size > 1 and "-" in config.inputs:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
-    if config.dry_run and team.leads:
+    if config.dry_run and ranks.first:
         needed = of_compressing(config, model, report)
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     held = Held(config.load_in, config.device_map)
-    if team.size > 1 and held.device_map is not None:
+    if ranks.size > 1 and held.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")
     where = (config.backbone, config.device, config.dtype)
     loaded = load(model, *where, ratio=config.ratio, held=held)
@@ -109,7 +109,7 @@ def prepare(config: CompressConfig, report: Report, team: Team) -> Job:
     identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
     tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
     loaded.model.merge("compressor")
-    return Job(config, out, loaded, identity, additions, tally, team, started)
+    return Job(config, out, loaded, identity, additions, tally, ranks, started)
 
 
 def as_stored(config: CompressConfig, stored: Identity) -> CompressConfig:
@@ -256,7 +256,7 @@ def plan(job: Job) -> CompressResult:
     reading = time.monotonic() - began
     tally = job.tally
     positions = tally.text_tokens + tally.passages * (3 + slots)
-    seconds = max(reading, positions / pace / job.team.size)
+    seconds = max(reading, positions / pace / job.ranks.size)
     job.tally.report.note(f"the time is estimated from the first {len(first)} passages")
     return result(job, tally.passages * tally.each, seconds, tally.passages / seconds)
 
@@ -274,28 +274,28 @@ class Piece:
 
 def store(job: Job) -> CompressResult:
     """Write every shard that is this process's and not there yet; the first process finishes."""
-    team = job.team
+    ranks = job.ranks
     reading, passages = read(job)
     shards = in_shards(passages, job.config.shard_size)
     with ExitStack() as stack:
-        with team.together():
+        with ranks.together():
             first = next(shards)  # decides the part
-            writer = stack.enter_context(opened(job)) if team.leads else None
-        with team.together():
-            writer = writer or CorpusWriter(job.out, job.identity, job.part, team.rank)
-        with team.together():
+            writer = stack.enter_context(opened(job)) if ranks.first else None
+        with ranks.together():
+            writer = writer or CorpusWriter(job.out, job.identity, job.part, ranks.rank)
+        with ranks.together():
             pieces = cut(job, writer, chain([first], shards), reading)
             compress(job, writer, ahead(pieces))
         tally = job.tally
         seen = (tally.counts(), tally.digest.hexdigest())
-        everything = team.gathered((writer.made, seen, tally.computed))
-        with team.together():
+        everything = ranks.gathered((writer.made, seen, tally.computed))
+        with ranks.together():
             if any(other != seen for _, other, _ in everything):
                 message = "the processes read different documents"
                 raise ClaraError(message, "give every machine the same files, and leave them be")
             for made, _, _ in everything:
                 writer.made.update(made)
-            if team.leads:
+            if ranks.first:
                 writer.finish(*seen, first[0].document_id, command_words(job.config))
     seconds = time.monotonic() - tally.began
     size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
@@ -323,7 +323,7 @@ def cut(
 ) -> Iterator[Piece]:
     """Shards, those that are to be computed here with their token rows."""
     for number, passages in enumerate(shards):
-        wanted = job.team.has(number) and not writer.finished(number, passages)
+        wanted = job.ranks.has(number) and not writer.finished(number, passages)
         rows = token_rows(job, passages) if wanted else None
         yield Piece(number, passages, rows, reading.fraction)
 

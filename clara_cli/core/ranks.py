@@ -1,15 +1,22 @@
-"""The processes of a training run: who they are, and what they add up, agree on and wait for.
+"""The processes of one command: who they are, what each does, and what they add up, agree on and
+wait for.
 
-torchrun (or `--nproc`) starts them, accelerate joins them: gloo on CPUs, nccl on GPUs. One process
-is a world of one, for which everything here costs nothing.
+torchrun (or `--nproc`) starts them; they meet in one of two ways. `join`, for training: in step,
+tensors sent by accelerate's backend (gloo on CPUs, nccl on GPUs). `joined_apart`, for work that
+shares nothing but a folder: words alone, hours apart. One process is a world of one, for which
+everything here costs nothing.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +27,9 @@ from clara_cli.launch import world
 
 Made = TypeVar("Made")
 Item = TypeVar("Item")
+
+_PATIENCE = timedelta(days=30)  # working apart, a process may finish long before the others
+_PARENT_SECONDS = 0.5
 
 
 @dataclass
@@ -38,9 +48,13 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    def has(self, number: int) -> bool:
+        """Whether item `number` is this process's work: every `size`-th one is."""
+        return number % self.size == self.rank
+
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of something all processes hold: every `size`-th item."""
-        return list(items[self.rank :: self.size])
+        """This process's part of something all processes hold."""
+        return [item for number, item in enumerate(items) if self.has(number)]
 
     def total(self, *numbers: float) -> list[float]:
         """Each number summed over the processes, in double precision."""
@@ -50,9 +64,9 @@ class Ranks:
         distributed.all_reduce(sums)
         return sums.tolist()
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Made) -> list[Made]:
         """A small value of every process, in their order."""
-        values: list[Any] = [value] * self.size
+        values = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(values, value)
         return values
@@ -98,6 +112,16 @@ class Ranks:
         found = [error for error in self.gathered(trouble) if error is not None]
         if found:
             raise found[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A ClaraError of one process is raised in all of them, once all are done."""
+        trouble = None
+        try:
+            yield
+        except ClaraError as error:
+            trouble = error
+        self.refuse(trouble)
 
     def agree(self, what: dict[str, Any]) -> None:
         """Refuse to go on where the processes were given different settings or data."""
@@ -148,7 +172,41 @@ def join(device: str) -> Ranks:
     from accelerate import PartialState
 
     state = PartialState(cpu=gpus == 0)
-    if (state.num_processes, state.process_index) != (here.size, here.rank):
-        message = f"{here.size} processes were started, {state.num_processes} met"
+    return _met(Ranks(state.process_index, state.num_processes, state.device))
+
+
+@contextmanager
+def joined_apart() -> Iterator[Ranks]:
+    """Meet the processes that the launcher started, to exchange words and not tensors. Each
+    computes on a GPU of its own where there are GPUs. A process ends with its launcher.
+
+    Raises ClaraError where fewer of them meet than were started.
+    """
+    here = world()
+    if here.size == 1:
+        yield Ranks()
+        return
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield _met(Ranks(distributed.get_rank(), distributed.get_world_size()))
+    finally:
+        distributed.destroy_process_group()
+
+
+def _met(ranks: Ranks) -> Ranks:
+    """The processes that met, once they are those that were started."""
+    here = world()
+    if (ranks.size, ranks.rank) != (here.size, here.rank):
+        message = f"{here.size} processes were started, {ranks.size} met"
         raise ClaraError(message, "start them with --nproc or torchrun")
-    return Ranks(here.rank, here.size, state.device)
+    return ranks
+
+
+def _end_with(parent: int) -> None:
+    """A killed launcher leaves its processes to themselves: they would go on writing."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)

@@ -9,22 +9,22 @@ import time
 
 import pytest
 
-from clara_cli.core import team
-from clara_cli.core.team import Team, joined
+from clara_cli.core import ranks
+from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.errors import DataError
 
 
-def test_one_process_is_a_team_of_one():
-    with joined() as alone:
-        assert alone == Team(0, 1) and alone.leads
+def test_one_process_is_a_world_of_one():
+    with joined_apart() as alone:
+        assert alone == Ranks(0, 1) and alone.first
         assert alone.gathered({"a": 1}) == [{"a": 1}]
         with pytest.raises(DataError, match="bad"), alone.together():
             raise DataError("bad")
 
 
 def test_every_item_is_one_process_work():
-    teams = [Team(rank, 3) for rank in range(3)]
-    assert [sum(t.has(n) for t in teams) for n in range(7)] == [1] * 7
+    several = [Ranks(rank, 3) for rank in range(3)]
+    assert [sum(t.has(n) for t in several) for n in range(7)] == [1] * 7
 
 
 def test_a_process_ends_with_its_launcher():
@@ -35,7 +35,7 @@ def test_a_process_ends_with_its_launcher():
         parent = os.getpid()
         if not os.fork():
             os.close(ours)
-            threading.Thread(target=team._end_with, args=(parent,), daemon=True).start()
+            threading.Thread(target=ranks._end_with, args=(parent,), daemon=True).start()
             os.write(theirs, b"started")
             time.sleep(60)
         os._exit(0)
