@@ -496,7 +496,7 @@ def test_a_dry_run_estimates_the_time_from_the_first_passages(works, report, tmp
     text = " ".join(record["text"] for record in tiny.documents()[:8])
     few, many = (lines(tmp_path / f"{n}.jsonl", *[text] * n) for n in (20, 200))
     plans = [go(d, works, tmp_path / "out.clara", report, dry_run=True) for d in (few, many)]
-    assert report.notes == ["the time is estimated from the first 64 passages"] * 2
+    assert report.notes.count("the time is estimated from the first 64 passages") == 2
     assert plans[1].passages == 10 * plans[0].passages
     assert plans[1].seconds > 2 * plans[0].seconds > 0
     assert plans[0].passages_per_second == pytest.approx(
