@@ -1,0 +1,259 @@
+"""Every kind of backbone, with its kind of tokenizer and chat template, through the whole way:
+pretrain, train, compress, ask, save and reload, the answers the same to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import templates
+import tiny
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from clara_cli.commands import ask, compress, pretrain, train
+from clara_cli.core import backbone as backbones
+from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.decode import Confidence
+from clara_cli.corpus.store import Corpus
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An architecture with the special tokens and template that come with it; `rows` are the
+    table's rows beyond the tokenizer's, as Qwen3 and Phi-4-mini have them."""
+
+    architecture: str
+    template: str | None
+    specials: dict[str, str]
+    others: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    rows: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+KINDS = {
+    "qwen3": Kind(
+        "qwen3",
+        templates.THINK,
+        {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
+        ("<|im_start|>",),
+        ("<|im_end|>", "<|endoftext|>"),
+        rows=23,
+        config={"head_dim": 8, "tie_word_embeddings": True},
+    ),
+    "phi-4-mini": Kind(
+        "phi3",
+        templates.PHI,
+        {"pad_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        ("<|end|>", "<|endoftext|>"),
+        rows=23,
+        config={"tie_word_embeddings": True},
+    ),
+    "llama-3": Kind(
+        "llama",
+        templates.LLAMA,
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+        ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
+        ("<|end_of_text|>", "<|eot_id|>"),
+    ),
+    "gemma": Kind(
+        "gemma",
+        templates.GEMMA,
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("<eos>", "<end_of_turn>"),
+        config={"head_dim": 8, "tie_word_embeddings": True},
+    ),
+    "gemma-2": Kind(
+        "gemma2",
+        templates.GEMMA,
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("<eos>", "<end_of_turn>"),
+        config={
+            **{"head_dim": 8, "tie_word_embeddings": True, "sliding_window": 64},
+            **{"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
+            "query_pre_attn_scalar": 8,
+        },
+    ),
+    "gemma-3": Kind(
+        "gemma3_text",
+        templates.GEMMA,
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("<eos>", "<end_of_turn>"),
+        config={
+            **{"head_dim": 8, "tie_word_embeddings": True, "sliding_window": 64},
+            "query_pre_attn_scalar": 8,
+        },
+    ),
+    "old mistral": Kind(
+        "mistral",
+        templates.MISTRAL_OLD,
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        config={"sliding_window": None},
+    ),
+    "no template": Kind("llama", None, {"bos_token": "<s>", "eos_token": "</s>"}),
+}
+
+
+def tokenizer_of(kind: Kind) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = list(dict.fromkeys([*kind.specials.values(), *kind.others]))
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, **kind.specials)
+    fast.add_special_tokens({"additional_special_tokens": list(kind.others)})
+    fast.chat_template = kind.template
+    return fast
+
+
+def backbone_of(kind: Kind, folder: Path) -> Path:
+    """A random backbone of that kind, saved as its like are."""
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.convert_tokens_to_ids
+    settings = {
+        "vocab_size": len(tokenizer) + kind.rows,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(kind.architecture, **{**settings, **kind.config})
+    model = AutoModelForCausalLM.from_config(config)
+    if kind.ends:
+        model.generation_config.eos_token_id = ids(list(kind.ends))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def answers(corpus: Path, model: Path, heard: Any) -> list[dict[str, Any]]:
+    """What is asked of a corpus by each first stage, without the seconds."""
+    made = []
+    for stage in ("bm25", "latent"):
+        config = tiny.ask("Who is mayor of Pinewick?", corpus, model=str(model), first_stage=stage)
+        (answer,) = ask.run(dataclasses.replace(config, top_k=2), heard())
+        record = dataclasses.asdict(answer)
+        made.append({key: record[key] for key in record if key != "seconds"})
+    (told,) = ask.run(
+        tiny.ask(None, corpus, model=str(model), task="paraphrase", passage="d4#0"), heard()
+    )
+    return [*made, {"told": told.answer, "prompt": told.prompt_tokens}]
+
+
+def generated(model: Path, corpus: Path) -> tuple[list[int], list[float]]:
+    """Twelve greedy ids over the memory of two passages, and how likely each was: a random
+    backbone's answer may be white space, or end at once."""
+    opened = load(str(model), device="cpu", dtype="float32").model
+    memory_ND = Corpus.open(corpus).memory([4, 5]).flatten(0, 1)
+    chat = opened.prompter.answer_chat("Who is mayor?", 2, len(memory_ND) // 2)
+    heard = Confidence()
+    rows = [opened.prompter.prompt(chat)]
+    (ids,) = opened.generate(rows, memory_ND, 12, min_new_tokens=12, listener=heard)
+    return ids, [heard.means([length])[0] for length in range(1, 13)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_whole_way_and_back_gives_the_same_answers(name, tmp_path, heard, works):
+    kind = KINDS[name]
+    backbone = backbone_of(kind, tmp_path / "backbone")
+    report = heard()
+    config = tiny.scp(works.pairs, backbone, tmp_path / "scp", steps=2)
+    first = pretrain.run(config, report)
+    assert first.ce > 0 and first.mse is not None
+    for stage, init in (("instruct", "scp"), ("e2e", "instruct")):
+        questions = tiny.train(works.questions, tmp_path / init, tmp_path / stage, stage, steps=2)
+        assert train.run(questions, report).ce > 0
+    corpus, again = tmp_path / "a.clara", tmp_path / "b.clara"
+    compress.run(tiny.compress(works.documents, tmp_path / "e2e", corpus), report)
+    resaved = tmp_path / "resaved"
+    train.run(tiny.train(works.questions, tmp_path / "e2e", resaved, "e2e", steps=0), report)
+    compress.run(tiny.compress(works.documents, resaved, again), report)
+    shards = [one / "shards" / "00000.safetensors" for one in (corpus, again)]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
+    assert tiny.same(tmp_path / "e2e" / "checkpoint", resaved / "checkpoint")
+    found = answers(corpus, tmp_path / "e2e", heard)
+    assert found == answers(corpus, resaved, heard)
+    written = [generated(folder, corpus) for folder in (tmp_path / "e2e", resaved)]
+    assert written[0] == written[1] and len(written[0][0]) == 12
+    infos = [read_info(folder / "checkpoint") for folder in (tmp_path / "e2e", resaved)]
+    assert infos[0].fingerprint == infos[1].fingerprint
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_its_files_tell_the_same_digest_and_its_ends_end_an_answer(name, tmp_path):
+    kind = KINDS[name]
+    folder = str(backbone_of(kind, tmp_path / "backbone"))
+    base = backbones.load_backbone(folder, torch.device("cpu"), torch.float32)
+    assert backbones.saved_digest(folder, None) == base.digest
+    from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+    from clara_cli.core.prompts import Prompter
+
+    memory = fresh_memory(4, base.model.get_input_embeddings().weight, torch.Generator())
+    prompter = Prompter(base.tokenizer, 64)
+    model = ClaraModel(base, prompter, LoraSettings(rank=2), ("generator",), *memory)
+    ends = {base.tokenizer.convert_ids_to_tokens(i) for i in model.end_ids()}
+    assert ends == {kind.specials["eos_token"], *kind.ends}
+
+
+def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
+    """The released code gives Qwen tokenizers their first added special as BOS."""
+    folder = backbone_of(KINDS["qwen3"], tmp_path / "Qwen3-tiny")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    released = released_of(folder, base, tmp_path / "released")
+    model = load(str(released), str(folder), "cpu", "float32").model
+    assert model.prompter.bos == "<|im_start|>"
+    corpus, native = tmp_path / "a.clara", tmp_path / "native"
+    words = {"ratio": None, "backbone": str(folder)}
+    compress.run(tiny.compress(works.documents, released, corpus, **words), heard())
+    converted = tiny.train(works.questions, released, native, "e2e", steps=0)
+    train.run(dataclasses.replace(converted, backbone=str(folder)), heard())
+    results = []
+    for named, where in ((released, str(folder)), (native, None)):
+        config = tiny.ask("Who is mayor?", corpus, model=str(named), backbone=where)
+        (answer,) = ask.run(config, heard())
+        results.append((answer.answer, answer.prompt_tokens, answer.sources))
+    assert results[0] == results[1]
+
+
+def released_of(folder: Path, base: Any, out: Path) -> Path:
+    """Fresh adapters on a backbone, in the released format."""
+    from transformers import AutoTokenizer
+
+    out.mkdir()
+    settings = {"doc_max_length": 64, "compr_rate": 16, "lora_r": 4, "training_stage": "stage2"}
+    settings["decoder_model_name"] = "/mnt/somewhere/Qwen3-tiny"
+    (out / "config.json").write_text(json.dumps(settings))
+    rows = len(AutoTokenizer.from_pretrained(folder)) + 4 + 3  # memory tokens, AE, ENC, SEP
+    base.resize_token_embeddings(rows, mean_resizing=False)
+    seeded = torch.Generator().manual_seed(0)
+    table = torch.randn(rows, 32, generator=seeded)
+    torch.save({"model.embed_tokens.weight": table}, out / "decoder_first_last_layers.pth")
+    adapters: dict[str, dict[str, torch.Tensor]] = {}
+    for adapter in ("encoder_adapter", "decoder_adapter", "query_reasoner_adapter"):
+        tensors = {}
+        for name, module in base.named_modules():
+            if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+                shape = (4, module.in_features), (module.out_features, 4)
+                for part, size in zip(("lora_A", "lora_B"), shape, strict=True):
+                    tensors[f"{name}.{part}.weight"] = 0.1 * torch.randn(size, generator=seeded)
+        adapters[adapter] = tensors
+    torch.save(adapters, out / "adapters.pth")
+    return out
