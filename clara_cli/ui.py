@@ -80,7 +80,7 @@ class TerminalReport:
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._unsaid: records.Progress | None = None
-        self._task, self._last_line = "", 0.0
+        self._task, self._last_line = "", clock()
         self._seen: set[str] = set()
         self._held: list[Text] = []
 
@@ -147,7 +147,7 @@ class TerminalReport:
         if progress.task != self._task:
             if self._unsaid is not None:
                 self._line(self._unsaid)
-            self._task, self._last_line = progress.task, self._clock()
+            self._task = progress.task
         self._unsaid = progress
         finished = progress.total is not None and progress.done >= progress.total
         if finished or self._clock() - self._last_line >= LINE_SECONDS:

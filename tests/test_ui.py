@@ -90,6 +90,14 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
     ]
 
 
+def test_the_first_step_is_a_line_where_it_took_long(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with ui.TerminalReport(clock=clock) as report:
+        clock.now += 60
+        report.progress(Progress("bench", 8, 300, "questions"))
+        assert capsys.readouterr().err == "bench: 8/300 questions\n"
+
+
 def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
     with ui.TerminalReport() as report:
         report.progress(Progress("read", 1, None, "lines"))
