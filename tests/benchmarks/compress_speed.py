@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from conftest import byte_tokenizer
+from peaks import peak_mb
 from untrained import PASSAGE_TOKENS, random_model
 
 from clara_cli.commands import compress
@@ -169,9 +168,8 @@ def peaks(args: argparse.Namespace) -> dict[str, object]:
         for inputs in (files[:1], files):
             out = Path(name) / f"{len(inputs)}.clara"
             words = ["compress", *inputs, "--model", "nano", "--ratio", "16", "--out", str(out)]
-            subprocess.run([sys.executable, "-m", "clara_cli", *words, "--quiet"], check=True)
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
-            result[f"peak_mb_{len(Corpus.open(out))}"] = round(peak, 1)
+            peak = peak_mb([*words, "--quiet"])
+            result[f"peak_mb_{len(Corpus.open(out))}"] = peak
     return result
 
 

@@ -26,21 +26,14 @@ from typing import Any
 
 import httpx2
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "synthesis"))
+from peaks import peak_mb  # noqa: E402
 from scripted import Asked, Server, competent, read_request, serving, write_towns  # noqa: E402
 
 from clara_cli.commands import synth  # noqa: E402
 from clara_cli.config import SynthConfig  # noqa: E402
 from clara_cli.records import Progress  # noqa: E402
-
-MEASURED = """
-import resource, sys
-from clara_cli.app import main
-try:
-    main()
-finally:
-    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
-"""
 
 
 class Silent:
@@ -145,12 +138,10 @@ def memory(passages: int) -> dict[str, float]:
     """Peak memory of a run of simple questions, in megabytes."""
     with tempfile.TemporaryDirectory() as name, another_process(0.0) as url:
         docs = write_towns(Path(name) / "towns.jsonl", range(passages))
-        command = [sys.executable, "-c", MEASURED, "synth", str(docs), "--llm", url]
-        command += ["--llm-model", "m", "--kinds", "simple", "--rounds", "1", "--quiet"]
-        command += ["--concurrency", "16", "--out", str(Path(name) / "out.jsonl")]
-        ended = subprocess.run(command, check=True, capture_output=True, text=True)
-    peak = int(ended.stderr.rsplit("peak", 1)[1])
-    return {"passages": passages, "peak_mb": round(peak / 1024, 1)}
+        words = ["synth", str(docs), "--llm", url, "--llm-model", "m", "--kinds", "simple"]
+        words += ["--rounds", "1", "--quiet", "--concurrency", "16"]
+        peak = peak_mb([*words, "--out", str(Path(name) / "out.jsonl")])
+    return {"passages": passages, "peak_mb": peak}
 
 
 def numbers(text: str) -> list[int]:
