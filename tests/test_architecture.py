@@ -4,6 +4,7 @@ and what no module does."""
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -53,6 +54,15 @@ ONLY_IN = {
     "hnswlib": ("clara_cli/search/hnsw.py",),
     "pymilvus": ("clara_cli/search/milvus.py",),
     "prompt_toolkit": ("clara_cli/repl.py",),
+}
+TOP_LEVEL = {
+    "pyproject.toml",
+    "clara_cli",
+    "recipes",
+    "tests",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
 }
 NOT_CORE = ("corpus", "search", "synthesis")
 
@@ -117,6 +127,17 @@ def assert_none(found: list[str], what: str) -> None:
 
 
 # --- imports ---
+
+
+def test_the_top_level_holds_what_was_designed_and_nothing_else():
+    """What lies about beside the package (a fetched wheel, notes, runs) is never committed."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone: nothing says what is committed")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    top = {name.split("/")[0] for name in listed}
+    assert {name for name in top if not name.startswith(".")} == TOP_LEVEL
 
 
 def test_every_part_has_its_layer():
