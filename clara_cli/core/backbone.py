@@ -6,7 +6,6 @@ Nothing here assumes a `model.model`, rotary positions or a BOS token.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clara_cli.core import int8
+from clara_cli.core import hub, int8
 from clara_cli.errors import ArtefactError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,37 +66,46 @@ def load_backbone(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quieten()
-    local = Path(name).is_dir()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ArtefactError(
-            f"backbone {name}: no such directory, and not a Hub id (owner/name)",
-            "give the backbone's directory or Hub id with --backbone",
-        )
+    folder = backbone_folder(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        if local and (Path(name) / int8.FILE).exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if (folder / int8.FILE).exists():
             if quantised:
                 message = f"--load-in: the backbone {name} is stored in eight bits of its own"
                 raise UsageError(message, "leave --load-in away: it is small already")
-            model: Any = int8.load_backbone(Path(name), dtype)
+            model: Any = int8.load_backbone(folder, dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, dtype=dtype, use_safetensors=True, **(quantised or {})
+                folder, dtype=dtype, use_safetensors=True, **(quantised or {})
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtefactError(
             f"backbone {name}: {reason}",
-            "a directory needs config.json, *.safetensors and the tokenizer's files; "
-            "a Hub id needs the network once (or a copy: --backbone DIR)",
+            "its folder needs config.json, *.safetensors and the tokenizer's files",
         ) from error
     if not quantised:
         model.to(device)
     model.eval().requires_grad_(False)
-    commit = getattr(model.config, "_commit_hash", None)
-    revision = revision or commit
-    digest = saved_digest(name, revision) if quantised else weights_digest(model)
-    return Backbone(model, tokenizer, name, revision, digest)
+    fetched = hub.origin(folder)
+    digest = saved_digest(folder) if quantised else weights_digest(model)
+    return Backbone(model, tokenizer, name, fetched[1] if fetched else revision, digest)
+
+
+def backbone_folder(name: str, revision: str | None, configs_only: bool = False) -> Path:
+    """The folder of a backbone: a local one, or one fetched from the Hub.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ArtefactError(
+            f"backbone {name}: no such directory, and not a Hub id (owner/name)",
+            "give the backbone's directory or Hub id with --backbone",
+        )
+    return hub.fetch_backbone(name, revision, configs_only)
 
 
 def quieten() -> None:
@@ -168,7 +176,7 @@ def _add(digest: Any, name: str, shape: tuple[int, ...], first: torch.Tensor) ->
     digest.update(f"{name}{shape}".encode() + values.numpy().tobytes())
 
 
-def saved_digest(name: str, revision: str | None) -> str:
+def saved_digest(folder: Path) -> str:
     """The same digest from a backbone's files: quantised, its weights are no longer what they were.
 
     Raises:
@@ -176,16 +184,16 @@ def saved_digest(name: str, revision: str | None) -> str:
     """
     from safetensors import safe_open
 
-    wanted = {n: tuple(p.shape) for n, p in empty_model(name, revision).named_parameters()}
+    wanted = {n: tuple(p.shape) for n, p in empty_model(folder).named_parameters()}
     first: dict[str, torch.Tensor] = {}
-    for file in weight_files(name, revision):
+    for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for key in set(stored.keys()) & set(wanted):
                 rows = -(-16 // max(1, math.prod(wanted[key][1:])))
                 first[key] = stored.get_slice(key)[:rows].flatten()[:16]
     missing = sorted(set(wanted) - set(first))
     if missing:
-        message = f"backbone {name}: {missing[0]} has another name in its files"
+        message = f"backbone {folder}: {missing[0]} has another name in its files"
         raise ArtefactError(message, "load it without --load-in")
     digest = hashlib.sha256()
     for key, shape in sorted(wanted.items()):
@@ -193,26 +201,11 @@ def saved_digest(name: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
-def weight_files(name: str, revision: str | None) -> list[str]:
-    """A backbone's safetensors files, in its directory or in the Hub client's cache."""
-    from transformers.utils import cached_file
-
-    kept: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    single = cached_file(name, "model.safetensors", **kept)
-    if single is not None:
-        return [single]
-    index = cached_file(name, "model.safetensors.index.json", **kept)
-    if index is None:
-        return []
-    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    return [str(cached_file(name, shard, **kept)) for shard in sorted(set(shards))]
-
-
-def empty_model(name: str, revision: str | None = None) -> Any:
+def empty_model(folder: Path) -> Any:
     """A backbone's architecture without weights, from its config alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

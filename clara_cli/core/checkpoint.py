@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
-from clara_cli.core.hub import fetch, is_hub_id
+from clara_cli.core.hub import fetch, is_hub_id, local_folder
 from clara_cli.core.info import CheckpointInfo, describe, read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, Held, spread
@@ -54,7 +54,7 @@ def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> 
     if (path / "checkpoint" / "clara.json").is_file():
         return path / "checkpoint"
     if path.is_dir():
-        return path
+        return path / local_folder(path, ratio)
     if is_hub_id(name):
         return fetch(name, ratio, configs_only)
     hint = "--model takes nano, a directory or owner/name"

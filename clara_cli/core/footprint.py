@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clara_cli.core.backbone import empty_model
+from clara_cli.core.backbone import backbone_folder, empty_model
 from clara_cli.core.checkpoint import resolve
 from clara_cli.core.info import read_info
 from clara_cli.core.model import ROLES, LoraSettings
@@ -67,8 +67,9 @@ def plan_model(plan: Plan) -> Any:
     Raises:
         ArtefactError: when its config cannot be had.
     """
+    folder = backbone_folder(plan.backbone, plan.revision, configs_only=True)
     try:
-        return empty_model(plan.backbone, plan.revision)
+        return empty_model(folder)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtefactError(

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from clara_cli.errors import ArtefactError, UsageError
 
 NATIVE = ("clara.json", "memory.safetensors", "*/adapter_*", "backbone/*")
 CONFIGS = ("clara.json", "config.json", "backbone/config.json")
 RELEASED = ("config.json", "adapters.pth", "decoder_first_last_layers.pth")
+BACKBONE = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+NOT_BACKBONE = ("*/*", "consolidated*")  # other formats of the same weights
 SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
 
 
@@ -84,6 +88,13 @@ def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
     return ratios[ratio]
 
 
+def local_folder(path: Path, ratio: int | None) -> str:
+    """The same choice in a copy of such a repository; the folder itself where it has no parts."""
+    files = [file.relative_to(path).as_posix() for file in path.glob("compression-*/adapters.pth")]
+    whole = any((path / name).is_file() for name in ("clara.json", "adapters.pth"))
+    return "" if whole or not files else choose_folder(str(path), files, ratio)
+
+
 def list_files(repository: str) -> list[str]:
     """A repository's files: asked of the Hub, or, offline, those already here."""
     from huggingface_hub import HfApi
@@ -97,10 +108,7 @@ def list_files(repository: str) -> list[str]:
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:
         if here := cached_files(repository):
             return here
-        raise ArtefactError(
-            f"{repository}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
-            "connect once (unset HF_HUB_OFFLINE), or give a local folder",
-        ) from error
+        raise unreached(repository, error) from error
 
 
 def cached_files(repository: str) -> list[str]:
@@ -120,20 +128,46 @@ def cached_files(repository: str) -> list[str]:
     return sorted(map(str, files))
 
 
-def download(repository: str, patterns: list[str]) -> Path:
-    """Fetch the files that match, resuming where an earlier download stopped."""
+def fetch_backbone(name: str, revision: str | None, configs_only: bool = False) -> Path:
+    """The local folder of a backbone on the Hub: config, tokenizer and safetensors.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    patterns = ("config.json",) if configs_only else BACKBONE
+    return download(name, patterns, revision, f"backbone {name}")
+
+
+def download(
+    repository: str, patterns: Sequence[str], revision: str | None = None, label: str = ""
+) -> Path:
+    """Fetch the files that match, resuming where an earlier download stopped; `label` names the
+    repository in messages."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
+    label = label or repository
+    ignored = list(NOT_BACKBONE) if patterns is BACKBONE else None
+    wanted: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": ignored}
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, **wanted))
     except HfHubHTTPError as error:
-        raise refused(repository, error) from error
+        raise refused(label, error) from error
     except (LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
+        if not cached_files(repository):
+            raise unreached(label, error) from error
         raise ArtefactError(
-            f"{repository}: the download stopped: {reason(error)}",
+            f"{label}: the download stopped: {reason(error)}",
             "run the same command again: it goes on where it stopped",
         ) from error
+
+
+def unreached(label: str, error: Exception) -> ArtefactError:
+    """The error where nothing is here and the Hub cannot be asked."""
+    return ArtefactError(
+        f"{label}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
+        "connect once (unset HF_HUB_OFFLINE), or give a local folder",
+    )
 
 
 def refused(repository: str, error: Exception) -> ArtefactError:

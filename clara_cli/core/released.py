@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clara_cli.core.backbone import Backbone, load_backbone
 from clara_cli.core.checkpoint import Loaded, fingerprint, load_role, set_tables
-from clara_cli.core.hub import origin
+from clara_cli.core.hub import origin, reason
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
@@ -43,7 +43,8 @@ def load_released(
     config = read_config(path / "config.json")
     adapters = read_pickle(path / "adapters.pth")
     tables = read_pickle(path / "decoder_first_last_layers.pth")
-    roles = tuple(role for role, adapter in ADAPTERS.items() if adapter in adapters)
+    named = {name for name, tensors in adapters.items() if isinstance(tensors, dict)}
+    roles = tuple(role for role, adapter in ADAPTERS.items() if adapter in named)
     if not roles:
         raise ArtefactError(
             f"{path / 'adapters.pth'}: none of {', '.join(ADAPTERS.values())} in it",
@@ -127,37 +128,48 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ArtefactError(f"{file}: {error.strerror}", "the released folder holds one") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtefactError(f"{file}: not JSON: {error}", "download the folder again") from error
+    if not isinstance(config, dict):
+        raise ArtefactError(f"{file}: not an object of settings", "download the folder again")
     for key in ("doc_max_length", "compr_rate", "lora_r"):
         if type(config.get(key)) is not int or config[key] < 1:
             raise ArtefactError(
                 f"{file}: {key} is {config.get(key)!r}", "it must be a positive integer"
             )
+    rate, longest = config["compr_rate"], config["doc_max_length"]
+    if rate > longest:
+        message = f"{file}: compr_rate is {rate}, more than doc_max_length, {longest}"
+        raise ArtefactError(message, "such passages have no memory; download the folder again")
     return config
 
 
 def read_pickle(file: Path) -> dict[str, Any]:
-    """A dictionary of tensors from a torch file, never running what it may contain."""
+    """A dictionary of tensors, or of such dictionaries, from a torch file, never running what it
+    may contain."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ArtefactError(f"{file}: {error.strerror}", "the released folder holds one") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ArtefactError(
-            f"{file}: {error.strerror or error}", "the released folder holds one"
-        ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ArtefactError(
-            f"{file}: refused or damaged: {str(error).splitlines()[0]}",
+            f"{file}: refused or damaged: {reason(error)}",
             "clara opens tensors only; a file that needs more is not a plain checkpoint",
         ) from error
     if not isinstance(content, dict):
         raise ArtefactError(
             f"{file}: holds a {type(content).__name__}, not named tensors", "download it again"
         )
+    for name, part in content.items():
+        tensors = part if isinstance(part, dict) else {name: part}
+        for inner, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or not isinstance(inner, str):
+                raise ArtefactError(f"{file}: {inner!r} is no tensor", "download it again")
     return content
 
 
 def table(tables: dict[str, Tensor], ending: str, path: Path) -> Tensor:
     """The one tensor whose name ends so."""
-    found = [tensor for key, tensor in tables.items() if key.endswith(ending)]
+    tensors = {key: t for key, t in tables.items() if isinstance(t, Tensor)}
+    found = [tensor for key, tensor in tensors.items() if key.endswith(ending)]
     if len(found) != 1:
         raise ArtefactError(
             f"{path / 'decoder_first_last_layers.pth'}: {ending} is missing", "download it again"

@@ -4,12 +4,12 @@ pretrain, train, compress, ask, save and reload, the answers the same to the bit
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import released
 import templates
 import tiny
 import torch
@@ -202,7 +202,7 @@ def test_its_files_tell_the_same_digest_and_its_ends_end_an_answer(name, tmp_pat
     kind = KINDS[name]
     folder = str(backbone_of(kind, tmp_path / "backbone"))
     base = backbones.load_backbone(folder, torch.device("cpu"), torch.float32)
-    assert backbones.saved_digest(folder, None) == base.digest
+    assert backbones.saved_digest(Path(folder)) == base.digest
     from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
     from clara_cli.core.prompts import Prompter
 
@@ -216,44 +216,17 @@ def test_its_files_tell_the_same_digest_and_its_ends_end_an_answer(name, tmp_pat
 def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
     """The released code gives Qwen tokenizers their first added special as BOS."""
     folder = backbone_of(KINDS["qwen3"], tmp_path / "Qwen3-tiny")
-    base = AutoModelForCausalLM.from_pretrained(folder)
-    released = released_of(folder, base, tmp_path / "released")
-    model = load(str(released), str(folder), "cpu", "float32").model
+    checkpoint = released.write(folder, tmp_path / "released")
+    model = load(str(checkpoint), str(folder), "cpu", "float32").model
     assert model.prompter.bos == "<|im_start|>"
     corpus, native = tmp_path / "a.clara", tmp_path / "native"
     words = {"ratio": None, "backbone": str(folder)}
-    compress.run(tiny.compress(works.documents, released, corpus, **words), heard())
-    converted = tiny.train(works.questions, released, native, "e2e", steps=0)
+    compress.run(tiny.compress(works.documents, checkpoint, corpus, **words), heard())
+    converted = tiny.train(works.questions, checkpoint, native, "e2e", steps=0)
     train.run(dataclasses.replace(converted, backbone=str(folder)), heard())
     results = []
-    for named, where in ((released, str(folder)), (native, None)):
+    for named, where in ((checkpoint, str(folder)), (native, None)):
         config = tiny.ask("Who is mayor?", corpus, model=str(named), backbone=where)
         (answer,) = ask.run(config, heard())
         results.append((answer.answer, answer.prompt_tokens, answer.sources))
     assert results[0] == results[1]
-
-
-def released_of(folder: Path, base: Any, out: Path) -> Path:
-    """Fresh adapters on a backbone, in the released format."""
-    from transformers import AutoTokenizer
-
-    out.mkdir()
-    settings = {"doc_max_length": 64, "compr_rate": 16, "lora_r": 4, "training_stage": "stage2"}
-    settings["decoder_model_name"] = "/mnt/somewhere/Qwen3-tiny"
-    (out / "config.json").write_text(json.dumps(settings))
-    rows = len(AutoTokenizer.from_pretrained(folder)) + 4 + 3  # memory tokens, AE, ENC, SEP
-    base.resize_token_embeddings(rows, mean_resizing=False)
-    seeded = torch.Generator().manual_seed(0)
-    table = torch.randn(rows, 32, generator=seeded)
-    torch.save({"model.embed_tokens.weight": table}, out / "decoder_first_last_layers.pth")
-    adapters: dict[str, dict[str, torch.Tensor]] = {}
-    for adapter in ("encoder_adapter", "decoder_adapter", "query_reasoner_adapter"):
-        tensors = {}
-        for name, module in base.named_modules():
-            if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
-                shape = (4, module.in_features), (module.out_features, 4)
-                for part, size in zip(("lora_A", "lora_B"), shape, strict=True):
-                    tensors[f"{name}.{part}.weight"] = 0.1 * torch.randn(size, generator=seeded)
-        adapters[adapter] = tensors
-    torch.save(adapters, out / "adapters.pth")
-    return out

@@ -108,5 +108,5 @@ def test_json_and_text_of_a_need(works):
 
 def test_a_backbone_whose_config_cannot_be_had_is_one_error(works, heard):
     config = tiny.ask(None, works.corpus, dry_run=True, backbone="/nowhere")
-    with pytest.raises(ArtefactError, match="backbone /nowhere: its config cannot be had"):
+    with pytest.raises(ArtefactError, match="backbone /nowhere: no such directory"):
         list(ask.run(config, heard()))

@@ -38,6 +38,9 @@ class FakeHub:
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     status: int = 200
     break_after: int | None = None
+    error_code: str = ""
+    backbones: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     port: int = 0
@@ -74,26 +77,35 @@ def fake_hub(tmp_path) -> Iterator[FakeHub]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
+            files = hub.files
+            for name in {*hub.backbones, *hub.refused}:  # repositories beside the checkpoint's
+                if path.startswith((f"/{name}/", f"/api/models/{name}")):
+                    files = hub.backbones.get(name, {})
+                    if name in hub.refused:
+                        return self.reply(hub.refused[name], b"{}")
             if hub.status != 200:
                 return self.reply(hub.status, b"{}")
             if "/tree/" in path:
                 entries = [
                     {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                    for name, data in hub.files.items()
+                    for name, data in files.items()
                 ]
                 return self.reply(200, json.dumps(entries).encode())
             if path.startswith("/api/models/"):
-                siblings = [{"rfilename": name} for name in hub.files]
+                siblings = [{"rfilename": name} for name in files]
                 info = {"id": "apple/test", "sha": COMMIT, "siblings": siblings}
                 return self.reply(200, json.dumps(info).encode())
-            if f"/resolve/{COMMIT}/" in path:
-                return self.file(path.split(f"/resolve/{COMMIT}/")[1])
+            for revision in (COMMIT, "main"):
+                if f"/resolve/{revision}/" in path:
+                    name = path.split(f"/resolve/{revision}/")[1]
+                    if name in files:
+                        return self.file(name, files[name])
+                    return self.reply(404, b"{}", "EntryNotFound")
             return self.reply(404, b"{}")
 
         do_HEAD = do_GET
 
-        def file(self, name: str) -> None:
-            data = hub.files[name]
+        def file(self, name: str, data: bytes) -> None:
             if self.command == "GET":
                 hub.asked.append(name)
             wanted = self.headers.get("Range")
@@ -117,8 +129,11 @@ def fake_hub(tmp_path) -> Iterator[FakeHub]:
                     return
                 self.wfile.write(body)
 
-        def reply(self, status: int, body: bytes) -> None:
+        def reply(self, status: int, body: bytes, error: str = "") -> None:
             self.send_response(status)
+            if error or hub.error_code:
+                self.send_header("X-Error-Code", error or hub.error_code)
+            self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -311,3 +326,58 @@ def test_a_dry_run_fetches_configs_alone(fake_hub, shared, tmp_path):
     )
     assert fake_hub.asked == ["compression-32/config.json"]
     assert not out.exists()
+
+
+LOAD_BACKBONE = (
+    "__import__('clara_cli.core.backbone', fromlist=['x']).load_backbone('mistralai/Tiny', "
+    "*(lambda t: (t.device('cpu'), t.float32))(__import__('torch'))).revision"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "hint"),
+    [
+        (403, "GatedRepo", "the Hub refuses access (403)", "accept its conditions"),
+        (401, "GatedRepo", "the Hub refuses access (401)", "hf auth login"),
+        (404, "RepoNotFound", "no such repository", "check owner and name"),
+        (500, "", "the Hub cannot be reached", "connect once"),
+    ],
+)
+def test_a_backbone_that_is_refused_is_one_sentence(fake_hub, status, code, expected, hint):
+    fake_hub.refused, fake_hub.error_code = {"mistralai/Tiny": status}, code
+    said = fake_hub.run(LOAD_BACKBONE).stdout
+    assert said.startswith("3 backbone mistralai/Tiny: ")
+    assert expected in said and hint in said
+
+
+def a_backbone(shared) -> dict[str, bytes]:
+    source = shared / "reference" / "backbones" / "mistral-tiny"
+    other = {"consolidated.safetensors": b"twice", "original/model.safetensors": b"thrice"}
+    return {**{p.name: p.read_bytes() for p in source.iterdir() if p.is_file()}, **other}
+
+
+def test_a_backbone_by_hub_id_is_fetched_once_with_its_commit(fake_hub, shared):
+    fake_hub.backbones = {"mistralai/Tiny": a_backbone(shared)}
+    assert fake_hub.run(LOAD_BACKBONE).stdout.strip().endswith(COMMIT)
+    assert "model.safetensors" in fake_hub.asked
+    assert not {"consolidated.safetensors", "original/model.safetensors"} & set(fake_hub.asked)
+    asked = len(fake_hub.asked)
+    again = fake_hub.run(LOAD_BACKBONE, HF_HUB_OFFLINE="1")
+    assert again.stdout.strip().endswith(COMMIT) and len(fake_hub.asked) == asked, again.stderr
+
+
+def test_a_backbones_interrupted_download_goes_on(fake_hub, shared):
+    large = {"large.json": b"{}" + b" " * 25_000_000}  # kept from the first ten million bytes on
+    fake_hub.backbones = {"mistralai/Tiny": {**a_backbone(shared), **large}}
+    fake_hub.break_after = 12_000_000
+    first = fake_hub.run(LOAD_BACKBONE).stdout
+    assert first.startswith("3 backbone mistralai/Tiny: the download stopped") or COMMIT in first
+    fake_hub.break_after = None
+    assert fake_hub.run(LOAD_BACKBONE).stdout.strip().endswith(COMMIT)
+    assert fake_hub.ranges
+
+
+def test_without_a_network_a_backbone_is_one_sentence(fake_hub):
+    said = fake_hub.run(LOAD_BACKBONE, HF_HUB_OFFLINE="1").stdout
+    assert said.startswith("3 backbone mistralai/Tiny: not downloaded yet, and the Hub cannot be")
+    assert "unset HF_HUB_OFFLINE" in said
