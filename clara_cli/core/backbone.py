@@ -65,8 +65,8 @@ def load_backbone(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder = backbone_folder(name, revision)  # first: its progress is shown
     quieten()
-    folder = backbone_folder(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if (folder / int8.FILE).exists():

@@ -358,7 +358,9 @@ def a_backbone(shared) -> dict[str, bytes]:
 
 def test_a_backbone_by_hub_id_is_fetched_once_with_its_commit(fake_hub, shared):
     fake_hub.backbones = {"mistralai/Tiny": a_backbone(shared)}
-    assert fake_hub.run(LOAD_BACKBONE).stdout.strip().endswith(COMMIT)
+    run = fake_hub.run(LOAD_BACKBONE)
+    assert run.stdout.strip().endswith(COMMIT)
+    assert "100%" in run.stderr  # the download's progress
     assert "model.safetensors" in fake_hub.asked
     assert not {"consolidated.safetensors", "original/model.safetensors"} & set(fake_hub.asked)
     asked = len(fake_hub.asked)
