@@ -60,6 +60,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
         *{"--max-new-tokens", "--model", "--nproc", "--out", "--published", "--random-weights"},
+        "--load-in",
         *{"--ratio", "--setting", "--shape", "--speed", "--sup-model", "--system", "--top-k"},
     },
     "ask": {

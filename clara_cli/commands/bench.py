@@ -12,6 +12,7 @@ from clara_cli.config import BenchConfig
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.placement import Held
 from clara_cli.core.ranks import join
 from clara_cli.corpus.files import make_folder, write_atomic
 from clara_cli.corpus.store import Corpus
@@ -123,7 +124,8 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
     if corpus is not None:
         ratio = corpus.manifest.identity.ratio
-    loaded = load(named, config.backbone, config.device, config.dtype, ratio=ratio)
+    where = (config.backbone, config.device, config.dtype)
+    loaded = load(named, *where, ratio=ratio, held=Held(config.load_in))
     if corpus is not None:
         refuse_mismatch(loaded, corpus)
     return loaded

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Common
+from clara_cli.config.common import Quantising
 from clara_cli.errors import UsageError
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(Common):
+class BenchConfig(Quantising):
     """Answer a dataset's questions with several systems, side by side, and score them.
 
     Examples:
@@ -108,6 +108,9 @@ class BenchConfig(Common):
             raise UsageError("--nproc goes with --dataset", "leave it away")
         if not self.speed and (self.shape is not None or self.random_weights):
             raise UsageError("--shape and --random-weights go with --speed", "add --speed")
+        if self.speed and self.load_in is not None:
+            message = "--load-in with --speed: the work of quantised layers is not counted"
+            raise UsageError(message, "leave --load-in away; it goes with --dataset")
         self._check_shape()
 
     def _check_shape(self) -> None:

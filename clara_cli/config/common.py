@@ -32,8 +32,8 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding(Common):
-    """Options of every command that opens a checkpoint: how its backbone is held."""
+class Quantising(Common):
+    """The option of every command that opens a checkpoint: a quantised backbone."""
 
     load_in: Literal["4bit", "8bit"] | None = option(
         "Quantise the backbone as it is loaded, by bitsandbytes (extra quant): a quarter or half "
@@ -41,6 +41,12 @@ class Holding(Common):
         None,
         MACHINE,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding(Quantising):
+    """Options of commands whose backbone may lie on several devices too."""
+
     device_map: str | None = option(
         "Spread the backbone over GPUs, main memory and disk by accelerate: auto, sequential, or a "
         "JSON file of module names and devices.",

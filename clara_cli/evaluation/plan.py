@@ -197,7 +197,9 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
             weights.update(f"{role} {name}".encode() + tensor.float().numpy().tobytes())
     table = plan.loaded.model.causal_lm.get_input_embeddings().weight
     corpus = plan.corpus
+    held = {} if config.load_in is None else {"load_in": config.load_in}
     return {
+        **held,
         "dataset": config.dataset,
         "form": plan.dataset.form,
         "revision": plan.dataset.revision,

@@ -12,11 +12,12 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import ask, compress, index, pretrain, train
+from clara_cli.commands import ask, bench, compress, index, pretrain, train
+from clara_cli.config import BenchConfig
 from clara_cli.core.checkpoint import read_info
 from clara_cli.corpus.health import repairs
 from clara_cli.corpus.store import Corpus
-from clara_cli.errors import UsageError
+from clara_cli.errors import ArtefactError, UsageError
 
 HAVE = importlib.util.find_spec("bitsandbytes") is not None
 
@@ -110,3 +111,18 @@ def test_quantised_through_every_command(heard, tmp_path, works, backbone_maker)
     assert "--load-in 8bit" in next(iter(repairs(corpora["quantised"])))
     info = read_info(tmp_path / "e2e" / "checkpoint")
     assert info.fingerprint == one.checkpoint["fingerprint"]
+
+
+@pytest.mark.skipif(not HAVE, reason="bitsandbytes is not installed (extra quant)")
+def test_bench_measures_a_quantised_checkpoint_and_keeps_it_apart(heard, works, tmp_path):
+    settings = {"dataset": str(works.questions), "system": "closed-book", "limit": 2}
+    common = {**tiny.MACHINE, **settings, "out": tmp_path / "out", "max_new_tokens": 4}
+    done = bench.run(BenchConfig(**common, setting="gold", load_in="8bit"), heard())
+    assert done.n == 2
+    with pytest.raises(ArtefactError, match="load_in is '8bit' there"):
+        bench.run(BenchConfig(**common, setting="gold"), heard())
+
+
+def test_speed_is_of_whole_backbones(heard):
+    with pytest.raises(UsageError, match="--load-in with --speed"):
+        bench.run(BenchConfig(speed=True, load_in="8bit"), heard())
