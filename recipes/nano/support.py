@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from clara_cli.answering.answerer import Asking, Found
@@ -188,6 +189,27 @@ def measure(p_N: Tensor, rows: Sequence[Case], threshold: float, seed: int) -> d
     return made
 
 
+def curve(p_N: Tensor, rows: Sequence[Case]) -> list[dict[str, Any]]:
+    """Of how many answers the verdict says supported at other thresholds, and its precision and
+    recall with their 95 % Wilson intervals."""
+    right_N = torch.tensor([row.right for row in rows])
+    found = []
+    for tenths in range(1, BINS):
+        said_N = p_N >= tenths / BINS
+        said, hits = int(said_N.sum()), int((said_N & right_N).sum())
+        shown = {"precision": share(hits, said), "recall": share(hits, int(right_N.sum()))}
+        found.append({"threshold": tenths / BINS, "said": said, **shown})
+    return found
+
+
+def share(hits: int, number: int) -> list[float] | None:
+    """A share with its 95 % Wilson interval; None of nothing."""
+    if not number:
+        return None
+    interval = binomtest(hits, number).proportion_ci(method="wilson")
+    return [round(float(value), 3) for value in (hits / number, interval.low, interval.high)]
+
+
 def first_half(case: Case) -> bool:
     """Which half a question's answers belong to."""
     return hashlib.sha256(case.question.encode()).digest()[0] % 2 == 0
@@ -220,7 +242,12 @@ def main() -> None:
         rows = [case for case in made if not first_half(case)]
         p_N = scores(fits["text"], rows)
         measured[f"text, {name}"] = measure(p_N, rows, fits["text"]["threshold"], args.seed)
-    told = {"top_k": args.top_k, "train": len(train), "figures": measured}
+    told = {
+        "top_k": args.top_k,
+        "train": len(train),
+        "figures": measured,
+        "curve": curve(scores(fits["text"], test), test),
+    }
     calibration = {
         "format": FORMAT,
         "version": VERSION,

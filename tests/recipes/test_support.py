@@ -66,6 +66,17 @@ def test_the_fit_finds_the_signal_that_tells():
     assert figures["auroc"][1] <= figures["auroc"][0] <= figures["auroc"][2]
 
 
+def test_the_curve_trades_precision_for_recall():
+    p_N = torch.tensor([0.95, 0.85, 0.35, 0.05])
+    rights = (True, False, True, False)
+    rows = [recipe.Case(str(n), False, right, {}, 0.5) for n, right in enumerate(rights)]
+    curve = {point["threshold"]: point for point in recipe.curve(p_N, rows)}
+    assert [curve[t]["said"] for t in (0.1, 0.4, 0.9)] == [3, 2, 1]
+    assert [curve[t]["precision"][0] for t in (0.1, 0.4, 0.9)] == [0.667, 0.5, 1.0]
+    assert [curve[t]["recall"][0] for t in (0.1, 0.4, 0.9)] == [1.0, 0.5, 0.5]
+    assert recipe.share(21, 21) == [1.0, 0.845, 1.0] and recipe.share(0, 0) is None
+
+
 def test_controls_are_held_out_and_the_same_each_time(tmp_path):
     made = list(controls.invented(12, 0))
     assert made == list(controls.invented(12, 0)) != list(controls.invented(12, 1))
