@@ -49,6 +49,12 @@ class Held:
         if self.load_in is None:
             return {}
         check_bitsandbytes(self.load_in, device)
+        where: Any = {"": torch.cuda.current_device() if device.type == "cuda" else str(device)}
+        if self.device_map is not None:
+            where = self.device_map if self.device_map in MAPS else read_map(self.device_map)
+        if isinstance(where, dict) and set(where.values()) & {"cpu", "disk"} - {str(device)}:
+            message = f"--device-map {self.device_map}: quantised layers stay on the GPUs"
+            raise UsageError(message, "name GPUs alone, or leave --load-in away")
         from transformers import BitsAndBytesConfig
 
         if self.load_in == "8bit":
@@ -60,9 +66,6 @@ class Held:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        where: Any = {"": torch.cuda.current_device() if device.type == "cuda" else str(device)}
-        if self.device_map is not None:
-            where = self.device_map if self.device_map in MAPS else read_map(self.device_map)
         return {"quantization_config": settings, "device_map": where}
 
 

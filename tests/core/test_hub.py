@@ -324,6 +324,12 @@ def test_a_dry_run_fetches_configs_alone(fake_hub, shared, tmp_path):
     assert need["bytes"] == sum(
         need[part] for part in ("weights", "adapters", "memory_tokens", "cache", "training")
     )
+    documents = tmp_path / "d.jsonl"
+    documents.write_text('{"text": "Ann lives in Rome."}\n')
+    words = ["--model", "apple/test", "--ratio", "32", "--backbone", backbone]
+    run = fake_hub.clara("ask", "--dry-run", str(documents), *words)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["cache"] > 0
     assert fake_hub.asked == ["compression-32/config.json"]
     assert not out.exists()
 

@@ -185,6 +185,13 @@ def test_a_backbone_in_eight_bits_of_its_own_is_refused(checkpoint, tiny_backbon
         backbone.load_backbone(str(tmp_path), *how)
 
 
+def test_quantised_layers_do_not_go_to_disk(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(placement, "check_bitsandbytes", lambda *_: None)
+    with pytest.raises(UsageError, match="quantised layers stay on the GPUs"):
+        places = map_file(tmp_path, model__layers__1="disk")
+        open_held(checkpoint, load_in="8bit", device_map=places)
+
+
 @quantised
 @pytest.mark.parametrize(("load_in", "bound"), [("8bit", 0.05), ("4bit", 0.4)])
 def test_quantised_it_is_the_same_checkpoint_and_computes_nearly_the_same(
