@@ -108,6 +108,10 @@ class Clara:
         with torch.inference_mode():
             return self.model.encode(rows, self.query_role, slots).memory_BMD
 
+    def check_length(self, question: str) -> None:
+        """Raise UsageError when the question is longer than the query reasoner reads."""
+        self._question_row(question)
+
     def _question_row(self, question: str) -> list[int]:
         row = self.prompter.passage(question)
         full = len(row) >= self.prompter.max_passage + 3
@@ -161,7 +165,7 @@ class Clara:
     def find(self, questions: Sequence[str], how: Asking) -> list[Found]:
         """The passages of each question, found in every corpus and ranked together."""
         for question in questions:
-            self._question_row(question)
+            self.check_length(question)
         if how.where is not None:
             refuse_idle_filter(self.retrievers, how.where)
         slots, began = self.slots(how.ratio), time.monotonic()

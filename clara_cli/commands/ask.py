@@ -17,7 +17,7 @@ from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import Clara, named_model
+from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling
@@ -40,8 +40,13 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | Memo
     if config.task is not None or config.passage is not None:
         yield retell(config, report)
         return
-    questions = [config.question] if config.question is not None else read_file(config.file)
+    if config.question is not None:
+        asked = [("", config.question)]
+    else:
+        asked = read_file(config.file)
+    questions = [question for _, question in asked]
     session = open_session(config, report)
+    refuse_long(session.clara, asked)
     for first in range(0, len(questions), TOGETHER):
         yield from session.ask_all(questions[first : first + TOGETHER])
         if config.file is not None:
@@ -79,6 +84,9 @@ def retell(config: AskConfig, report: Report) -> Retelling:
 
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
+    if config.read != "auto" and config.text_tokens != Asking.text_tokens:
+        message = f"--text-tokens with --read {config.read}"
+        raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
     if config.where is not None:
         parse(config.where)  # so that a slip is told before a model is loaded
     folders = find_corpora(config.corpus)
@@ -122,19 +130,42 @@ def find_corpora(given: tuple[Path, ...]) -> list[Path]:
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 
 
-def read_file(file: Path | None) -> list[str]:
-    """Questions of a text file (one a line) or a JSON-lines file (`question`)."""
+def refuse_long(clara: Clara, asked: list[tuple[str, str]]) -> None:
+    """Raise DataError for the first question of a file, of (place, question) pairs, that is longer
+    than the checkpoint reads: before any is answered."""
+    for place, question in asked:
+        try:
+            clara.check_length(question)
+        except UsageError as error:
+            if not place:
+                raise
+            raise DataError(f"{place}: {error.message}", error.hint) from error
+
+
+def read_file(file: Path | None) -> list[tuple[str, str]]:
+    """(file:line, question) of a text file (one a line) or a JSON-lines file (`question`)."""
     if file is None:
         raise UsageError("no question", "give one, or -f FILE")
     if ".jsonl" in file.suffixes:
-        return [q.question for q in read_questions([str(file)], need_answers=False)]
+        return [(q.source, q.question) for q in read_questions([str(file)], need_answers=False)]
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        raw = file.read_bytes()
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", "give -f a file of questions") from error
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8: {error}", "save the file as UTF-8") from error
-    questions = [line.strip() for line in lines if line.strip()]
+        raise _not_utf8(file, error) from error
+    places = [(f"{file}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
+    questions = [(place, line) for place, line in places if line]
     if not questions:
         raise DataError(f"{file}: no questions in it", "one question a line")
     return questions
+
+
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
+    """The error that names line and byte."""
+    before = error.object[: error.start]
+    number, start = before.count(b"\n") + 1, before.rfind(b"\n") + 1
+    place = f"byte 0x{error.object[error.start]:02x} at {error.start - start:,}"
+    return DataError(f"{file}:{number}: not UTF-8: {place}", "save the file as UTF-8")

@@ -94,11 +94,36 @@ def test_a_file_longer_than_a_batch_keeps_its_order(works, report, tmp_path, mon
     assert report.steps == 3
 
 
-def test_a_question_that_is_too_long_is_named_before_any_is_answered(works, report, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "line"), [("q.txt", "{}"), ("q.jsonl", '{{"question": "{}"}}')], ids=["text", "jsonl"]
+)
+def test_a_question_that_is_too_long_is_named_before_any_is_answered(
+    works, report, tmp_path, monkeypatch, name, line
+):
+    monkeypatch.setattr(ask, "TOGETHER", 1)
+    file = tmp_path / name
+    lines = [line.format(question) for question in ("Who?", "long " * 20)]
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    answered = ask.run(tiny.ask(None, works.corpus, file=file), report)
+    wanted = rf"{name}:3: the question 'long long .*\.\.\.' has more than 64 tokens"
+    with pytest.raises(DataError, match=wanted) as caught:
+        next(answered)
+    assert caught.value.hint == "ask it more briefly"
+
+
+def test_a_byte_that_is_not_utf8_is_named_by_its_line(works, report, tmp_path):
     file = tmp_path / "q.txt"
-    file.write_text(f"Who?\n{'long ' * 20}\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"'long long .*\.\.\.' has more than 64 tokens"):
+    file.write_bytes("Who?\n\nCafé?\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"q\.txt:3: not UTF-8: byte 0xe9 at 3"):
         list(ask.run(tiny.ask(None, works.corpus, file=file), report))
+
+
+def test_a_budget_of_text_that_nothing_spends_is_refused(works, report):
+    for read in ("memory", "text"):
+        config = tiny.ask(QUESTION, works.corpus, read=read, text_tokens=9)
+        with pytest.raises(UsageError, match=f"--text-tokens with --read {read}") as caught:
+            list(ask.run(config, report))
+        assert "--read auto" in caught.value.hint
 
 
 # --- several corpora ---
