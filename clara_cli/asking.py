@@ -23,16 +23,16 @@ from clara_cli.ui import TerminalReport
 def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Answer one question or a file of them; without any, read one from stdin or open the REPL."""
     config = _documents_named_first(config)
+    if config.question is not None and config.file is not None:
+        raise UsageError("a question and --file were both given", "give one of them")
+    if config.documents and config.corpus:
+        raise UsageError("documents and --corpus were both given", "give one of them")
     if config.dry_run:
         _say_need(config, as_json=as_json, quiet=quiet)
         return
     if config.task is not None or config.passage is not None:
         _do_task(config, as_json=as_json, quiet=quiet)
         return
-    if config.question is not None and config.file is not None:
-        raise UsageError("a question and --file were both given", "give one of them")
-    if config.documents and config.corpus:
-        raise UsageError("documents and --corpus were both given", "give one of them")
     if config.question is None and config.file is None:
         if sys.stdin is not None and sys.stdin.isatty():
             _converse(config, as_json=as_json, quiet=quiet)

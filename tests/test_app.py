@@ -292,6 +292,11 @@ def test_version() -> None:
         (["--json", "ask"], "no such option: --json", "clara COMMAND --json"),
         (["ask", "--file"], "option '--file' requires an argument", "--help"),
         (["ask", "q", "-f", "x"], "a question and --file", "give one of them"),
+        (["ask", "q", "-f", "x", "--dry-run"], "a question and --file", "give one of them"),
+        (
+            ["ask", "./tests", "--corpus", "c", "--task", "qa", "--passage", "p"],
+            *("documents and --corpus", "give one of them"),
+        ),
         (["ask", " "], "the question is empty", "clara ask"),
         (["pretrain", "p", "--out", "o", "--set", "steep=3"], "unknown setting 'steep'", "steps"),
     ],

@@ -34,10 +34,13 @@ TOGETHER = 128  # questions of a file found, answered and judged together
 
 def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | MemoryNeed]:
     """Answer `question`, or every question of `file` in order; or do the `task`."""
+    task = config.task is not None or config.passage is not None
+    if task:
+        check_task(config)
     if config.dry_run:
         yield needed(config, report)
         return
-    if config.task is not None or config.passage is not None:
+    if task:
         yield retell(config, report)
         return
     if config.question is not None:
@@ -64,12 +67,8 @@ def needed(config: AskConfig, report: Report) -> MemoryNeed:
     return of_answering(config, named_model(corpus, config.model), ratio, report)
 
 
-def retell(config: AskConfig, report: Report) -> Retelling:
-    """Write from the memory of one passage.
-
-    Raises:
-        UsageError: for options that do nothing here.
-    """
+def check_task(config: AskConfig) -> None:
+    """Raise UsageError for half a task, and for options that do nothing in one."""
     if config.task is None or config.passage is None:
         given, other = ("--passage", "--task") if config.task is None else ("--task", "--passage")
         raise UsageError(f"{given} without {other}", "clara ask --task paraphrase --passage ID")
@@ -77,6 +76,11 @@ def retell(config: AskConfig, report: Report) -> Retelling:
         if f.name in IDLE_IN_TASK and getattr(config, f.name) != f.default:
             named = "a question" if f.name == "question" else flag_name(f)
             raise UsageError(f"--task {config.task} and {named} do not go together", TASK_HINT)
+
+
+def retell(config: AskConfig, report: Report) -> Retelling:
+    """Write from the memory of one passage."""
+    assert config.task is not None and config.passage is not None, "checked before"
     clara = open_session(config, report).clara
     longest = config.max_new_tokens
     return clara.retell(config.task, config.passage, longest, config.ratio, config.seed)

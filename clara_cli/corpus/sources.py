@@ -72,7 +72,8 @@ def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -
         elif item.startswith(HUB):
             sources.append(Source(path, item.removeprefix(HUB), item, "hub", fields))
         elif _is_corpus(path):
-            raise UsageError(f"{item}: a compressed corpus, not documents", ACCEPTED)
+            hint = f'ask it: clara ask "..." --corpus {item}'
+            raise UsageError(f"{item}: a compressed corpus, not documents", hint)
         elif path.is_dir():
             sources.extend(_walk(path, fields))
         elif path.exists():

@@ -90,6 +90,13 @@ def test_what_does_not_go_with_a_task_is_refused(works, heard, changes, message)
         assert "'d1#0'" in caught.value.hint
 
 
+def test_a_dry_run_refuses_what_the_run_would(works, heard):
+    for changes in ({"passage": None}, {"top_k": 3}):
+        given = {"task": "qa", "passage": "d1#0", "dry_run": True, **changes}
+        with pytest.raises(UsageError, match="--task"):
+            list(ask.run(tiny.ask(None, works.corpus, **given), heard()))
+
+
 def test_json_and_text_of_a_task(works):
     words = ["ask", "--task", "qa", "--passage", "long#0", "--corpus", str(works.corpus)]
     words += ["--max-new-tokens", "4"]

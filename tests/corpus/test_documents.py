@@ -129,8 +129,9 @@ def test_folders_are_walked_in_order_without_corpora(tmp_path: Path) -> None:
         ("m.jsonl:1", "", "M"),
         ("sub/b.md", "b", "# B\r\n"),
     ]
-    with pytest.raises(UsageError, match="a compressed corpus, not documents"):
+    with pytest.raises(UsageError, match="a compressed corpus, not documents") as caught:
         read(corpus)
+    assert f"--corpus {corpus}" in caught.value.hint
 
 
 def test_a_single_text_file_has_its_path_as_id(tmp_path: Path, monkeypatch) -> None:
