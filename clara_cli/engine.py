@@ -108,15 +108,23 @@ class Clara:
         with torch.inference_mode():
             return self.model.encode(rows, self.query_role, slots).memory_BMD
 
-    def check_length(self, question: str) -> None:
-        """Raise UsageError when the question is longer than the query reasoner reads."""
+    def check_question(self, question: str) -> None:
+        """Raise UsageError for a question that is no text, or longer than the query reasoner
+        reads."""
         self._question_row(question)
 
     def _question_row(self, question: str) -> list[int]:
+        shown = question if len(question) <= 40 else f"{question[:40]}..."
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8, too
+            odd = question[error.start]
+            raise UsageError(
+                f"the question {shown!r} holds {odd!r}, no character", "give it as UTF-8 text"
+            ) from error
         row = self.prompter.passage(question)
         full = len(row) >= self.prompter.max_passage + 3
         if full and row[-1] != self.prompter.tokenizer.eos_token_id:  # its end was cut off
-            shown = question if len(question) <= 40 else f"{question[:40]}..."
             raise UsageError(
                 f"the question {shown!r} has more than {self.prompter.max_passage} tokens, "
                 "the longest this checkpoint reads",
@@ -165,7 +173,7 @@ class Clara:
     def find(self, questions: Sequence[str], how: Asking) -> list[Found]:
         """The passages of each question, found in every corpus and ranked together."""
         for question in questions:
-            self.check_length(question)
+            self.check_question(question)
         if how.where is not None:
             refuse_idle_filter(self.retrievers, how.where)
         slots, began = self.slots(how.ratio), time.monotonic()

@@ -49,7 +49,7 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | Memo
         asked = read_file(config.file)
     questions = [question for _, question in asked]
     session = open_session(config, report)
-    refuse_long(session.clara, asked)
+    check_questions(session.clara, asked)
     for first in range(0, len(questions), TOGETHER):
         yield from session.ask_all(questions[first : first + TOGETHER])
         if config.file is not None:
@@ -134,12 +134,12 @@ def find_corpora(given: tuple[Path, ...]) -> list[Path]:
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 
 
-def refuse_long(clara: Clara, asked: list[tuple[str, str]]) -> None:
-    """Raise DataError for the first question of a file, of (place, question) pairs, that is longer
-    than the checkpoint reads: before any is answered."""
+def check_questions(clara: Clara, asked: list[tuple[str, str]]) -> None:
+    """Raise DataError for the first question of a file, of (place, question) pairs, that cannot be
+    read: before any is answered."""
     for place, question in asked:
         try:
-            clara.check_length(question)
+            clara.check_question(question)
         except UsageError as error:
             if not place:
                 raise

@@ -43,15 +43,31 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
                 if not line or line.isspace():
                     continue
                 try:
-                    record = json.loads(line)
-                except (UnicodeDecodeError, ValueError, RecursionError) as error:
+                    record = json.loads(line.decode())
+                except UnicodeDecodeError as error:
+                    what = f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start:,}"
+                    raise DataError(f"{where}: {what}", hint) from error
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{where}: not JSON: {error}", hint) from error
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: not a JSON object: {str(record)[:60]!r}", hint)
+                refuse_surrogates(where, record, hint)
                 found = True
                 yield where, record
     if not found:
         raise DataError(f"no records in {', '.join(paths)}", hint)
+
+
+def refuse_surrogates(where: str, record: dict[str, Any], hint: str) -> None:
+    """Raise DataError for a value with half a character (JSON may escape one), which no tokenizer
+    reads."""
+    for key, value in record.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            message = f"{where}: {key} has the lone surrogate \\u{code:04x}, no character"
+            raise DataError(message, hint) from error
 
 
 def read_pairs(paths: Sequence[str]) -> list[Pair]:

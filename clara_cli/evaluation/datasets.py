@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.corpus import sources
-from clara_cli.corpus.examples import QUESTION_HINT, read_questions, read_records
+from clara_cli.corpus.examples import (
+    QUESTION_HINT,
+    read_questions,
+    read_records,
+    refuse_surrogates,
+)
 from clara_cli.corpus.files import sha256_file
 from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
 from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
@@ -191,6 +196,7 @@ def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
     for number, record in enumerate(found):
         if not isinstance(record, dict):
             raise DataError(f"{path}: record {number} is {repr(record)[:40]}", LOOKED_FOR)
+        refuse_surrogates(f"{path}: record {number}", record, LOOKED_FOR)
         yield f"{path}: record {number}", record
 
 

@@ -203,6 +203,13 @@ def test_questions_come_from_text_and_from_jsonl_files(works, report, tmp_path):
         ("q.txt", b"\xff\xfe?", DataError, "not UTF-8"),
         ("q.jsonl", b'{"question": " "}\n', DataError, r"q\.jsonl:1: question is ' '"),
         ("q.jsonl", b"Who?\n", DataError, r"q\.jsonl:1: not JSON"),
+        (
+            "q.jsonl",
+            b'{"question": "\xff"}\n',
+            DataError,
+            r"q\.jsonl:1: not UTF-8: byte 0xff at 14",
+        ),
+        ("q.jsonl", b'{"question": "\\ud800"}\n', DataError, r":1: question has the .* \\ud800"),
         ("none.txt", None, UsageError, "No such file"),
     ],
 )
@@ -220,6 +227,13 @@ def test_a_bad_file_of_questions_is_named(works, report, tmp_path, name, content
 def test_an_empty_question_is_refused(works, report, question):
     with pytest.raises(UsageError, match="the question is empty"):
         once(question, works.corpus, report)
+
+
+def test_bytes_that_are_no_text_are_refused(works, report):
+    """What a shell passes that is not UTF-8 reaches Python as lone surrogates."""
+    with pytest.raises(UsageError, match=r"the question 'a \\udcff' holds '\\udcff'") as caught:
+        once("a \udcff", works.corpus, report)
+    assert caught.value.hint == "give it as UTF-8 text"
 
 
 def test_no_question_at_all_is_refused(works, report):

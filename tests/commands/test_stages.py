@@ -139,6 +139,24 @@ def test_data_of_another_stages_form_is_refused_by_line_with_what_reads_it(
     assert f"clara {reader}" in caught.value.hint and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_lone_surrogate_anywhere_in_a_record_is_named(works, report, tmp_path, stage):
+    data, key = (works.pairs, "docs") if stage == "scp" else (works.questions, "paragraphs")
+    lines = data.read_text(encoding="utf-8").splitlines()[:2]
+    lines[1] = (
+        lines[1].replace('"text": "', '"text": "\\ud83d').replace('"docs": ["', '"docs": ["\\ud83d')
+    )
+    broken = tmp_path / "q.jsonl"
+    broken.write_text("\n".join(lines), encoding="utf-8")
+    if stage == "scp":
+        command, config = pretrain, tiny.scp(broken, works.backbone, tmp_path / "run")
+    else:
+        command, config = train, tiny.train(broken, works.instruct, tmp_path / "run", stage)
+    with pytest.raises(DataError, match=rf"q.jsonl:2: {key} has the lone surrogate \\ud83d"):
+        command.run(config, report)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_stage_is_a_usage_error_that_names_them(works, report, tmp_path):
     config = tiny.train(works.questions, works.scp, tmp_path / "run", None)
     with pytest.raises(UsageError) as caught:

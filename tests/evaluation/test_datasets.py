@@ -201,6 +201,8 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         ('{"text": "a document"}\n', r"x\.jsonl:1: in no known form \(its keys: text\)"),
         ("[1, 2]", "record 0 is 1"),
         ("[]", "no records"),
+        ('[{"question": "\\udc01"}]', r"record 0: question has the lone surrogate \\udc01"),
+        ('{"question": "Who?", "answers": ["\\ud800"]}', r":1: answers has the lone surrogate"),
         ('{"a": \n', "neither JSON lines nor JSON"),
         ('[{"text": "a document"}]', "record 0: in no known form"),
         ('{"question": "Who?"}\n', r":1: no answer"),
