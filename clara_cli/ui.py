@@ -216,7 +216,9 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
     ratios = f"ratio {r.ratio}, effective {r.effective_ratio:.1f}"
     shape = f"{r.memory_tokens} memory tokens each ({ratios}), {size(r.bytes)}"
-    speed = f"{duration(r.seconds)}, {r.passages_per_second:,.1f} passages/s"
+    pace = r.passages_per_second
+    paced = f"{pace:,.1f}" if pace >= 1 else f"{pace:.2g}"
+    speed = f"{duration(r.seconds)}, {paced} passages/s"
     if only == "dry_run":
         following = "next: the same command without --dry-run"
         return [f"{r.corpus} would hold {made}{odd}", shape, f"about {speed}", following]

@@ -301,6 +301,8 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
     ("result", "only", "parts"),
     [
         (COMPRESSED, None, ["1 empty", "effective 7.5", "1 min 15 s", "next: clara index c.clara"]),
+        (dataclasses.replace(COMPRESSED, passages_per_second=0.004), None, [", 0.004 passages/s"]),
+        (dataclasses.replace(COMPRESSED, passages_per_second=0.0), None, ["nothing to compute"]),
         (COMPRESSED, "dry_run", ["would hold", "without --dry-run"]),
         (INDEXED, None, ["recall@5 0.988 over 200 questions", "10.0 kB", "clara ask"]),
         (INDEXED, "check", ["every file matches"]),

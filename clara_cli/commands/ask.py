@@ -16,6 +16,7 @@ from clara_cli.core.info import read_info
 from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.examples import read_questions
+from clara_cli.corpus.sources import not_utf8
 from clara_cli.corpus.store import Corpus
 from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
@@ -159,17 +160,10 @@ def read_file(file: Path | None) -> list[tuple[str, str]]:
     try:
         lines = raw.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from error
+        number, what = not_utf8(error.object, error.start)
+        raise DataError(f"{file}:{number}: {what}", "save the file as UTF-8") from error
     places = [(f"{file}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
     questions = [(place, line) for place, line in places if line]
     if not questions:
         raise DataError(f"{file}: no questions in it", "one question a line")
     return questions
-
-
-def _not_utf8(file: Path, error: UnicodeDecodeError) -> DataError:
-    """The error that names line and byte."""
-    before = error.object[: error.start]
-    number, start = before.count(b"\n") + 1, before.rfind(b"\n") + 1
-    place = f"byte 0x{error.object[error.start]:02x} at {error.start - start:,}"
-    return DataError(f"{file}:{number}: not UTF-8: {place}", "save the file as UTF-8")

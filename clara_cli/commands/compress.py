@@ -205,7 +205,7 @@ def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
         effective_ratio=round(tally.text_tokens / slots, 3),
         bytes=size,
         seconds=round(seconds, 3),
-        passages_per_second=round(rate, 2),
+        passages_per_second=round(rate, 2) or float(f"{rate:.2g}"),
     )
 
 

@@ -22,6 +22,7 @@ from clara_cli.errors import DataError, UsageError
 from clara_cli.keyset import KeySet
 from clara_cli.records import Document
 
+TEXT_HINT = "save the file as UTF-8, in parts where it is large; --skip-bad leaves bad files out"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
 _PARQUET_ROWS = 256
@@ -93,7 +94,8 @@ class Reading(Iterator[Document]):
             except _Bad as bad:
                 message = f"{where}: {bad}"
                 if not self._skip_bad:
-                    raise DataError(message, LINE_HINT) from None
+                    hint = TEXT_HINT if source.kind == "text" else LINE_HINT
+                    raise DataError(message, hint) from None
                 self._on_bad(message)
             else:
                 yield document
@@ -192,7 +194,7 @@ def _parse(line: bytes) -> Any:
     try:
         return json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        return _Bad(f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start:,}")
+        return _Bad(sources.not_utf8(line, error.start)[1])
     except json.JSONDecodeError as error:
         return _Bad(f"not JSON ({error.msg} at {error.colno}): {_short(line.decode())}")
     except ValueError as error:
@@ -214,7 +216,8 @@ def _read_text(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
     try:
         yield source.name, {"title": title, source.fields[0]: data.decode()}
     except UnicodeDecodeError as error:
-        yield source.name, _Bad(f"not UTF-8: byte 0x{data[error.start]:02x} at {error.start:,}")
+        number, what = sources.not_utf8(data, error.start)
+        yield f"{source.name}:{number}", _Bad(what)
 
 
 def _read_csv(source: Source, stream: IO[bytes]) -> Iterator[_Record]:

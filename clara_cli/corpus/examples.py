@@ -45,7 +45,7 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
                 try:
                     record = json.loads(line.decode())
                 except UnicodeDecodeError as error:
-                    what = f"not UTF-8: byte 0x{line[error.start]:02x} at {error.start:,}"
+                    what = sources.not_utf8(line, error.start)[1]
                     raise DataError(f"{where}: {what}", hint) from error
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{where}: not JSON: {error}", hint) from error

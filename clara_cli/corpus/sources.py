@@ -86,6 +86,13 @@ def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -
     return sources
 
 
+def not_utf8(data: bytes, at: int) -> tuple[int, str]:
+    """(line, from 1, what is wrong in it) of the first byte of `data` that is not UTF-8."""
+    before = data[:at]
+    within = at - (before.rfind(b"\n") + 1)
+    return before.count(b"\n") + 1, f"not UTF-8: byte 0x{data[at]:02x} at {within:,}"
+
+
 def _walk(folder: Path, fields: tuple[str, ...]) -> Iterator[Source]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _skipped(Path(parent), name))

@@ -98,9 +98,10 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: not UTF-8: byte 0xff at 10"):
         read(path)
-    (tmp_path / "t.txt").write_bytes(b"abc\xe9")
-    with pytest.raises(DataError, match=r"t\.txt: not UTF-8: byte 0xe9 at 3"):
+    (tmp_path / "t.txt").write_bytes(b"abc\n\nab\xe9")
+    with pytest.raises(DataError, match=r"t\.txt:3: not UTF-8: byte 0xe9 at 2") as caught:
         read(tmp_path / "t.txt")
+    assert caught.value.hint.startswith("save the file as UTF-8")
 
 
 def test_duplicate_ids_across_files(tmp_path: Path) -> None:
