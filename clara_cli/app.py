@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import itertools
 import os
 import signal
 import sys
@@ -58,6 +59,20 @@ class ClaraCommand(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         """Arguments and options; a switch shows no type in help."""
         return _switches_untyped(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line; an option given as nothing, which is what a shell makes
+        of an unset variable, is not taken for its default or the present folder."""
+        takes = [p for p in self.get_params(ctx) if not getattr(p, "is_flag", False)]
+        names = {name for p in takes for name in p.opts if name.startswith("-")}
+        for word, following in itertools.zip_longest(args, args[1:]):
+            empty = following == "" if word in names else word[-1:] == "=" and word[:-1] in names
+            if empty and not ctx.resilient_parsing:
+                message = f"{word.removesuffix('=')} is empty"
+                raise UsageError(
+                    message, "give it a value (is a variable unset?), or leave it away"
+                )
+        return super().parse_args(ctx, args)
 
 
 class ClaraGroup(TyperGroup):

@@ -298,6 +298,9 @@ def test_version() -> None:
             *("documents and --corpus", "give one of them"),
         ),
         (["ask", " "], "the question is empty", "clara ask"),
+        (["ask", "Who?", "--model", ""], "--model is empty", "is a variable unset?"),
+        (["train", "q", "--init", "nano", "--out="], "--out is empty", "is a variable unset?"),
+        (["ask", "--json", ""], "the question is empty", "clara ask"),
         (["pretrain", "p", "--out", "o", "--set", "steep=3"], "unknown setting 'steep'", "steps"),
     ],
 )

@@ -59,7 +59,8 @@ def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -
     """The files that `inputs` name: `-` is stdin, `hf:...` a dataset, a folder is walked in sorted
     order (hidden entries and compressed corpora left out), anything else is a file.
 
-    Raises UsageError for a path that does not exist, a type that is not read, or a second `-`.
+    Raises UsageError for a path that is empty or does not exist, a type that is not read, or a
+    second `-`.
     """
     if list(inputs).count("-") > 1:
         raise UsageError("- is given twice, and stdin can be read once", "give it once")
@@ -67,6 +68,8 @@ def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -
     sources: list[Source] = []
     for item in inputs:
         path = Path(item)
+        if not item:  # as a path, it would be the present folder
+            raise UsageError("an empty name among the files", "is a variable unset?")
         if item == "-":
             sources.append(Source(path, "stdin", "<stdin>", "jsonl", fields))
         elif item.startswith(HUB):

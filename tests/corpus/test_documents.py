@@ -133,6 +133,8 @@ def test_folders_are_walked_in_order_without_corpora(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a compressed corpus, not documents") as caught:
         read(corpus)
     assert f"--corpus {corpus}" in caught.value.hint
+    with pytest.raises(UsageError, match="an empty name among the files"):
+        read("")
 
 
 def test_a_single_text_file_has_its_path_as_id(tmp_path: Path, monkeypatch) -> None:
