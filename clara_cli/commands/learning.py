@@ -144,11 +144,12 @@ def trained_roles(config: LearnConfig, stage: str) -> tuple[str, ...]:
 
 
 def check_settings(config: LearnConfig) -> None:
-    """Settings whose values are words."""
+    """Settings whose values are words or shares."""
     if config.schedule not in ("cosine", "constant"):
         raise UsageError(f"schedule is {config.schedule!r}", "known: cosine, constant")
-    if config.warmup > 1:
-        raise UsageError(f"warmup is {config.warmup}", "it is a share of the steps, 0 to 1")
+    for name in ("warmup", "dropout", "validation_share"):
+        if getattr(config, name) > 1:
+            raise UsageError(f"{name} is {getattr(config, name)}", "it is a share, 0 to 1")
 
 
 def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,8 @@ class Common:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             low, value = f.metadata.get("low"), getattr(self, f.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{flag_name(f)} is {value}", "it takes a finite number")
             if low is not None and value is not None and value < low:
                 raise UsageError(f"{flag_name(f)} is {value}, the least is {low:g}")
 

@@ -167,6 +167,8 @@ def test_every_setting_is_in_the_tables_above(command, table):
         ("zzz=1", ("zzz", "known: ", "batch_size", "warmup")),
         ("batch_size=two", ("batch_size", "'two'", "expected int")),
         ("batch_size=0", ("batch_size is 0", "the least is 1")),
+        ("learning_rate=nan", ("learning_rate is nan", "a finite number")),
+        ("mse_weight=inf", ("mse_weight is inf", "a finite number")),
         ("mse_weight", ("no '='", "--set learning_rate=1e-4")),
     ],
 )

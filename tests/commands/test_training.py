@@ -517,6 +517,8 @@ def test_a_fresh_role_follows_from_the_seed(works, report, tmp_path):
     [
         ("scp", {"schedule": "linear"}, "schedule is 'linear'"),
         ("scp", {"warmup": 2.0}, "warmup is 2.0"),
+        ("scp", {"dropout": 1.5}, "dropout is 1.5"),
+        ("e2e", {"validation_share": 2.0}, "validation_share is 2.0"),
         ("scp", {"ratios": (65,)}, "ratio 65 of 64-token passages"),
         ("scp", {"backbone": None}, "neither --backbone nor --init"),
         ("e2e", {"mask": "soft"}, "mask is 'soft'"),
