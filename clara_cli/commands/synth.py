@@ -48,6 +48,8 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
     target = Target.of(config)
     if config.split not in SPLITS:
         raise UsageError(f"split is {config.split!r}", f"known: {', '.join(SPLITS)}")
+    if config.min_coverage > 1:
+        raise UsageError(f"min_coverage is {config.min_coverage}", "it is a share, 0 to 1")
     out = config.out or default_out(config.documents[0], kinds)
     reader = Reader(config, token_counter(config.tokenizer), report)
     total = None if "-" in config.documents else reader.count()

@@ -148,7 +148,7 @@ class TrainConfig(LearnConfig):
         "Learned of several accepted answers: any, drawn at each visit, or the first.", "any"
     )
     temperature: float = setting(
-        "Of the straight-through top-k (e2e), of InfoNCE (retrieval).", 0.02
+        "Of the straight-through top-k (e2e), of InfoNCE (retrieval).", 0.02, low=1e-6
     )
     mask: Literal["exact", "released"] = setting(
         "Mask of taken candidates: exact, or released (the published penalty).", "exact"

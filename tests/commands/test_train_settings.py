@@ -159,6 +159,15 @@ def test_every_setting_is_in_the_tables_above(command, table):
     assert named == set(table) | {"fsdp"}  # for several processes: test_distributed
 
 
+@pytest.mark.parametrize("given", ["0", "-0.02"])
+def test_a_temperature_is_above_zero(works, given):
+    """Below it InfoNCE learns the reverse, at it nothing."""
+    out, sets = Path("unused"), (f"temperature={given}",)
+    config = tiny.train(works.questions, works.scp, out, "retrieval", set=sets)
+    with pytest.raises(UsageError, match=r"temperature is .*, the least is 1e-06"):
+        with_recipe(config)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -598,6 +598,7 @@ def kept(out: Path) -> Path:
         ({"llm": "some/model"}, "--llm-model m with a local model, some/model"),
         ({"llm": "http://h,model"}, "'model' beside an address"),
         ({"split": "lines"}, "split is 'lines'"),
+        ({"min_coverage": 50.0}, "min_coverage is 50.0"),
     ],
 )
 def test_usage(
