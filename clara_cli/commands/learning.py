@@ -76,7 +76,17 @@ def digest(records: Sequence[Any]) -> str:
 
 
 def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
-    """M of every ratio trained; none given: the checkpoint's default."""
+    """M of every ratio trained; none given: the checkpoint's default.
+
+    Raises:
+        UsageError: for one that the checkpoint does not serve.
+    """
+    for ratio in ratios:
+        if ratio not in info.ratios:
+            served = ", ".join(map(str, info.ratios))
+            raise UsageError(
+                f"ratios: {ratio} is not served by this checkpoint", f"it has {served}"
+            )
     return [info.slots(ratio) for ratio in (ratios or (info.ratio,))]
 
 

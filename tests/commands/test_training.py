@@ -523,7 +523,7 @@ def test_a_fresh_role_follows_from_the_seed(works, report, tmp_path):
         ("scp", {"backbone": None}, "neither --backbone nor --init"),
         ("e2e", {"mask": "soft"}, "mask is 'soft'"),
         ("e2e", {"questions": ()}, "training needs QUESTIONS"),
-        ("e2e", {"ratios": (5,)}, "--ratio 5: not served"),
+        ("e2e", {"ratios": (5,)}, "ratios: 5 is not served"),
     ],
 )
 def test_wrong_settings_are_usage_errors(works, report, tmp_path, stage, changes, message):
@@ -563,5 +563,5 @@ def test_steps_0_twice_does_nothing_and_elsewhere_refuses(works, report, tmp_pat
     assert tiny.files(tmp_path / "out") == before
     with pytest.raises(ArtefactError, match="init"):
         convert(works.e2e, tmp_path / "out", report)
-    with pytest.raises(UsageError, match="--ratio 1: not served"):
+    with pytest.raises(UsageError, match="ratios: 1 is not served"):
         convert(works.scp, tmp_path / "new", report, ratios=(1,))
