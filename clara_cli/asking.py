@@ -91,6 +91,7 @@ def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
     if not config.documents:
         return config
     ask = importlib.import_module("clara_cli.commands.ask")
+    ask.check_options(config)
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
     documents = tuple(_absolute(given) for given in config.documents)
     corpus = ask.cached(documents, model, config)

@@ -35,13 +35,11 @@ TOGETHER = 128  # questions of a file found, answered and judged together
 
 def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | MemoryNeed]:
     """Answer `question`, or every question of `file` in order; or do the `task`."""
-    task = config.task is not None or config.passage is not None
-    if task:
-        check_task(config)
+    check_options(config)
     if config.dry_run:
         yield needed(config, report)
         return
-    if task:
+    if config.task is not None:
         yield retell(config, report)
         return
     if config.question is not None:
@@ -68,6 +66,18 @@ def needed(config: AskConfig, report: Report) -> MemoryNeed:
     return of_answering(config, named_model(corpus, config.model), ratio, report)
 
 
+def check_options(config: AskConfig) -> None:
+    """Raise UsageError for options that do not go together, and for a slip in a filter: before
+    documents are compressed or a model is loaded."""
+    if config.task is not None or config.passage is not None:
+        check_task(config)
+    if config.read != "auto" and config.text_tokens != Asking.text_tokens:
+        message = f"--text-tokens with --read {config.read}"
+        raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
+    if config.where is not None:
+        parse(config.where)
+
+
 def check_task(config: AskConfig) -> None:
     """Raise UsageError for half a task, and for options that do nothing in one."""
     if config.task is None or config.passage is None:
@@ -89,11 +99,7 @@ def retell(config: AskConfig, report: Report) -> Retelling:
 
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
-    if config.read != "auto" and config.text_tokens != Asking.text_tokens:
-        message = f"--text-tokens with --read {config.read}"
-        raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
-    if config.where is not None:
-        parse(config.where)  # so that a slip is told before a model is loaded
+    check_options(config)
     folders = find_corpora(config.corpus)
     held = Held(config.load_in, config.device_map)
     where = (config.device, config.dtype, held)

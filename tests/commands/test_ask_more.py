@@ -226,6 +226,17 @@ def test_documents_that_are_none_are_refused(
         with_documents(works, pausing(report), *documents)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"text_tokens": 9}, {"where": "kind="}, {"task": "qa"}, {"passage": "a#0"}]
+)
+def test_wrong_options_are_told_before_documents_are_compressed(
+    works, report, notes, tmp_path, changes
+):
+    with pytest.raises(UsageError):
+        with_documents(works, pausing(report), "notes", **changes)
+    assert report.notes == [] and not (tmp_path / "cache").exists()
+
+
 def test_a_path_in_place_of_the_question_is_documents(notes):
     config = tiny.ask(f".{os.sep}notes", None)
     assert asking._documents_named_first(config).documents == (f".{os.sep}notes",)
