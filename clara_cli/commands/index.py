@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from clara_cli.search.choice import (
     ranks_of_best,
     recall,
     scan_is_cheaper,
+    widen,
 )
 from clara_cli.search.exact import scan
 from clara_cli.search.graph import Graph, GraphIndex, forget
@@ -61,6 +63,9 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)
     index = build(corpus, pair, asked.k, config, report)
+    if config.candidates is None:
+        pair = widen(pair, len(corpus), partial(asked.recall, index))
+        index.candidates_per_k = -(-pair.candidates // asked.k)
     found = asked.recall(index, pair.candidates)
     engine: str = config.engine
     if engine == "auto":

@@ -8,7 +8,7 @@ own ranking; the recall for any number of candidates follows from that. Knows no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -109,6 +109,20 @@ def cheapest(
 def cost(width: int, candidates: int, numbers: int, ef: int) -> int:
     """Numbers read for one question: keys met on the way through the graph, then candidates."""
     return max(ef, candidates) * 32 * width + candidates * numbers
+
+
+def widen(pair: Pair, passages: int, measure: Callable[[int], float | None]) -> Pair:
+    """The pair with as many candidates as the graph itself, which is approximate, needs to find
+    what its key does. It stays where the key does not find enough, or no number up to the limit
+    helps. `measure` is the graph's recall with so many candidates."""
+    if pair.recall < GOOD_RECALL:
+        return pair
+    most = int(passages * MOST_CANDIDATES)
+    for count in (pair.candidates, *(c for c in COUNTS if pair.candidates < c <= most)):
+        found = measure(count)
+        if found is not None and found >= GOOD_RECALL:
+            return replace(pair, candidates=count)
+    return pair
 
 
 def scan_is_cheaper(pair: Pair, passages: int, numbers: int, ef: int) -> bool:

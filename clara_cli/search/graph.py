@@ -116,6 +116,11 @@ class GraphIndex:
         """Rows to propose for each one wanted, as measured when it was built."""
         return int(self._described["candidates_per_k"])
 
+    @candidates_per_k.setter
+    def candidates_per_k(self, number: int) -> None:
+        """Propose so many from now on."""
+        self._described["candidates_per_k"] = number
+
     @property
     def labels(self) -> int:
         """How many distinct keys the graph holds."""

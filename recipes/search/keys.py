@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,11 +33,13 @@ from clara_cli.search.choice import (
     GOOD_RECALL,
     MOST_CANDIDATES,
     Key,
+    Pair,
     cheapest,
     cost,
     keys_to_try,
     ranks_of_best,
     recall,
+    widen,
 )
 from clara_cli.search.graph import GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
@@ -99,9 +102,10 @@ def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[Grap
 
 
 def systems(
-    corpus: Corpus, keys: Sequence[Key], ranks: Sequence[Tensor], seed: int
+    corpus: Corpus, keys: Sequence[Key], ranks: Sequence[Tensor], asked: Asked, seed: int
 ) -> Iterator[System]:
-    """The exact scan and every key's graph, with each first stage."""
+    """The exact scan and every key's graph, with each first stage; a graph gets the candidates it
+    needs, as `clara index` gives it."""
     began = time.monotonic()
     words = BM25.build(passage_texts(corpus))
     seconds = time.monotonic() - began
@@ -121,6 +125,8 @@ def systems(
         good = [c for c in COUNTS if K <= c <= most and recall(rank_BK, c) >= GOOD_RECALL]
         count = good[0] if good else max(K, most)
         index, spent, bytes_ = graph_of(corpus, key, count, seed)
+        pair = Pair(key, count, recall(rank_BK, count))
+        count = widen(pair, len(corpus), partial(asked.recall, index)).candidates
         yield system("hnsw", key.name, "latent", index, count, spent, bytes_)
         yield system("hnsw", key.name, "hybrid", index, count, spent + seconds, bytes_ + size)
 
@@ -190,7 +196,7 @@ def run(folder: Path, file: Path, limit: int, seed: int) -> str:
     keys, ranks = measure_keys(corpus, asked, seed)
     say("recall of every key over the number of candidates:")
     say("\n".join(curve_table(keys, ranks, len(corpus))))
-    rows = list(systems(corpus, keys, ranks, seed))
+    rows = list(systems(corpus, keys, ranks, asked, seed))
     answer(rows, questions, asked.queries_BMD)
     passages_of: dict[str, set[int]] = {}
     for row, passage in enumerate(corpus.passages()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from clara_cli.search.choice import (
     ranks_of_best,
     recall,
     scan_is_cheaper,
+    widen,
 )
 from clara_cli.search.exact import scan
 
@@ -88,3 +91,14 @@ def test_a_small_corpus_is_scanned_a_large_one_is_not() -> None:
     pair = Pair(key(64), 50, 1.0)
     assert scan_is_cheaper(pair, 200, NUMBERS, EF)
     assert not scan_is_cheaper(pair, 20_000, NUMBERS, EF)
+
+
+def test_an_approximate_graph_gets_the_candidates_it_needs():
+    """The key finds enough within 50; the graph, here, within 200, or never."""
+    pair = Pair(Key("pca", 64, {}), 50, 0.99)
+    wide = widen(pair, 20_000, {50: 0.97, 100: 0.979, 200: 0.98}.get)
+    assert (wide.key, wide.candidates) == (pair.key, 200)
+    assert widen(pair, 20_000, lambda count: 0.9) == pair
+    assert widen(pair, 3_000, {50: 0.97, 100: 0.97, 200: 0.99}.get) == pair  # 200 are over 5 %
+    assert widen(pair, 20_000, lambda count: None) == pair
+    assert widen(replace(pair, recall=0.9), 20_000, lambda count: 1.0).candidates == 50
