@@ -20,6 +20,7 @@ from clara_cli.errors import UsageError
 
 Read = Literal["memory", "text", "auto"]
 BATCH_ROWS, BATCH_POSITIONS = 64, 16384  # prompts answered together, and their padded positions
+CPU_ROWS = 32  # more fall out of a CPU's caches: 64 are 5 % slower there, 128 a fifth
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def generate(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    for batch in like_lengths([len(prompt.ids) + max_new_tokens for prompt in prompts]):
+    lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
+    for batch in like_lengths(lengths, model.device):
         chosen = [prompts[i] for i in batch]
         stream, confidence = None, Confidence()
         if on_text is not None and len(prompts) == 1:
@@ -119,11 +121,12 @@ def generate(
     return [made[i] for i in range(len(prompts))]
 
 
-def like_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
+def like_lengths(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
     """Places of rows of like length: sorted, cut into batches of bounded padded size."""
+    most = CPU_ROWS if device.type == "cpu" else BATCH_ROWS
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        full = len(batch) == BATCH_ROWS or lengths[i] * (len(batch) + 1) > BATCH_POSITIONS
+        full = len(batch) == most or lengths[i] * (len(batch) + 1) > BATCH_POSITIONS
         if batch and full:
             yield batch
             batch = []

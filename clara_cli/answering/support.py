@@ -109,7 +109,8 @@ def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
     prompts = [prompt for said in answers for prompt in _without(model, said)]
     ids = [said.answer.ids for said in answers for _ in range(2)]
     found: dict[int, float] = {}
-    for batch in like_lengths([len(p.ids) + len(a) for p, a in zip(prompts, ids, strict=True)]):
+    lengths = [len(p.ids) + len(a) for p, a in zip(prompts, ids, strict=True)]
+    for batch in like_lengths(lengths, model.device):
         memory_ND = joined(model, [prompts[i].memory_ND for i in batch])
         rows, said_ids = [prompts[i].ids for i in batch], [ids[i] for i in batch]
         found.update(zip(batch, log_likelihoods(model, rows, said_ids, memory_ND), strict=True))

@@ -30,7 +30,7 @@ IDLE_IN_TASK = (
 )
 TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
 NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
-TOGETHER = 128  # questions of a file found, answered and judged together
+TOGETHER = 256  # questions of a file found, answered and judged together
 
 
 def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | MemoryNeed]:

@@ -1,8 +1,9 @@
 """Questions a second of `clara ask -f` (batches) against single calls in one loaded process.
 
-Both answer the same questions over the same corpus, in alternating slices, so that a busy machine
-slows both. Answers are compared; where they differ, the logits' gap at the first token that differs
-is shown: a near-tie is a gap that the rounding of float32 can turn.
+Both answer the same questions over the same corpus, in alternating slices of as many as `-f` takes
+together, so that a busy machine slows both. Answers are compared; where they differ, the logits'
+gap at the first token that differs is shown: a near-tie is a gap that the rounding of float32 can
+turn.
 
     python tests/benchmarks/ask_batch.py CORPUS QUESTIONS --questions 500
 """
@@ -18,10 +19,9 @@ from pathlib import Path
 import torch
 
 from clara_cli.answering.reading import generate
+from clara_cli.commands.ask import TOGETHER
 from clara_cli.core.backbone import head_logits
 from clara_cli.engine import Asking, Clara
-
-SLICE = 100  # questions answered one way before the other's turn
 
 
 def gap(clara: Clara, question: str, how: Asking) -> float:
@@ -53,8 +53,8 @@ def main() -> None:
     how = Asking(max_new_tokens=args.max_new_tokens)
     clara.ask_all(asked[:4], how)  # what loads late is loaded
     spent, differ = {"single": 0.0, "batch": 0.0}, []
-    for first in range(0, len(asked), SLICE):
-        part = asked[first : first + SLICE]
+    for first in range(0, len(asked), TOGETHER):
+        part = asked[first : first + TOGETHER]
         began = time.perf_counter()
         alone = [clara.ask_all([question], how)[0] for question in part]
         middle = time.perf_counter()

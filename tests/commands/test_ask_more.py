@@ -76,13 +76,14 @@ def test_questions_answered_together_get_the_answers_they_get_alone(clara):
         assert plain(answer) == plain(clara.ask(question, max_new_tokens=12))
 
 
-def test_batches_are_of_like_length_and_hold_every_row_once():
+@pytest.mark.parametrize(("device", "most"), [("cpu", 32), ("cuda", 64)])
+def test_batches_are_of_like_length_and_hold_every_row_once(device, most):
     lengths = [900, 10, 12, 5000, 11, 20000, 10, *[30] * 100]
-    batches = list(like_lengths(lengths))
+    batches = list(like_lengths(lengths, torch.device(device)))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         widest = max(lengths[i] for i in batch)
-        assert len(batch) == 1 or (len(batch) <= 64 and widest * len(batch) <= 16384)
+        assert len(batch) == 1 or (len(batch) <= most and widest * len(batch) <= 16384)
 
 
 def test_a_file_longer_than_a_batch_keeps_its_order(works, report, tmp_path, monkeypatch):
