@@ -127,7 +127,7 @@ def permutation_p(first: Sequence[float], second: Sequence[float], seed: int) ->
     which they agree change nothing and are left out."""
     pairs = zip(first, second, strict=True)
     differences_N = np.array([a - b for a, b in pairs if a != b], dtype=np.float64)
-    if not len(differences_N):
+    if len(differences_N) < 2:  # of one, both signs are as far from nothing
         return 1.0
     found = stats.permutation_test(
         (differences_N,),
