@@ -178,7 +178,7 @@ def test_permutation_p_by_hand() -> None:
     assert permutation_p([1, 1, 1, 0.5], [0, 0, 0, 0.5], 0) == 2 / 8
     assert permutation_p([1, 0], [0, 1], 0) == 1
     assert permutation_p([0.3] * 5, [0.3] * 5, 0) == 1
-    assert permutation_p([1, 0, 0], [0, 0, 0], 0) == 1  # one question differs: two ways, both as far
+    assert permutation_p([1, 0, 0], [0, 0, 0], 0) == 1  # one differs: both signs are as far
 
 
 def test_permutation_p_sampled_agrees_with_the_sign_test() -> None:
