@@ -12,6 +12,7 @@ from clara_cli.commands.session import Session, refuse_unreadable
 from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig
 from clara_cli.core.checkpoint import resolve
+from clara_cli.core.heap import keep_heap
 from clara_cli.core.info import read_info
 from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
@@ -46,6 +47,7 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | Memo
         asked = [("", config.question)]
     else:
         asked = read_file(config.file)
+        keep_heap()
     questions = [question for _, question in asked]
     session = open_session(config, report)
     check_questions(session.clara, asked)

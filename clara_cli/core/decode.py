@@ -1,7 +1,7 @@
 """What the generator does beside answering: its words as they come, how likely it finds a given
 answer, and the words a memory token is nearest to.
 
-Tensor letters: B rows, N vectors, T positions, D hidden, V vocabulary.
+Tensor letters: B rows, N vectors, T positions, P answered positions, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from clara_cli.core.backbone import head_logits
+from clara_cli.core.losses import IGNORE, chunk_size, labelled
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.rows import pad, until
 
@@ -80,13 +82,19 @@ def log_likelihoods(
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     hidden_BTD = model(role, model.embed(pad(rows, 0, model.device), memory_ND))
-    means = []
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        before_TD = hidden_BTD[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)]
-        logp_TV = head_logits(model.causal_lm, before_TD).float().log_softmax(-1)
-        ids_T = torch.tensor(answer, device=logp_TV.device)
-        means.append(logp_TV.gather(1, ids_T[:, None]).mean().item())
-    return means
+    labels = [
+        [*[IGNORE] * len(prompt), *answer] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    hidden_PD, targets_P = labelled(hidden_BTD, pad(labels, IGNORE, model.device))
+    size = chunk_size(model.causal_lm.get_output_embeddings().weight.shape[0])
+    parts = zip(hidden_PD.split(size), targets_P.split(size), strict=True)
+    nll_P = torch.cat(
+        [
+            F.cross_entropy(head_logits(model.causal_lm, part_PD).float(), part_P, reduction="none")
+            for part_PD, part_P in parts
+        ]
+    )
+    return [-one.mean().item() for one in nll_P.cpu().split([len(answer) for answer in answers])]
 
 
 @torch.inference_mode()

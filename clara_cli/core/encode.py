@@ -5,12 +5,12 @@ N rows, M memory tokens, D hidden.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from clara_cli.core.heap import trim_heap
 from clara_cli.core.model import ClaraModel
 
 
@@ -32,14 +32,6 @@ def encode_rows(
         trim_heap()
         done(len(batch), sum(len(rows[i]) for i in batch))
     return memory_NMD
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system where the C library can (glibc). Activations of ever
-    other shapes leave its heap in pieces, and the peak would creep up with the corpus."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def length_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:

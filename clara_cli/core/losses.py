@@ -16,7 +16,7 @@ from torch.nn import functional as F
 IGNORE = -100
 """The label of a position without a target."""
 CHUNK_VALUES = 2**23
-"""Logits held at once by `hidden_nll`: 32 MiB of float32, and one tensor more of that size."""
+"""Logits held at once: 32 MiB of float32, and one tensor more of that size."""
 
 
 def alignment_mse(memory_BMD: Tensor, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -68,6 +68,11 @@ def hidden_nll(hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Te
     return total / len(targets_P)
 
 
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose logits are held at once."""
+    return CHUNK_VALUES // vocabulary or 1
+
+
 class _ChunkedNll(torch.autograd.Function):
     """Summed cross-entropy of head(hidden_PD) against targets_P, in float32."""
 
@@ -78,7 +83,7 @@ class _ChunkedNll(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         total = torch.zeros((), device=hidden_PD.device)
         gradients = []
-        size = CHUNK_VALUES // head(hidden_PD[:1]).shape[-1] or 1
+        size = chunk_size(head(hidden_PD[:1]).shape[-1])
         for part_PD, part_P in zip(hidden_PD.split(size), targets_P.split(size), strict=True):
             with torch.set_grad_enabled(wanted):
                 leaf_PD = part_PD.detach().requires_grad_(wanted)

@@ -87,13 +87,15 @@ class Reader:
 class Trainer:
     """Turns batches into losses and losses into steps."""
 
-    def __init__(self, network: Network, lr: float, compiled: bool) -> None:
+    def __init__(self, network: Network, lr: float, compiled: bool, bf16: bool) -> None:
         self.network, self.lr = network, lr
         self.optimizers = optimizers(network, lr)
         if compiled:
             network.inner = torch.compile(network.model.model, dynamic=True)
-        cuda = network.device.type == "cuda"
-        self.autocast = (lambda: torch.autocast("cuda", torch.bfloat16)) if cuda else nullcontext
+        kind = network.device.type
+        self.autocast = (lambda: torch.autocast(kind, torch.bfloat16)) if bf16 else nullcontext
+        if bf16 and kind == "cpu":
+            network.model.config._attn_implementation = "float32"
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """On the network's device, copied while it computes."""
@@ -195,7 +197,8 @@ def prepare(args: argparse.Namespace, vocabulary: int, device: torch.device) -> 
         network.load_state_dict(state["network"])
     elif args.init is not None:
         network.load_state_dict(start)
-    trainer = Trainer(network.to(device), args.lr, args.compile)
+    bf16 = args.bf16 or device.type == "cuda"
+    trainer = Trainer(network.to(device), args.lr, args.compile, bf16)
     if state is not None:
         for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -299,6 +302,7 @@ def options() -> argparse.ArgumentParser:
     add("--text-first", type=float, default=TEXT_FIRST, help="share of the budget of text alone")
     add("--seed", type=int, default=0)
     add("--compile", action="store_true", help="torch.compile the layers")
+    add("--bf16", action="store_true", help="bfloat16 autocast on a CPU too: 1.5x with AVX512_BF16")
     add("--cpu", action="store_true", help="stay on the CPU")
     add("--every", type=int, default=25, help="steps between two lines of losses")
     add("--check-every", type=float, default=5, help="minutes between two checks")

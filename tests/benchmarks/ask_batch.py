@@ -21,6 +21,7 @@ import torch
 from clara_cli.answering.reading import generate
 from clara_cli.commands.ask import TOGETHER
 from clara_cli.core.backbone import head_logits
+from clara_cli.core.heap import keep_heap
 from clara_cli.engine import Asking, Clara
 
 
@@ -49,6 +50,7 @@ def main() -> None:
     lines = args.file.read_text(encoding="utf-8").splitlines()
     known = [json.loads(line)["question"] for line in lines]
     asked = [known[i % len(known)] for i in range(args.questions)]
+    keep_heap()  # as `clara ask -f` does
     clara = Clara.open(args.corpus, device="cpu", dtype="float32")
     how = Asking(max_new_tokens=args.max_new_tokens)
     clara.ask_all(asked[:4], how)  # what loads late is loaded
