@@ -294,9 +294,26 @@ def test_every_parameter_learns_in_one_step(packed_folder, arrays, pieces, run):
     net = network.Network(network.build_model(**shape), network.Memory(64, shape["hidden"]))
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     small = builder(arrays, pieces, slots=(64,))
-    train.Trainer(net, 1e-3, False).step(small.batch(0, TASKS), TASKS, 1.0)
+    train.Trainer(net, 1e-3, False, False).step(small.batch(0, TASKS), TASKS, 1.0)
     still = [name for name, p in net.named_parameters() if torch.equal(p, before[name])]
     assert not still
+
+
+def test_bfloat16_has_the_losses_and_the_gradients_of_float32(arrays, pieces):
+    shape, state = weights.read(BUNDLED)
+    small = builder(arrays, pieces, slots=(16,)).batch(0, TASKS)
+    losses, gradients = [], []
+    for bf16 in (False, True):
+        net = network.Network(network.build_model(**shape), network.Memory(64, shape["hidden"]))
+        net.load_state_dict(state)
+        trainer = train.Trainer(net, 1e-3, False, bf16)
+        with trainer.autocast():
+            found = trainer.losses(small, TASKS)
+        sum(found.values()).backward()
+        losses.append({name: value.item() for name, value in found.items()})
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_weights_travel_in_parts_and_come_back_whole(run, monkeypatch, tmp_path):
