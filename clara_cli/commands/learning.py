@@ -90,11 +90,6 @@ def ratio_slots(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
     return [info.slots(ratio) for ratio in (ratios or (info.ratio,))]
 
 
-def named_ratio(config: LearnConfig) -> int | None:
-    """The ratio that picks among a repository's checkpoints: the only one trained."""
-    return config.ratios[0] if len(config.ratios) == 1 else None
-
-
 def count_steps(config: LearnConfig, records: int) -> int:
     """Steps asked for, else one pass; the last batch of a pass may be smaller than the others."""
     if config.steps is not None:
@@ -154,12 +149,15 @@ def trained_roles(config: LearnConfig, stage: str) -> tuple[str, ...]:
 
 
 def check_settings(config: LearnConfig) -> None:
-    """Settings whose values are words or shares."""
+    """Settings whose values are words, shares or have a largest value."""
     if config.schedule not in ("cosine", "constant"):
         raise UsageError(f"schedule is {config.schedule!r}", "known: cosine, constant")
     for name in ("warmup", "dropout", "validation_share"):
         if getattr(config, name) > 1:
             raise UsageError(f"{name} is {getattr(config, name)}", "it is a share, 0 to 1")
+    if config.learning_rate > 1:
+        message = f"learning_rate is {config.learning_rate:g}, the largest is 1"
+        raise UsageError(message, "no weight moves further in a step; 1e-5 to 1e-3 is usual")
 
 
 def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:

@@ -53,9 +53,8 @@ def of_training(
     config: LearnConfig, init: str | None, roles: Sequence[str], fresh: LoraSettings, report: Report
 ) -> MemoryNeed:
     """What training these roles needs, those that the checkpoint lacks included."""
-    ratio = config.ratios[0] if len(config.ratios) == 1 else None
     if init is not None:
-        plan = read_plan(init, config.backbone, ratio)
+        plan = read_plan(init, config.backbone, config.named_ratio)
         there = tuple(dict.fromkeys([*plan.roles, *roles]))
         plan = Plan(**{**vars(plan), "roles": there})
     else:

@@ -14,7 +14,6 @@ from clara_cli.commands.learning import (
     check_settings,
     draw,
     micro,
-    named_ratio,
     place,
     ratio_slots,
     train_stage,
@@ -153,7 +152,7 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
     held = Held(config.load_in, config.device_map)
     if config.init is not None:
-        ratio = named_ratio(config)
+        ratio = config.named_ratio
         loaded = load(config.init, config.backbone, device, dtype, config.dropout, ratio, held)
         refuse_changes(config, loaded)
         for role in ("compressor", "generator"):

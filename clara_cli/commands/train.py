@@ -18,7 +18,6 @@ from clara_cli.commands.learning import (
     draw,
     finish,
     micro,
-    named_ratio,
     place,
     ratio_slots,
     result,
@@ -84,7 +83,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     else:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
-    how = (*place(config, ranks), config.dropout, named_ratio(config))
+    how = (*place(config, ranks), config.dropout, config.named_ratio)
     loaded = load(config.init, config.backbone, *how, Held(config.load_in, config.device_map))
     if ranks.first:
         tell(loaded, report)
@@ -238,7 +237,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     if config.load_in is not None or config.device_map is not None:
         message = "--steps 0 computes nothing: --load-in and --device-map change nothing"
         raise UsageError(message, "leave them away; they go with ask, compress and training")
-    ratio = named_ratio(config)
+    ratio = config.named_ratio
     loaded = load(config.init, config.backbone, config.device, config.dtype, ratio=ratio)
     tell(loaded, report)
     ratio_slots(loaded.info, config.ratios)

@@ -83,6 +83,11 @@ class LearnConfig(Holding):
     )
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
 
+    @property
+    def named_ratio(self) -> int | None:
+        """The ratio that picks among a repository's checkpoints: the only one trained."""
+        return self.ratios[0] if len(self.ratios) == 1 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(LearnConfig):

@@ -37,6 +37,18 @@ class Kind:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+def gemma(model_type: str, **config) -> Kind:
+    """The turns and tokens that all Gemmas have."""
+    return Kind(
+        model_type,
+        templates.GEMMA,
+        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
+        ("<start_of_turn>", "<end_of_turn>"),
+        ("<eos>", "<end_of_turn>"),
+        config={"head_dim": 8, "tie_word_embeddings": True, **config},
+    )
+
+
 KINDS = {
     "qwen3": Kind(
         "qwen3",
@@ -63,37 +75,15 @@ KINDS = {
         ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
         ("<|end_of_text|>", "<|eot_id|>"),
     ),
-    "gemma": Kind(
-        "gemma",
-        templates.GEMMA,
-        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
-        ("<start_of_turn>", "<end_of_turn>"),
-        ("<eos>", "<end_of_turn>"),
-        config={"head_dim": 8, "tie_word_embeddings": True},
-    ),
-    "gemma-2": Kind(
+    "gemma": gemma("gemma"),
+    "gemma-2": gemma(
         "gemma2",
-        templates.GEMMA,
-        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
-        ("<start_of_turn>", "<end_of_turn>"),
-        ("<eos>", "<end_of_turn>"),
-        config={
-            **{"head_dim": 8, "tie_word_embeddings": True, "sliding_window": 64},
-            **{"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
-            "query_pre_attn_scalar": 8,
-        },
+        sliding_window=64,
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=50.0,
+        query_pre_attn_scalar=8,
     ),
-    "gemma-3": Kind(
-        "gemma3_text",
-        templates.GEMMA,
-        {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
-        ("<start_of_turn>", "<end_of_turn>"),
-        ("<eos>", "<end_of_turn>"),
-        config={
-            **{"head_dim": 8, "tie_word_embeddings": True, "sliding_window": 64},
-            "query_pre_attn_scalar": 8,
-        },
-    ),
+    "gemma-3": gemma("gemma3_text", sliding_window=64, query_pre_attn_scalar=8),
     "old mistral": Kind(
         "mistral",
         templates.MISTRAL_OLD,

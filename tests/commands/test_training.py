@@ -442,7 +442,7 @@ def test_a_second_writer_is_refused(works, heard, report, tmp_path):
 def test_a_loss_that_is_not_a_number_stops_and_names_the_records(works, report, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(ClaraError) as caught:
-        go(works, run, "scp", report, learning_rate=1e37, warmup=0.0)
+        go(works, run, "scp", report, weight_decay=1e37, learning_rate=1.0, warmup=0.0)
     assert "step 2" in caught.value.message and "nan" in caught.value.message
     assert f"{works.pairs}:" in caught.value.message and "learning_rate" in caught.value.hint
     assert len(tiny.metrics(run)) == 1 and not (run / "checkpoint").exists()
@@ -518,6 +518,7 @@ def test_a_fresh_role_follows_from_the_seed(works, report, tmp_path):
         ("scp", {"schedule": "linear"}, "schedule is 'linear'"),
         ("scp", {"warmup": 2.0}, "warmup is 2.0"),
         ("scp", {"dropout": 1.5}, "dropout is 1.5"),
+        ("scp", {"learning_rate": 1e38}, r"learning_rate is 1e\+38, the largest is 1"),
         ("e2e", {"validation_share": 2.0}, "validation_share is 2.0"),
         ("scp", {"ratios": (65,)}, "ratio 65 of 64-token passages"),
         ("scp", {"backbone": None}, "neither --backbone nor --init"),
