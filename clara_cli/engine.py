@@ -1,7 +1,7 @@
 """A checkpoint, one corpus or several, and their indexes, put together: question in, answer with
 sources out.
 
-`ask` and `bench` use it, and so can you: `Clara.open("sample.clara").ask("Who ...?")`. Knows no
+`ask` uses it, and so can you: `Clara.open("sample.clara").ask("Who ...?")`. Knows no
 terminal. K passages given, M memory tokens, D hidden.
 """
 
@@ -28,6 +28,7 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Answer, Hit, Retelling, Task
 from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
+from clara_cli.search.bm25 import pooled_idf
 
 _COMPARED = 5000  # passage ids looked through for one like a wrong one
 NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory
@@ -200,10 +201,12 @@ class Clara:
         self, question: str, query_MD: Tensor, stage: FirstStage, how: Asking
     ) -> tuple[Hit, ...]:
         """The best of all corpora, by score; ties to the corpus named first."""
-        found = []
+        found, idf = [], None
+        if stage == "bm25" and len(self.retrievers) > 1:
+            idf = pooled_idf([retriever.bm25 for retriever in self.retrievers], question)
         for name, retriever in zip(self.names, self.retrievers, strict=True):
             ranked = retriever.search(
-                question, query_MD, how.top_k, stage, how.candidates, how.where
+                question, query_MD, how.top_k, stage, how.candidates, how.where, idf
             )
             passages = retriever.corpus.passages_at([row for _, row in ranked])
             pairs = zip(ranked, passages, strict=True)

@@ -6,7 +6,7 @@ comes with its memory. M memory tokens, D hidden, N candidates, K kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,9 +67,11 @@ class Retriever:
         first_stage: FirstStage,
         candidates: int | None = None,
         where: str | None = None,
+        idf: Mapping[str, float] | None = None,
     ) -> Ranked:
-        """The `top_k` best (score, row), best first. BM25 ranks by its own score; latent and
-        hybrid by exact cosine of the flattened memories, whoever proposed.
+        """The `top_k` best (score, row), best first. BM25 ranks by its own score (with the words'
+        `idf` over several corpora, where it is given); latent and hybrid by exact cosine of the
+        flattened memories, whoever proposed.
 
         `where` (search/where.py) keeps passages out before anything is searched; the latent stage
         then scans those left instead of asking the graph.
@@ -77,7 +79,7 @@ class Retriever:
         rows = None if where is None else self.rows_where(where)
         count = max(top_k, candidates or self._candidates(top_k))
         if first_stage == "bm25":
-            scores, found = self.bm25.search(question, top_k, rows)
+            scores, found = self.bm25.search(question, top_k, rows, idf)
             return list(zip(scores, found, strict=True))
         if first_stage == "latent" and self.scans(len(query_MD), rows):
             found_K, rows_K = scan(query_MD, self._chunks(len(query_MD), rows), top_k)

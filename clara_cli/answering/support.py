@@ -133,7 +133,9 @@ def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Sig
     telling words that stand in the passages' text or titles."""
     known = known_words(passages)
     facts = [word for fact in _FACT.findall(answer) for word in words(fact)] or words(answer)
-    said = [word for word in _FACT.findall(question)[1:] if word[0].isupper() or word[0].isdigit()]
+    opening = re.search(r"\w|$", question)  # its capital, if it has one, is the sentence's
+    named = [f.group() for f in _FACT.finditer(question) if opening and f.start() > opening.start()]
+    said = [word for word in named if word[0].isupper() or word[0].isdigit()]
     long = [word for word in words(question) if len(word) >= _LEAST_ASKED]
     asked = [word for name in said for word in words(name)] or long
     return {"facts": _share(facts, known), "asked": _share(asked, known)}

@@ -130,7 +130,8 @@ class _Picked:
 
 class MemorySystem:
     """The generator reads memory only: everything given, in its order (`scp`), or the `top_k` that
-    a query reasoner picks (`clara`; `sup`, whose query reasoner learnt from labels)."""
+    a query reasoner picks (`clara`; `sup`, whose query reasoner learnt from labels), ranked by
+    cosine as `clara ask --first-stage latent` ranks them."""
 
     def __init__(
         self,

@@ -7,9 +7,11 @@ words: both would favour a language. Knows nothing of passages' memory.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -77,23 +79,41 @@ class BM25:
         return self._rows
 
     def search(
-        self, question: str, k: int, rows: Sequence[int] | None = None
+        self,
+        question: str,
+        k: int,
+        rows: Sequence[int] | None = None,
+        idf: Mapping[str, float] | None = None,
     ) -> tuple[list[float], list[int]]:
         """The k best rows for a question and their scores, best first, ties to the lower row.
         Only rows that share a word with it: fewer than k, or none, may come back. A word that
-        the question repeats counts once. `rows` leaves out all others; scores stay as they are."""
-        known = {w: self._vocabulary[w] for w in words(question) if w in self._vocabulary}
+        the question repeats counts once. `rows` leaves out all others; scores stay as they are.
+        `idf` (`pooled_idf`) takes the place of each word's own, so that scores of several indexes
+        compare."""
         scores_N = np.zeros(self._rows, np.float32)
-        data, indices, indptr = (self._tables[name] for name in _FOUND_BY)
-        for column in known.values():
-            where = slice(int(indptr[column]), int(indptr[column + 1]))
-            scores_N[indices[where]] += data[where]
+        data, indices, _ = (self._tables[name] for name in _FOUND_BY)
+        for word, where in self._postings(question).items():
+            own = inverse_frequency(self._rows, where.stop - where.start)
+            scores_N[indices[where]] += data[where] * (1.0 if idf is None else idf[word] / own)
         kept_N = scores_N > 0
         if rows is not None:
             kept_N &= np.isin(np.arange(self._rows), rows)
         found = np.flatnonzero(kept_N)
         order = found[np.argsort(-scores_N[found], kind="stable")][:k]
         return [float(score) for score in scores_N[order]], [int(row) for row in order]
+
+    def frequencies(self, question: str) -> dict[str, int]:
+        """How many texts hold each of the question's words, those that some text holds."""
+        return {word: at.stop - at.start for word, at in self._postings(question).items()}
+
+    def _postings(self, question: str) -> dict[str, slice]:
+        """Where the tables list the texts of each known word."""
+        indptr, found = self._tables["indptr"], {}
+        for word in dict.fromkeys(words(question)):
+            column = self._vocabulary.get(word)
+            if column is not None:
+                found[word] = slice(int(indptr[column]), int(indptr[column + 1]))
+        return found
 
     def save(self, folder: Path, corpus_sha256: str = "") -> int:
         """Write the index, its description last; returns its bytes. Raises ClaraError."""
@@ -128,6 +148,20 @@ class BM25:
         tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
         tables = _load_tables(tables_path)
         return cls(tables, {word: number for number, word in enumerate(vocabulary)}, rows)
+
+
+def inverse_frequency(texts: int, holding: int) -> float:
+    """Lucene's idf of a word that `holding` of so many texts hold: the one in bm25s's scores."""
+    return math.log1p((texts - holding + 0.5) / (holding + 0.5))
+
+
+def pooled_idf(indexes: Sequence[BM25], question: str) -> dict[str, float]:
+    """The idf of a question's words over the texts of several indexes taken together."""
+    holding: Counter[str] = Counter()
+    for index in indexes:
+        holding.update(index.frequencies(question))
+    texts = sum(map(len, indexes))
+    return {word: inverse_frequency(texts, count) for word, count in holding.items()}
 
 
 def _load_tables(path: Path) -> dict[str, np.ndarray]:

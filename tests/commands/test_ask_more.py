@@ -145,6 +145,27 @@ def test_several_corpora_answer_as_one_and_name_themselves(clara, halves):
     assert all("corpus" not in source for source in plain(whole)["sources"])
 
 
+def test_a_word_counts_as_rare_as_it_is_in_all_corpora(works, tmp_path):
+    """`ferry` is common where `Dover` is not told of: that corpus must not come first for it."""
+    told = ["A ferry leaves Dover at noon."] + [f"Street {n} has a shop." for n in range(3)]
+    rest = ["A ferry leaves Bergen at noon."] + [f"Lake {n} has a boat here." for n in range(40)]
+    folders = []
+    for name, texts in (("small", told), ("large", rest)):
+        data = tiny.write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
+        folders.append(tmp_path / f"{name}.clara")
+        compress.run(tiny.compress(data, works.e2e, folders[-1], ratio=16), Mute())
+    both = Clara.open(folders, device="cpu", dtype="float32")
+    (found,) = both.find(["Does the ferry leave Dover?"], Asking(top_k=2))
+    assert [hit.corpus for hit in found.hits] == [str(folders[0]), str(folders[1])]
+    alone = [
+        Clara.open(folder, device="cpu", dtype="float32").find(["a ferry"], Asking(top_k=1))[0]
+        for folder in folders
+    ]
+    assert alone[0].hits[0].score < alone[1].hits[0].score
+    (found,) = both.find(["ferry"], Asking(top_k=2))
+    assert found.hits[0].score == pytest.approx(found.hits[1].score, rel=0.2)
+
+
 def test_the_highest_ratio_among_corpora_is_read(halves):
     both = Clara.open(halves, device="cpu", dtype="float32")
     assert both.slots(None) == 4
@@ -393,6 +414,8 @@ def test_facts_are_names_and_numbers_else_words(clara):
     share = support.text_signals("Who is mayor of Quarrel?", "the mayor", passages)
     assert share == {"facts": 1.0, "asked": 0.0}
     assert support.text_signals("?", "", passages) == {"facts": 0.0, "asked": 0.0}
+    for question, told in (("who leads Quarrel?", 0.0), ("Quarrel: who leads Elmgate?", 1.0)):
+        assert support.text_signals(question, "the mayor", passages)["asked"] == told, question
 
 
 # --- bad input ---

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_cli.errors import ArtefactError
-from clara_cli.search.bm25 import BM25, SIDECAR, TABLES, words
+from clara_cli.search.bm25 import BM25, SIDECAR, TABLES, pooled_idf, words
 
 TEXTS = ["the cat sat", "a dog barked", "", "the cat and the dog ran", "Cat"]
 
@@ -89,3 +89,22 @@ def test_any_texts_agree_with_the_formula(texts: list[str], question: str) -> No
     wanted = lucene(texts, question) if any(words(text) for text in texts) else [0.0] * len(texts)
     assert scores == pytest.approx([wanted[row] for row in rows], rel=1e-4)
     assert len(rows) == min(3, sum(score > 0 for score in wanted))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text(alphabet="abc", min_size=4, max_size=4), min_size=2, max_size=12), st.data()
+)
+def test_indexes_of_parts_score_as_one_of_all(texts: list[str], data: st.DataObject) -> None:
+    """With texts of one length, which leaves the mean length as it is."""
+    texts = [" ".join(text) for text in texts]
+    cut = data.draw(st.integers(0, len(texts)))
+    parts = [BM25.build(texts[:cut]), BM25.build(texts[cut:])]
+    question = data.draw(st.text(alphabet="abcd ", max_size=6))
+    idf = pooled_idf(parts, question)
+    scores, rows = BM25.build(texts).search(question, len(texts))
+    together = {}
+    for first, part in zip((0, cut), parts, strict=True):
+        own = part.search(question, len(texts), None, idf)
+        together |= {first + row: score for score, row in zip(*own, strict=True)}
+    assert together == pytest.approx(dict(zip(rows, scores, strict=True)), rel=1e-4)
