@@ -179,8 +179,8 @@ def say_what_is_special(
         report.note("this checkpoint has no query reasoner: questions are read by the compressor")
     if config.setting == "corpus":
         report.note(
-            "clara scans every passage of the corpus for the query reasoner's memory, as `clara ask "
-            "--first-stage latent` does without an index"
+            "clara scans every passage of the corpus for the question's memory, as "
+            "`clara ask --first-stage latent` does without an index"
         )
         if {"scp", "text"} & set(systems):
             report.note(f"scp and text read the {FIRST_STAGE} passages BM25 finds in the corpus")
