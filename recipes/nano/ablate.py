@@ -4,7 +4,7 @@
 
 Every run is pretrain -> train --stage e2e -> bench, by the product's own commands, differing from
 "published" in one thing. Finished steps are not repeated: the same command goes on where it
-stopped.
+stopped, and refuses others' results.
 Prints a Markdown table: mean over seeds, and the mean difference from "published" with its 95 %
 interval (Student's t over seeds, pairs of the same seed).
 """
@@ -25,10 +25,7 @@ from clara_cli.core.checkpoint import load, save
 RECIPES = Path(__file__).parent
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 MEASURES = ("f1", "em", "recall@1")
-FREEZE = (
-    "from clara_cli.core.stages import TRAINED; TRAINED['e2e'] = ('generator',); "
-    "from clara_cli.app import main; main()"
-)
+DECIDING = ("init", "data", "dataset", "ratio", "limit", "scp_steps", "e2e_steps")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ class Variant:
     e2e: tuple[str, ...] = ()
     fresh_reasoner: bool = False
     retrieved: bool = False
-    frozen_reasoner: bool = False
 
 
 VARIANTS = {
@@ -49,25 +45,24 @@ VARIANTS = {
     "released-mask": Variant("the released penalty", e2e=("--set", "mask=released")),
     "random-reasoner": Variant("query reasoner not from SCP: fresh LoRA", fresh_reasoner=True),
     "retrieved-pools": Variant("pools by BM25, no label read", retrieved=True),
-    "generator-only": Variant("query reasoner frozen", frozen_reasoner=True),
+    "generator-only": Variant("query reasoner frozen", e2e=("--set", 'train_roles=["generator"]')),
 }
 
 
-def clara(words: Sequence[str | Path], frozen: bool = False) -> dict:
-    """Run a command; its JSON result. `frozen`: end-to-end training leaves the reasoner alone."""
-    program = ["-c", FREEZE] if frozen else ["-m", "clara_cli"]
-    command = [sys.executable, *program, *map(str, words), "--json", "--quiet"]
+def clara(words: Sequence[str | Path]) -> dict:
+    """Run a command; its JSON result."""
+    command = [sys.executable, "-m", "clara_cli", *map(str, words), "--json", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"clara {' '.join(map(str, words))}\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def with_reasoner(source: Path, out: Path, copy_of: str | None) -> Path:
-    """A copy of a checkpoint with a query reasoner: a role's weights, or fresh."""
+def with_fresh_reasoner(source: Path, out: Path) -> Path:
+    """A copy of a checkpoint with a query reasoner of fresh LoRA."""
     if not out.exists():
         loaded = load(str(source), device="cpu", dtype="float32")
-        loaded.model.add_role("query_reasoner", copy_of)
+        loaded.model.add_role("query_reasoner", None)
         info = replace(loaded.info, roles=loaded.model.roles)
         bundled = loaded.path / "backbone"
         save(loaded.model, info, out / "checkpoint", bundled if bundled.is_dir() else None)
@@ -88,9 +83,7 @@ def run_e2e(args: argparse.Namespace, name: str, seed: int) -> Path:
     variant, out = VARIANTS[name], args.out / f"e2e-{name}-{seed}"
     init = run_scp(args, variant, seed)
     if variant.fresh_reasoner:
-        init = with_reasoner(init, args.out / f"fresh-{seed}", None)
-    if variant.frozen_reasoner:
-        init = with_reasoner(init, args.out / f"copied-{seed}", "compressor")
+        init = with_fresh_reasoner(init, args.out / f"fresh-{seed}")
     words = ["train", args.data / "questions.jsonl", "--stage", "e2e", "--init", init]
     words += ["--recipe", RECIPES / "e2e.toml", "--seed", seed, "--out", out, *variant.e2e]
     if variant.retrieved:
@@ -99,7 +92,7 @@ def run_e2e(args: argparse.Namespace, name: str, seed: int) -> Path:
         clara(["compress", documents, "--model", init, "--ratio", args.ratio, "--out", corpus])
         words += ["--pool", "retrieved", "--corpus", corpus, "--set", f"ratios=[{args.ratio}]"]
     steps = ["--steps", args.e2e_steps] if args.e2e_steps else []
-    clara(words + steps, variant.frozen_reasoner)
+    clara(words + steps)
     return out
 
 
@@ -140,6 +133,31 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+class Results:
+    """`results.json`: the figures of every variant and seed so far, and what decides them."""
+
+    def __init__(self, path: Path, deciding: dict[str, str]) -> None:
+        self.path, self.deciding, self.runs = path, deciding, {}
+        if not path.exists():
+            return
+        found = json.loads(path.read_text())
+        for name, value in deciding.items():
+            if found["deciding"][name] != value:
+                raise SystemExit(
+                    f"{path}: made with {name} = {found['deciding'][name]}, this command has "
+                    f"{value}; use another --out"
+                )
+        self.runs = found["runs"]
+
+    def add(self, key: str, figures: dict[str, float]) -> None:
+        """Keep one run's figures; the file is replaced at once."""
+        self.runs[key] = figures
+        text = json.dumps({"deciding": self.deciding, "runs": self.runs}, indent=1)
+        work = self.path.with_suffix(".tmp")
+        work.write_text(text + "\n")
+        work.replace(self.path)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,17 +175,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--e2e-steps", type=int, help="instead of the recipe's")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    journal = args.out / "results.json"
-    done = json.loads(journal.read_text()) if journal.exists() else {}
+    deciding = {name: str(getattr(args, name)) for name in DECIDING}
+    results = Results(args.out / "results.json", deciding)
     names = list(dict.fromkeys(["published", *args.variants.split(",")]))
     for seed in range(args.seeds):
         for name in names:
             key = f"{name} {seed}"
-            if key not in done:
-                done[key] = measure(args, run_e2e(args, name, seed))
-                journal.write_text(json.dumps(done, indent=1) + "\n")
-                print(key, done[key], file=sys.stderr, flush=True)
-    print(table({n: [done[f"{n} {seed}"] for seed in range(args.seeds)] for n in names}))
+            if key not in results.runs:
+                results.add(key, measure(args, run_e2e(args, name, seed)))
+                print(key, results.runs[key], file=sys.stderr, flush=True)
+    print(table({n: [results.runs[f"{n} {seed}"] for seed in range(args.seeds)] for n in names}))
 
 
 if __name__ == "__main__":

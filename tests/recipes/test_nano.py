@@ -391,33 +391,33 @@ def test_real_questions_come_with_what_bm25_finds(real):
 def test_an_ablation_differs_in_one_thing_and_repeats_nothing(monkeypatch, tmp_path):
     ablate, ran = module("ablate"), []
 
-    def command(words, frozen=False):
-        ran.append(([str(w) for w in words], frozen))
+    def command(words):
+        ran.append([str(w) for w in words])
         row = {"f1": 0.5, "em": 0.4, "recall": {"1": 0.9}}
         return {"systems": [row]}
 
     monkeypatch.setattr(ablate, "clara", command)
-    monkeypatch.setattr(ablate, "with_reasoner", lambda source, out, role: out)
+    monkeypatch.setattr(ablate, "with_fresh_reasoner", lambda source, out: out)
     argv = ["init", "data", "--dataset", "dev.jsonl", "--out", str(tmp_path), "--seeds", "2"]
     ablate.main(argv)
-    trained = {w[w.index("--out") + 1]: (w, frozen) for w, frozen in ran if w[0] == "train"}
+    trained = {w[w.index("--out") + 1]: w for w in ran if w[0] == "train"}
     assert len(trained) == 2 * len(ablate.VARIANTS)
-    base = trained[str(tmp_path / "e2e-published-0")][0]
+    base = trained[str(tmp_path / "e2e-published-0")]
 
     def changed(name):
-        words = trained[str(tmp_path / f"e2e-{name}-0")][0]
+        words = trained[str(tmp_path / f"e2e-{name}-0")]
         return {w for w in words if w not in base and f"e2e-{name}" not in w}
 
     assert changed("released-mask") == {"--set", "mask=released"}
     assert changed("no-mse") == {str(tmp_path / "scp-mse_weight=0.0-0")}
     assert changed("random-reasoner") == {str(tmp_path / "fresh-0")}
     assert "retrieved" in changed("retrieved-pools")
-    assert [name for name, (_, frozen) in trained.items() if frozen] == [
-        str(tmp_path / f"e2e-generator-only-{seed}") for seed in (0, 1)
-    ]
+    assert changed("generator-only") == {"--set", 'train_roles=["generator"]'}
     count = len(ran)
     ablate.main(argv)
     assert len(ran) == count
+    with pytest.raises(SystemExit, match="made with limit = 300, this command has 20"):
+        ablate.main([*argv, "--limit", "20"])
 
 
 def test_an_ablation_s_interval_is_student_s_over_pairs():
