@@ -380,6 +380,27 @@ def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pie
         assert [i for i in expected if i < len(tok)] == [i for i in ours if i >= 0]
 
 
+def test_what_ships_is_half_the_size_and_answers_the_same(monkeypatch, tmp_path):
+    ship = module("ship")
+    before, out = load("nano", device="cpu", dtype="float32"), tmp_path / "shipped"
+    ship.main([str(BUNDLED), str(out)])
+    after = load(str(out), device="cpu", dtype="float32")
+    sizes = [(folder / "generator" / "adapter_model.safetensors") for folder in (BUNDLED, out)]
+    assert sizes[1].stat().st_size < 0.55 * sizes[0].stat().st_size
+    rows = [before.model.prompter.passage("Elmgate\nNora Velden is mayor of Elmgate.")]
+    memories = [
+        loaded.model.encode_frozen(rows, "compressor", 16).memory_BMD.flatten()
+        for loaded in (before, after)
+    ]
+    assert torch.cosine_similarity(*memories, dim=0) > 0.999
+    assert after.info.fingerprint != before.info.fingerprint
+    with pytest.raises(SystemExit, match="exists"):
+        ship.main([str(BUNDLED), str(out)])
+    monkeypatch.setattr(ship, "LIMIT", 1000)
+    with pytest.raises(SystemExit, match="more than 1,000: export with --dtype int8"):
+        ship.main([str(BUNDLED), str(tmp_path / "again")])
+
+
 def test_real_questions_come_with_what_bm25_finds(real):
     squad = list(sources.squad(real / "squad" / "train.jsonl.xz"))
     for record in data.real_questions(squad, 20, 0):
