@@ -29,7 +29,7 @@ from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
 from clara_cli.corpus.chunk import model_text, split_document
 from clara_cli.corpus.documents import Reading, read_documents
-from clara_cli.corpus.manifest import Identity
+from clara_cli.corpus.manifest import Identity, refuse_difference
 from clara_cli.corpus.shards import ahead, in_shards
 from clara_cli.corpus.tally import Tally
 from clara_cli.corpus.writer import CorpusWriter, open_writer
@@ -37,6 +37,10 @@ from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import CompressResult, Passage, Report
 
 STORE = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+ADDING = (
+    "documents are added by the checkpoint and with the options that the corpus was made with: "
+    "leave that option away, or make another corpus with --out"
+)
 TIMED = 64  # passages that a dry run compresses to time it
 
 
@@ -107,26 +111,27 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     tell(loaded, report).need("compressor")
     refuse_overlap(config, loaded.info.max_passage_tokens)
     identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
+    if additions is not None:
+        refuse_difference(out, additions.manifest.identity, identity, ADDING)
     tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
     loaded.model.merge("compressor")
     return Job(config, out, loaded, identity, additions, tally, ranks, started)
 
 
 def as_stored(config: CompressConfig, stored: Identity) -> CompressConfig:
-    """The options of an addition: what was left open is as in the corpus.
+    """The options of an addition: what was left at its default is as in the corpus.
 
     Raises:
         UsageError: with `--out` too.
     """
     if config.out is not None:
         raise UsageError("--out and --into were both given", "give one of them")
-    store = stored.dtype if config.store_dtype == "auto" else config.store_dtype
-    return dataclasses.replace(
-        config,
-        model=config.model or stored.checkpoint.get("model"),
-        ratio=config.ratio or stored.ratio,
-        store_dtype=store,  # type: ignore[arg-type]
-    )
+    kept = {name: value for name, value in stored.options.items() if hasattr(config, name)}
+    kept |= {"model": stored.checkpoint.get("model"), "ratio": stored.ratio, "text": stored.text}
+    kept |= {"store_dtype": stored.dtype, "dtype": stored.compute_dtype}
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    is_open = {name: value for name, value in kept.items() if getattr(config, name) == usual[name]}
+    return dataclasses.replace(config, **is_open)
 
 
 def refuse_overlap(config: CompressConfig, longest: int) -> None:

@@ -44,7 +44,8 @@ class CompressConfig(Holding):
         "The corpus to write; default: the first input's name with .clara.", None, OUTPUT
     )
     into: Path | None = option(
-        "Add the documents to this finished corpus instead of making one; ids it has are refused.",
+        "Add the documents to this finished corpus, with its options, instead of making one; ids "
+        "it has are refused.",
         None,
         OUTPUT,
     )

@@ -42,6 +42,12 @@ class Identity:
     text: bool
     options: dict[str, Any]
 
+    @property
+    def compute_dtype(self) -> str:
+        """The number format of the computation, in the words of --dtype; auto if not recorded."""
+        words = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+        return words.get(self.options.get("compute_dtype", ""), "auto")
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -134,15 +140,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     return None if read is None else _manifest(path, *read)
 
 
-def refuse_difference(folder: Path, stored: Identity, wanted: Identity) -> None:
-    """Raise ArtefactError naming the first key in which two identities differ, and both values."""
+def refuse_difference(folder: Path, stored: Identity, wanted: Identity, hint: str = "") -> None:
+    """Raise ArtefactError naming the first key in which two identities differ, and both values;
+    `hint` says what to do, unless it is to use another folder."""
     old, new = _flat(asdict(stored)), _flat(json.loads(json.dumps(asdict(wanted))))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "ratio", key)):
         before, now = old.get(key, _MISSING), new.get(key, _MISSING)
         if before != now or type(before) is not type(now):
             shown = ["absent" if v is _MISSING else repr(v) for v in (before, now)]
             message = f"{folder} was made with {key} = {shown[0]}, this command has {shown[1]}"
-            raise ArtefactError(message, f"use another --out, or delete {folder}")
+            raise ArtefactError(message, hint or f"use another --out, or delete {folder}")
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,12 +9,14 @@ import lzma
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
 import torch
 
 from clara_cli.commands import compress
+from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import load
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus, verify
@@ -529,6 +531,42 @@ def test_documents_are_added_with_the_options_of_the_corpus(works, report, tmp_p
     once = tiny.files(corpus)
     compress.run(dataclasses.replace(tiny.compress(more, "", None), **bare), report)
     assert tiny.files(corpus) == once
+
+
+UNUSUAL: dict[str, Any] = {
+    "split": "tokens",
+    "overlap": 9,
+    "title": False,
+    "text": False,
+    "shard_size": 4,
+    "batch_tokens": 300,
+    "dtype": "bfloat16",
+    "store_dtype": "int8",
+}
+
+
+def test_an_addition_need_not_repeat_the_corpus_s_options(works, report, tmp_path):
+    out = tmp_path / "out.clara"
+    go(works.documents, works, out, report, **UNUSUAL)
+    more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT * 3}])
+    bare = CompressConfig(inputs=(str(more),), into=out, device="cpu")
+    assert compress.run(bare, report).documents == 1
+    repeated = tiny.compress(more, works.e2e, None, into=out, **UNUSUAL)
+    once = tiny.files(out)
+    compress.run(repeated, report)
+    assert tiny.files(out) == once
+    with pytest.raises(ArtefactError, match=r"options\.overlap = 9, this command has 8") as caught:
+        compress.run(dataclasses.replace(repeated, overlap=8), report)
+    assert "leave that option away" in caught.value.hint and "delete" not in caught.value.hint
+    assert tiny.files(out) == once
+
+
+def test_an_addition_loads_the_backbone_as_the_corpus_did(works):
+    stored = Corpus.open(works.corpus).manifest.identity
+    quantised = dataclasses.replace(stored, options={**stored.options, "load_in": "4bit"})
+    bare = CompressConfig(inputs=("more.jsonl",), into=works.corpus)
+    assert compress.as_stored(bare, quantised).load_in == "4bit"
+    assert compress.as_stored(bare, stored).load_in is None
 
 
 def test_ids_the_corpus_has_are_refused_or_passed_over(works, report, tmp_path, corpus):
