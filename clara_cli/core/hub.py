@@ -19,6 +19,7 @@ CONFIGS = ("clara.json", "config.json", "backbone/config.json")
 RELEASED = ("config.json", "adapters.pth", "decoder_first_last_layers.pth")
 BACKBONE = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 NOT_BACKBONE = ("*/*", "consolidated*")  # other formats of the same weights
+BARE = "a backbone goes with --backbone, a checkpoint with --model or --init"
 SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
 
 
@@ -48,9 +49,10 @@ def fetch(name: str, ratio: int | None, configs_only: bool = False) -> Path:
     patterns = NATIVE if native else RELEASED
     wanted = [prefix + pattern for pattern in (CONFIGS if configs_only else patterns)]
     if not native and f"{prefix}adapters.pth" not in files:
+        known = ", ".join(sorted(released(files).values()))
         raise ArtefactError(
             f"{name}: no checkpoint there (neither clara.json nor adapters.pth)",
-            f"folders with one: {', '.join(sorted(released(files).values())) or 'none'}",
+            f"folders with one: {known}" if known else BARE,
         )
     return download(repository, wanted) / folder
 
@@ -70,11 +72,11 @@ def released(files: list[str]) -> dict[int, str]:
 
 
 def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
-    """The sub-folder a ratio means; the root where the checkpoint lies there."""
-    if "clara.json" in files or "adapters.pth" in files:
-        return ""
+    """The sub-folder a ratio means; the root where the checkpoint lies there, or no part of one."""
     ratios = released(files)
-    served = ", ".join(map(str, sorted(ratios))) or "none"
+    if not ratios or "clara.json" in files or "adapters.pth" in files:
+        return ""
+    served = ", ".join(map(str, sorted(ratios)))
     if ratio is None and len(ratios) == 1:
         return next(iter(ratios.values()))
     if ratio is None:

@@ -179,6 +179,16 @@ def test_what_is_not_there_is_said_with_what_is(fake_hub, call, expected):
     assert fake_hub.run(call).stdout.startswith(expected)
 
 
+@pytest.mark.parametrize("ratio", [None, 16])
+def test_a_bare_backbone_is_no_checkpoint(fake_hub, ratio):
+    fake_hub.files = {"config.json": b"{}", "model.safetensors": b"w"}
+    run = fake_hub.run(f"hub.fetch('apple/test', {ratio})")
+    assert run.stdout == (
+        "3 apple/test: no checkpoint there (neither clara.json nor adapters.pth) | "
+        "a backbone goes with --backbone, a checkpoint with --model or --init\n"
+    ), run.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(403, "refuses access (403)"), (401, "refuses access (401)"), (404, "no such repository")],
