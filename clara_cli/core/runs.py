@@ -109,9 +109,13 @@ class RunFolder:
             tracker.log(figures, line["step"])
 
     def lines(self, file: Path) -> list[dict[str, Any]]:
-        """The lines of a file of this folder; none where it is not there."""
-        found = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in found]
+        """The lines of a file of this folder; none where it is not there.
+
+        Raises:
+            ArtefactError: naming a line that is damaged.
+        """
+        found = file.read_bytes().splitlines() if file.exists() else []
+        return [_parsed(file, number, line) for number, line in enumerate(found, 1)]
 
     def save(self, step: int, trained: Trained, optimizer: torch.optim.AdamW) -> None:
         """Keep everything needed to go on after `step` steps."""
@@ -208,18 +212,45 @@ class RunFolder:
         return step, tensors
 
 
+def _parsed(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    """One line of a run's history."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("step"), int):
+        return found
+    message = f"{file}:{number}: not the line of a step: {line[:60]!r}"
+    raise ArtefactError(message, "mend or delete that line, or use another --out")
+
+
 def _keep_until(file: Path, step: int) -> None:
-    """Drop the lines after a step, and half a line that a kill or a full disk left."""
+    """Drop the lines after a step, and half a line that a kill or a full disk left; a failure
+    leaves the file as it was.
+
+    Raises:
+        ClaraError: for a line that is damaged, and on a full disk.
+    """
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    if kept:
-        file.write_text("".join(kept), encoding="utf-8")
-    else:
-        file.unlink()
+    lines = file.read_bytes().splitlines(keepends=True)
+    whole = [(n, line) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
+    kept = [line for n, line in whole if _parsed(file, n, line)["step"] <= step]
+    if len(kept) == len(lines):
+        return
+    work = file.with_name(file.name + ".writing")
+    try:
+        if kept:
+            with work.open("wb") as stream:
+                stream.write(b"".join(kept))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(work, file)
+        else:
+            file.unlink()
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        cannot_write(file, sum(map(len, kept)), error)
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.scorecard import result_json
@@ -425,6 +428,65 @@ def test_a_damaged_state_is_named(works, heard, report, tmp_path):
     state.write_bytes(state.read_bytes()[:-9])
     with pytest.raises(ArtefactError, match="last: the state to resume from is damaged"):
         go(works, tmp_path / "run", "scp", report)
+
+
+def kept(folder: Path, steps: int, saved: int) -> RunFolder:
+    """A run folder with the lines of `steps` steps and the state after `saved` of them."""
+    run = RunFolder(folder, {})
+    run.open()
+    for step in range(1, steps + 1):
+        run.log(run.metrics, {"step": step, "ce": 1.0})
+    run.save(saved, {}, torch.optim.AdamW([torch.zeros(1)]))
+    return run
+
+
+def restored(run: RunFolder) -> list[int]:
+    """The steps whose lines are there after resuming."""
+    assert run.restore({}, torch.optim.AdamW([torch.zeros(1)])) == 3
+    return [line["step"] for line in run.lines(run.metrics)]
+
+
+def test_history_is_not_written_again_where_no_line_is_dropped(tmp_path):
+    run = kept(tmp_path / "run", steps=3, saved=3)
+    os.utime(run.metrics, ns=(0, 0))
+    before = run.metrics.stat()
+    assert restored(run) == [1, 2, 3]
+    after = run.metrics.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, 0)
+
+
+def test_history_survives_a_disk_that_is_full_while_lines_are_dropped(tmp_path, monkeypatch):
+    run = kept(tmp_path / "run", steps=5, saved=3)
+    before = tiny.files(run.path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(ClaraError, match=r"metrics\.jsonl: no space left"):
+            restored(run)
+    assert tiny.files(run.path) == before
+    assert restored(run) == [1, 2, 3]
+
+
+def test_a_last_line_cut_by_a_kill_is_dropped(tmp_path):
+    run = kept(tmp_path / "run", steps=3, saved=3)
+    with run.metrics.open("a") as stream:
+        stream.write('{"step": 4, "c')
+    assert restored(run) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ['{"step": 2, "c', "[2]", '{"ce": 1.0}', "\xff"])
+def test_a_damaged_line_of_the_history_is_named(tmp_path, damage):
+    run = kept(tmp_path / "run", steps=3, saved=3)
+    lines = run.metrics.read_text().splitlines()
+    lines[1] = damage
+    run.metrics.write_text("".join(line + "\n" for line in lines), encoding="latin-1")
+    for read in (lambda: restored(run), lambda: run.lines(run.metrics)):
+        with pytest.raises(ArtefactError, match=r"metrics\.jsonl:2: ") as caught:
+            read()
+        assert caught.value.hint
 
 
 def test_a_second_writer_is_refused(works, heard, report, tmp_path):
