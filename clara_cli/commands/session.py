@@ -49,14 +49,10 @@ class Session:
         self,
         question: str,
         on_text: Callable[[str], None] | None = None,
-        explain: bool = False,
     ) -> Answer:
         """Answer one question, searching with what was said before where the question leans on
         it; `on_text` is told each piece of the answer as it comes."""
-        how = self._how(explain)
-        before = self.said[-1] if self.said else None
-        (found,) = self.clara.find([completed(asked(question), before)], how)
-        (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
+        answer = self._answer(question, self.said, on_text)
         self.said.append(answer)
         return answer
 
@@ -68,13 +64,28 @@ class Session:
         """
         if not self.said:
             raise UsageError("there is no answer yet", "ask a question first")
-        question = self.said.pop().question
-        return self.ask(question, explain=True)
+        *before, last = self.said
+        self.said[-1] = self._answer(last.question, before, explain=True)
+        return self.said[-1]
 
     def ask_all(self, questions: list[str]) -> list[Answer]:
         """Answer questions that have nothing to do with each other, in their order."""
         how = self._how()
         return self.clara.ask_all([asked(question) for question in questions], how)
+
+    def _answer(
+        self,
+        question: str,
+        before: list[Answer],
+        on_text: Callable[[str], None] | None = None,
+        explain: bool = False,
+    ) -> Answer:
+        """The answer to a question asked after others."""
+        how = self._how(explain)
+        whole = completed(asked(question), before[-1] if before else None)
+        (found,) = self.clara.find([whole], how)
+        (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
+        return answer
 
     def _how(self, explain: bool = False) -> Asking:
         config = self.config

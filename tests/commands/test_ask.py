@@ -363,3 +363,26 @@ def test_a_session_answers_as_the_command_does_and_takes_another_k(works, report
     assert len(session.ask(QUESTION).sources) == 1
     with pytest.raises(UsageError, match="the question is empty"):
         session.ask(" ")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), MemoryError()])
+def test_a_session_keeps_the_answer_that_could_not_be_explained(works, report, monkeypatch, fault):
+    session = ask.open_session(tiny.ask(None, works.corpus), report)
+    session.ask(QUESTION)
+    last = session.ask("Who is its baker?")
+
+    def fail(*_):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Clara, "answer", fail)
+        with pytest.raises(type(fault)):
+            session.explain()
+    assert len(session.said) == 2 and session.said[-1] is last
+    again = session.explain()
+    assert len(session.said) == 2 and session.said[-1] is again and again.explain is not None
+    assert (again.question, again.answer, again.sources) == (
+        last.question,
+        last.answer,
+        last.sources,
+    )
