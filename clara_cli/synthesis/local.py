@@ -26,7 +26,7 @@ class _Job:
 
 
 def _like(job: _Job) -> tuple[float, int]:
-    return job.prompt.temperature, job.prompt.max_tokens
+    return job.prompt.temperature, job.room
 
 
 class LocalLLM:
@@ -80,23 +80,24 @@ class LocalLLM:
         return list(self._tokenizer(text)["input_ids"])
 
     async def _run(self) -> None:
-        """Batches of prompts of one temperature and length of reply, until nobody waits."""
+        """Batches of prompts of one temperature and room for a reply, until nobody waits."""
         await asyncio.sleep(0)  # let everybody who is about to ask, ask
         while self._waiting:
             like = _like(self._waiting[0])
             batch = [job for job in self._waiting if _like(job) == like][: self._batch]
             chosen = set(map(id, batch))
             self._waiting = [job for job in self._waiting if id(job) not in chosen]
-            try:
-                replies = await asyncio.to_thread(self._generate, batch)
-            except (RuntimeError, ValueError) as error:  # what torch and transformers raise
-                for job in batch:
-                    if not job.reply.done():
-                        job.reply.set_exception(LLMError(f"the local model failed: {error}"))
-                continue
-            for job, reply in zip(batch, replies, strict=True):
-                if not job.reply.done():
-                    job.reply.set_result(reply)
+            generating = asyncio.to_thread(self._generate, batch)
+            (made,) = await asyncio.gather(generating, return_exceptions=True)
+            if isinstance(made, (RuntimeError, ValueError)):  # what torch and transformers raise
+                made = LLMError(f"the local model failed: {made}")
+            for number, job in enumerate(batch):
+                if job.reply.done():
+                    continue
+                if isinstance(made, BaseException):  # nobody may wait for ever
+                    job.reply.set_exception(made)
+                else:
+                    job.reply.set_result(made[number])
 
     def _generate(self, batch: list[_Job]) -> list[Reply]:
         import torch
@@ -114,7 +115,7 @@ class LocalLLM:
             made = self._model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(seen, device=device),
-                max_new_tokens=min(job.room for job in batch),
+                max_new_tokens=batch[0].room,
                 pad_token_id=pad,
                 stopping_criteria=StoppingCriteriaList([self._stop]),
                 **sampling,

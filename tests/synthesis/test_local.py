@@ -89,6 +89,33 @@ def test_a_model_that_fails_ends_the_run(backbone: Backbone, monkeypatch: Any) -
         talk(backbone, ask_all(prompt("one"), prompt("two")))
 
 
+@pytest.mark.parametrize("fault", [IndexError("row"), TypeError("kind"), KeyError("name")])
+def test_a_bug_in_generating_reaches_everybody_who_asked(
+    backbone: Backbone, monkeypatch: Any, fault: Exception
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise fault
+
+    async def work(llm: LocalLLM) -> list[Any]:
+        asked = asyncio.gather(*(llm.ask(prompt(t)) for t in "abcde"), return_exceptions=True)
+        return await asyncio.wait_for(asked, 20)
+
+    monkeypatch.setattr(backbone.model, "generate", fail)
+    assert talk(backbone, work) == [fault] * 5
+
+
+def test_a_prompt_that_fills_the_window_cuts_no_other_reply(
+    backbone: Backbone, monkeypatch: Any
+) -> None:
+    tokens = len(LocalLLM(backbone.model, backbone.tokenizer, 1, 0)._encode("long " * 10))
+    monkeypatch.setattr(backbone.model.config, "max_position_embeddings", tokens + 70)
+    texts = ["one", "long " * 10, "two"]
+    together = talk(backbone, ask_all(*(prompt(text, 100) for text in texts)))
+    alone = [talk(backbone, ask_all(prompt(text, 100)))[0] for text in texts]
+    assert together == alone
+    assert together[1].completion_tokens == 70
+
+
 def test_closing_stops_a_generation_at_the_next_token(backbone: Backbone) -> None:
     async def work(llm: LocalLLM) -> float:
         asking = asyncio.create_task(llm.ask(prompt("one", 1900)))
