@@ -97,7 +97,8 @@ class ClaraGroup(TyperGroup):
             sys.stdout.flush()
             code = int(ExitCode.OK)
         except (Exception, KeyboardInterrupt) as error:
-            code = _failed(error, traced=_wants_traceback(words))
+            named = next((word for word in words if word in self.commands), "")
+            code = _failed(error, named, traced=_wants_traceback(words))
         sys.exit(code)
 
     def get_params(self, ctx: Any) -> Any:
@@ -118,7 +119,7 @@ def _switches_untyped(found: list[Any]) -> list[Any]:
     return found
 
 
-def _failed(error: BaseException, *, traced: bool) -> int:
+def _failed(error: BaseException, command: str, *, traced: bool) -> int:
     """Show what escaped a command; the exit code it leads to."""
     if isinstance(error, typer.Exit):
         return error.exit_code
@@ -131,7 +132,8 @@ def _failed(error: BaseException, *, traced: bool) -> int:
 
     if traced:
         traceback.print_exception(error)
-    known = _usage_error(error) if isinstance(error, typer.TyperException) else ui.explain(error)
+    error = _usage_error(error) if isinstance(error, typer.TyperException) else error
+    known = ui.explain(error, command)
     launch.tell(known, ui.show_error)
     return int(known.code)
 

@@ -71,6 +71,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool(named) or "can't allocate memory" in str(error)
 
 
+def memory_hint(command: str) -> str:
+    """What makes a command take less memory, in its own options."""
+    if command in ("pretrain", "train"):
+        smaller = "--set micro_batch=1, then --set checkpointing=true"
+        return f"add {smaller} (a run that began goes on with them), or --device cpu"
+    if command == "compress":
+        return "lower --batch-tokens or take --device cpu, with another --out once a shard is done"
+    if command == "synth":
+        return "take a smaller model, or --device cpu"
+    return "add --load-in 4bit (extra quant) or --device cpu"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence naming the closest known names, or all of them when none is close."""
     known = list(known)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError
+from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, memory_hint
 from clara_cli.records import Progress, Report
 
 ERRORS = "CLARA_LAUNCH_ERRORS"  # the folder in which launched processes leave their errors
@@ -99,7 +99,8 @@ def run(words: Sequence[str], nproc: int) -> None:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             message = f"process {rank} of {nproc} ended without a word (exit {failure.exitcode})"
-            hint = "-9 is often the system, out of memory: lower micro_batch or --nproc"
+            less = memory_hint(next(iter(words), ""))
+            hint = f"-9 is often the system, out of memory: lower --nproc, or {less}"
             raise first_error(Path(folder)) or ClaraError(message, hint) from error
         finally:
             del os.environ[ERRORS]

@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
-from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory
+from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
@@ -279,15 +279,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def explain(error: BaseException) -> ClaraError:
-    """Whatever went wrong as an error with a next step."""
+def explain(error: BaseException, command: str = "") -> ClaraError:
+    """Whatever went wrong in a command as an error with a next step."""
     if isinstance(error, ClaraError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
     if is_out_of_memory(error):
-        hint = "lower --batch-tokens (training: --set micro_batch=1), or use --device cpu"
-        return ClaraError("out of memory", hint)
+        return ClaraError("out of memory", memory_hint(command))
     if isinstance(error, OSError) and error.errno is not None:
         where = "" if error.filename is None else f"{error.filename}: "
         return ClaraError(f"{where}{error.strerror}", OS_HINTS.get(error.errno, ""))

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from clara_cli import app as application
 from clara_cli import config as configs
 from clara_cli import errors, records
+from clara_cli.fields import flag_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -368,7 +369,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (ZeroDivisionError("by\nzero"), "error: ZeroDivisionError: by\nhint: this is a fault"),
         (AssertionError(), "error: AssertionError\nhint: "),
-        (MemoryError(), "error: out of memory\nhint: lower --batch-tokens"),
+        (MemoryError(), "error: out of memory\nhint: lower --batch-tokens or take --device cpu"),
         (OutOfMemoryError("CUDA"), "error: out of memory\nhint: lower --batch-tokens"),
         (FileNotFoundError(2, "No such file", "a/b"), "error: a/b: No such file\nhint: check"),
         (OSError(28, "No space left"), "error: No space left\nhint: free some disk"),
@@ -385,6 +386,15 @@ def test_other_exceptions(
     assert result.stderr.startswith(expected)
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", application.COMMANDS)
+def test_the_advice_on_memory_names_what_the_command_has(name: str) -> None:
+    fields = {f.name: f for f in dataclasses.fields(application.COMMANDS[name])}
+    hint = errors.memory_hint(name)
+    flags = set(re.findall(r"--[a-z-]+", hint))
+    assert flags and flags <= {flag_name(f) for f in fields.values()}
+    assert set(re.findall(r"--set (\w+)=", hint)) <= fields.keys()
 
 
 @pytest.mark.parametrize(("flags", "env"), [(["--traceback"], {}), ([], {"CLARA_TRACEBACK": "1"})])

@@ -37,7 +37,7 @@ from clara_cli.evaluation.report import environment
 from clara_cli.records import Report, TrainResult
 
 Record = TypeVar("Record")
-UNRECORDED = (
+UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
     "out",
     "recipe",
     "set",
@@ -45,6 +45,8 @@ UNRECORDED = (
     "device",
     "nproc",
     "fsdp",
+    "micro_batch",
+    "checkpointing",
     "corpus",
     "tracker",
     "device_map",
@@ -198,7 +200,8 @@ def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -
     settings = run_settings(config, task.stage, task.data, task.facts)
     if task.held_out is not None:
         settings["validation_sha256"] = digest(task.held_out.examples)
-    ranks.agree({**settings, "init": task.loaded.info.fingerprint})
+    passes = {"micro_batch": config.micro_batch, "checkpointing": config.checkpointing}
+    ranks.agree({**settings, **passes, "init": task.loaded.info.fingerprint})
     check_tracker(config.tracker)
     run = RunFolder(config.out, settings, ranks)
     steps = count_steps(config, len(task.data))

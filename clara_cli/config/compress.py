@@ -68,7 +68,9 @@ class CompressConfig(Holding):
         "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
     )
     shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
-    batch_tokens: int = option("Text tokens per batch; bounds memory.", 8192, MACHINE, low=1)
+    batch_tokens: int = option(
+        "Positions per batch, of text, memory and padding; bounds memory.", 8192, MACHINE, low=1
+    )
     nproc: int | None = option(
         "Processes on this machine, each writing its own shards; default: one.",
         None,

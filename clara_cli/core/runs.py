@@ -49,15 +49,15 @@ class RunFolder:
         self.checks, self.best = path / "validation.jsonl", path / "best"
 
     def open(self) -> None:
-        """Create the folder, or check that an existing one was begun with the same settings."""
+        """Create the folder, or check that an existing one was begun with the same settings; one
+        that is recorded no longer decides nothing."""
         file = self.path / "run.json"
         if file.exists():
             found = self._begun(file)
-            for key in sorted(set(found) | set(self.settings)):
-                if found.get(key) != self.settings.get(key):
+            for key, now in sorted(self.settings.items()):
+                if found.get(key) != now:
                     raise ArtefactError(
-                        f"{self.path}: begun with {key} = {found.get(key)!r}, "
-                        f"now {self.settings.get(key)!r}",
+                        f"{self.path}: begun with {key} = {found.get(key)!r}, now {now!r}",
                         "use another --out, or the settings it was begun with",
                     )
         elif self.path.exists() and not self.path.is_dir():

@@ -45,6 +45,9 @@ def open_writer(
     _refuse_foreign(folder)
     files.make_folder(folder)
     with files.locked(folder, command):
+        begun = journal.read(folder)
+        if begun and not begun.shards:  # nothing is done, so nothing was decided
+            journal.remove(folder)
         writer = CorpusWriter(folder, identity, part)
         if extends is not None and writer.fingerprint != extends:
             message = f"{folder} was changed by another command meanwhile"

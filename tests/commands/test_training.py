@@ -247,6 +247,20 @@ def test_a_run_interrupted_after_a_step_goes_on_to_the_bit(
     assert_resumed_as_if_nothing_happened(run, unbroken(stage))
 
 
+def test_a_run_short_of_memory_goes_on_in_smaller_passes(works, unbroken, heard, report, tmp_path):
+    """Also in a folder whose settings recorded their size."""
+    run, exact = tmp_path / "run", {"steps": 6, "dropout": 0.0}
+    with pytest.raises(Interrupted):
+        go(works, run, "scp", heard(stop_at=3), **exact)
+    began = json.loads((run / "run.json").read_text())
+    assert not {"micro_batch", "checkpointing"} & began.keys()
+    (run / "run.json").write_text(json.dumps({**began, "micro_batch": 2, "checkpointing": False}))
+    go(works, run, "scp", report, **exact, micro_batch=1, checkpointing=True)
+    go(works, tmp_path / "whole", "scp", report, **exact)
+    for one, other in zip(tiny.metrics(run), tiny.metrics(tmp_path / "whole"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
 def test_a_run_interrupted_while_a_batch_is_made_goes_on_to_the_bit(
     works, unbroken, report, tmp_path, monkeypatch
 ):

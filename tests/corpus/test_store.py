@@ -215,6 +215,17 @@ def test_another_identity_is_refused(tmp_path: Path, change, words: str, finishe
     assert tree(folder) == before
 
 
+def test_where_nothing_is_finished_the_options_may_change(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    with open_writer(folder, IDENTITY):
+        pass
+    other = replace(IDENTITY, options={**IDENTITY.options, "batch_tokens": 5})
+    with open_writer(folder, other) as writer:
+        writer.write(0, passages_of(0), memory_of(0))
+        writer.finish(counts(3), "d" * 64)
+    assert Corpus.open(folder).manifest.identity == other
+
+
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(ArtefactError, match=r"other things \(photo.jpg\)"):
