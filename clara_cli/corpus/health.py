@@ -53,4 +53,5 @@ def _command(identity: Identity, part: Part, place: str) -> str:
     words += [] if identity.options.get("title", True) else ["--no-title"]
     words += [] if identity.text else ["--no-text"]
     words += ["--store-dtype", identity.dtype]
+    words += ["--dtype", identity.compute_dtype] if identity.compute_dtype != "auto" else []
     return f"{shlex.join(map(str, words))} {place}"

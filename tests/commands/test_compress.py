@@ -610,7 +610,7 @@ def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_pat
     said = caught.value
     assert all(name in said.message for name in ("shards/00001", "passages/00003", "graph.bin"))
     again = f"clara compress {works.documents} --ratio 4 --model {works.e2e} --shard-size 3"
-    again += f" --store-dtype float32 --out {out}"
+    again += f" --store-dtype float32 --dtype float32 --out {out}"
     assert said.hint == f"repair it: {again}; then clara index {out}"
     written: list[int] = []
     write = CorpusWriter.write

@@ -28,7 +28,10 @@ ODD = replace(
     USUAL,
     text=False,
     dtype="int8",
-    options={"split": "tokens", "overlap": 9, "title": False, "shard_size": 7, "batch_tokens": 5},
+    options={
+        **{"split": "tokens", "overlap": 9, "title": False, "shard_size": 7, "batch_tokens": 5},
+        **{"compute_dtype": "fp16"},
+    },
 )
 COUNTS = {"documents": 1, "passages": 1, "empty": 0, "skipped": 0, "truncated": 0, "text_tokens": 1}
 
@@ -62,7 +65,7 @@ def test_unusual_options_are_named_and_are_flags(tmp_path: Path) -> None:
     (tmp_path / "c.clara/shards/00000.safetensors").unlink()
     (command,) = repairs(tmp_path / "c.clara")
     for words in ("--split tokens --overlap 9 --shard-size 7 --batch-tokens 5", "--no-title",
-                  "--no-text", "--store-dtype int8"):  # fmt: skip
+                  "--no-text", "--store-dtype int8 --dtype float16"):  # fmt: skip
         assert words in command
     known = {flag_name(f) for f in COMMANDS["compress"].__dataclass_fields__.values()}
     known |= {"--no-title", "--no-text"}
