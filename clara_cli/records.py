@@ -41,7 +41,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One record of SCP pretraining: passages with question-answer pairs or a paraphrase."""
+    """One record of SCP pretraining: a passage with question-answer pairs or a paraphrase."""
 
     kind: str  # "paraphrase", or of questions "simple", "complex", "qa" (not told apart)
     questions: tuple[str, ...]

@@ -89,6 +89,13 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
         raise DataError(f"{where}: kind is {kind!r}, known of {data_type}: {known}", PAIR_HINT)
     texts = _strings(record, "docs", where, PAIR_HINT)
     answers = _strings(record, "answers", where, PAIR_HINT)
+    one = {"docs": (texts, "a pair is of one passage")}
+    if data_type == "paraphrase":
+        one["answers"] = (answers, "a paraphrase is one text")
+    for key, (found, why) in one.items():
+        if len(found) > 1:
+            message = f"{where}: {len(found)} {key}, {why}"
+            raise DataError(message, f"write each as a record of its own; {PAIR_HINT}")
     questions: tuple[str, ...] = ()
     if data_type == "qa":
         questions = _strings(record, "question", where, PAIR_HINT)

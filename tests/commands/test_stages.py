@@ -139,6 +139,23 @@ def test_data_of_another_stages_form_is_refused_by_line_with_what_reads_it(
     assert f"clara {reader}" in caught.value.hint and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "key", "words"),
+    [
+        (0, "docs", r"2 docs, a pair is of one passage"),
+        (2, "docs", r"2 docs, a pair is of one passage"),
+        (2, "answers", r"2 answers, a paraphrase is one text"),
+    ],
+)
+def test_what_a_pair_would_leave_unread_is_refused(works, report, tmp_path, number, key, words):
+    good, pair = tiny.pairs()[0], tiny.pairs()[number]
+    more = {**pair, key: [*pair[key], "Another."]}
+    data = tiny.write_jsonl(tmp_path / "q.jsonl", [good, more])
+    with pytest.raises(DataError, match=rf"q.jsonl:2: {words}") as caught:
+        pretrain.run(tiny.scp(data, works.backbone, tmp_path / "run"), report)
+    assert "a record of its own" in caught.value.hint and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_lone_surrogate_anywhere_in_a_record_is_named(works, report, tmp_path, stage):
     data, key = (works.pairs, "docs") if stage == "scp" else (works.questions, "paragraphs")
