@@ -53,8 +53,6 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     if config.check:
         return check(config.corpus, started)
     corpus = Corpus.open(config.corpus)
-    if config.engine == "milvus":  # what is there points to a collection that is written anew
-        forget(corpus.folder / "index")
     model = named_model(corpus, config.model)
     ratio = corpus.manifest.identity.ratio
     held = Held(config.load_in, config.device_map)
@@ -121,7 +119,8 @@ def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Repor
         if config.uri is None:
             return HnswGraph.new(width, most, HnswSettings(seed=config.seed))
         name = f"clara_{corpus.manifest.sha256[:16]}_{pair.key.rule}"
-        return MilvusGraph.new(width, config.uri, name)
+        old = corpus.folder / "index"  # may point to the collection that is written anew
+        return MilvusGraph.new(width, config.uri, name, partial(forget, old))
 
     return GraphIndex.build(
         keys(),

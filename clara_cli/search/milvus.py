@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,21 @@ class MilvusGraph:
         self._connected: Any = None
 
     @classmethod
-    def new(cls, width: int, uri: str, collection: str) -> MilvusGraph:
-        """An empty collection for keys of a width; one of the same name is dropped first."""
+    def new(
+        cls,
+        width: int,
+        uri: str,
+        collection: str,
+        before_dropping: Callable[[], object] = lambda: None,
+    ) -> MilvusGraph:
+        """An empty collection for keys of a width; one of the same name is dropped first, once
+        whoever points to it was told."""
         graph = cls(full_uri(uri), collection)
         with graph._client() as client:
             from pymilvus import DataType
 
             if client.has_collection(collection):
+                before_dropping()
                 client.drop_collection(collection)
             schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("label", DataType.INT64, is_primary=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
 from clara_cli.engine import Clara
-from clara_cli.errors import ArtefactError, DataError, UsageError
+from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
 from clara_cli.search.choice import Key, Pair
 from clara_cli.search.exact import scan
 from clara_cli.search.graph import GraphIndex
@@ -188,6 +189,21 @@ def test_milvus_gives_what_the_scan_gives(works, report, corpus, tmp_path):
     assert [(hit.row, hit.score) for hit in found.sources] == [
         (hit.row, hit.score) for hit in scanned.sources
     ]
+
+
+@pytest.mark.parametrize("what", ["extra", "model", "server"])
+def test_an_index_stays_until_milvus_can_be_written(works, report, corpus, monkeypatch, what):
+    index.run(tiny.index(corpus, engine="hnsw"), report)
+    before = tiny.files(corpus)
+    if what == "extra":
+        monkeypatch.setitem(sys.modules, "pymilvus", None)
+    elif what == "server":
+        pytest.importorskip("pymilvus")
+    changes = {"model": str(works.scp)} if what == "model" else {}
+    config = tiny.index(corpus, engine="milvus", uri="http://127.0.0.1:9", **changes)
+    with pytest.raises(ClaraError):
+        index.run(config, report)
+    assert tiny.files(corpus) == before
 
 
 def test_a_uri_goes_with_milvus_and_milvus_with_a_uri(corpus):

@@ -56,6 +56,10 @@ def test_saved_and_loaded_it_finds_the_nearest_with_duplicates_joined(tmp_path: 
         torch.testing.assert_close(cosines_BN.gather(1, rows_BN), scores_BN, rtol=0, atol=1e-5)
     assert loaded.search(keys_NF[:1], 6)[1].tolist() == [[0, 60, 61, 62, 63, 64]]
     assert sorted(loaded.search(keys_NF[:1], 99)[1][0].tolist()) == list(range(65))
+    told: list[str] = []
+    MilvusGraph.new(8, str(tmp_path / "keys.db"), "clara_other", lambda: told.append("new"))
+    MilvusGraph.new(8, str(tmp_path / "keys.db"), "clara_test", lambda: told.append("again"))
+    assert told == ["again"]  # only where one of the same name is dropped
     again = build(tmp_path / "keys.db", unit(3, seed=5))  # written anew, not added to
     assert len(again.search(queries_BF, 99)[1][0]) == 3
 
