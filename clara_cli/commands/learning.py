@@ -7,10 +7,12 @@ import hashlib
 import json
 import math
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +101,14 @@ def count_steps(config: LearnConfig, records: int) -> int:
     return math.ceil(records / config.batch_size)
 
 
+@lru_cache(maxsize=2)  # a step's pass, and the one that what is searched ahead reaches into
+def pass_order(seed: int, number: int, records: int) -> array[int]:
+    """The order a pass visits records in; nobody may change it."""
+    order = array("Q", range(records))
+    random.Random(f"{seed} pass {number}").shuffle(order)
+    return order
+
+
 def draw(
     config: LearnConfig,
     step: int,
@@ -109,12 +119,11 @@ def draw(
     visits the records in a new order; with `group_by_length` those of like `length` together."""
     size = min(config.batch_size, len(records))
     number, place = divmod(step, math.ceil(len(records) / size))
-    order = list(range(len(records)))
-    random.Random(f"{config.seed} pass {number}").shuffle(order)
+    order = pass_order(config.seed, number, len(records))
     if config.group_by_length:
         window, place = divmod(place, WINDOW)
         order = order[window * WINDOW * size : (window + 1) * WINDOW * size]
-        order.sort(key=lambda i: length(records[i]))
+        order = array("Q", sorted(order, key=lambda i: length(records[i])))
         whole = len(order) // size * size  # a smaller last batch keeps its place
         starts = list(range(0, whole, size))
         random.Random(f"{config.seed} pass {number} window {window}").shuffle(starts)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -129,10 +130,15 @@ class Stage:
         """Where the pools come from, for the log, the run folder and the checkpoint."""
         return {"pool": "labelled"} if self.pools is None else self.pools.facts()
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Characters of every question with its answers and pool."""
+        return [len(repr(question)) for question in self.questions]
+
     def draw(self, step: int) -> tuple[list[int], random.Random]:
         """Numbers of the questions a step reads, and its random source."""
         numbers = range(len(self.questions))
-        return draw(self.config, step, numbers, lambda n: len(repr(self.questions[n])))
+        return draw(self.config, step, numbers, lambda n: self.lengths[n])
 
     def visits(self, step: int) -> list[int]:
         """Numbers of the questions a step reads."""

@@ -3,9 +3,11 @@ else a run folder holds."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
+import math
 import random
 import shutil
 from collections import namedtuple
@@ -21,8 +23,11 @@ from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import checks, runs, trackers
 from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.ranks import Ranks
 from clara_cli.core.runs import RunFolder
+from clara_cli.corpus.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
+from clara_cli.records import Question
 from clara_cli.scorecard import result_json
 
 KEPT = tiny.FACTS[:3]  # validated on
@@ -352,3 +357,58 @@ def test_batches_by_length_read_every_record_once_and_repeat(works):
     assert learning.draw(config, 70, lengths, int)[0] == learning.draw(config, 70, lengths, int)[0]
     again = [n for s in range(steps, 2 * steps) for n in learning.draw(config, s, lengths, int)[0]]
     assert sorted(again) == sorted(lengths) and again != seen
+
+
+def drawn_anew(config, step: int, count: int) -> list[int]:
+    """What a step draws, its whole pass shuffled for it alone."""
+    size = min(config.batch_size, count)
+    number, place = divmod(step, math.ceil(count / size))
+    order = list(range(count))
+    random.Random(f"{config.seed} pass {number}").shuffle(order)
+    if not config.group_by_length:
+        return order[place * size : (place + 1) * size]
+    window, place = divmod(place, learning.WINDOW)
+    order = order[window * learning.WINDOW * size :][: learning.WINDOW * size]
+    order.sort(key=lambda n: n % 7)
+    whole = len(order) // size * size
+    starts = list(range(0, whole, size))
+    random.Random(f"{config.seed} pass {number} window {window}").shuffle(starts)
+    start = [*starts, whole][place]
+    return order[start : start + size]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_pass_is_shuffled_once_and_drawn_as_if_for_each_step(works, monkeypatch, grouped):
+    config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=4, seed=91)
+    config = dataclasses.replace(config, group_by_length=grouped)
+    steps = [*range(120), 3, 90, 0]  # of a little more than two passes, and back
+    expected = [drawn_anew(config, step, 203) for step in steps]
+    shuffled: list[int] = []
+
+    class Counting(random.Random):
+        def shuffle(self, x):
+            shuffled.append(len(x))
+            super().shuffle(x)
+
+    monkeypatch.setattr(random, "Random", Counting)
+    assert [learning.draw(config, s, range(203), lambda n: n % 7)[0] for s in steps] == expected
+    assert shuffled.count(203) <= 5
+
+
+def test_the_length_of_a_question_is_taken_once(works, report, monkeypatch, tmp_path):
+    taken: list[int] = []
+
+    class Counted(Question):
+        def __repr__(self) -> str:
+            taken.append(1)
+            return super().__repr__()
+
+    config = tiny.train(works.questions, works.instruct, tmp_path, "instruct", steps=9)
+    config = dataclasses.replace(config, group_by_length=True)
+    names = [field.name for field in dataclasses.fields(Question)]
+    read = read_questions(config.questions)
+    questions = [Counted(**{name: getattr(q, name) for name in names}) for q in read]
+    stage = train.Stage(config, load(config.init, device="cpu"), questions, Ranks(), report)
+    for step in range(9):
+        stage.visits(step)
+    assert len(taken) == len(questions)
