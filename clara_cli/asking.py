@@ -171,13 +171,22 @@ def _shown(
 
 
 def _check_support(given: Iterable[Answer], *, required: bool) -> None:
-    """Take every answer; with `--require-support`, fail when the sources do not carry one."""
+    """Take every answer; with `--require-support`, fail when the sources do not carry one, or
+    nobody can tell."""
     verdicts = [answer.supported for answer in given]
-    missing = sum(not supported for supported in verdicts)
-    if required and missing:
-        which = f"{missing} of {len(verdicts)} answers are" if verdicts[1:] else "the answer is"
+    missing, unjudged = verdicts.count(False), verdicts.count(None)
+    if not required or not missing + unjudged:
+        return
+    told, total = [], len(verdicts)
+    hint = "judging needs the passages' text (compress without --no-text), or a support.json"
+    if missing:
+        which = f"{missing} of {total} answers are" if total > 1 else "the answer is"
+        told.append(f"{which} not supported by the sources")
         hint = "ask more precisely, or give the generator more passages with --top-k"
-        raise NotSupportedError(f"{which} not supported by the sources", hint)
+    if unjudged:
+        which = f"{unjudged} of {total} answers" if total > 1 else "the answer"
+        told.append(f"the support of {which} could not be judged")
+    raise NotSupportedError(", ".join(told), hint)
 
 
 def _read_question() -> str:

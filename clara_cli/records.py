@@ -205,8 +205,9 @@ class CompressResult:
 
 @dataclass(frozen=True, slots=True)
 class IndexResult:
-    """What `index` built and measured; the keys of its JSON line. `recall_at_k` compares the
-    engine's final top k with the exact scan's over `queries` questions."""
+    """What `index` built and measured; the keys of its JSON line. `dim` and `recall_at_k` are the
+    graph's, which engine `exact` does not keep: how wide its keys are, and the mean share of the
+    exact scan's top k among its candidates over `queries` questions (None without any)."""
 
     corpus: str
     engine: str

@@ -248,6 +248,9 @@ def _indexed(r: IndexResult, only: str | None) -> list[str]:
     recall = f", recall@{r.k} {r.recall_at_k:.3f}" if r.recall_at_k is not None else ""
     asked = f" over {r.queries:,} questions" if recall else ""
     made = f"{r.engine} index of {r.vectors:,} vectors, {r.dim} wide{recall}{asked}"
+    if r.engine == "exact":
+        graph = f"the graph, {r.dim} wide{recall}{asked}, was not kept"
+        made = f"exact scan of {r.vectors:,} vectors; {graph}"
     return [f"{r.corpus}: {made}", f"{size(r.bytes)}, {duration(r.seconds)}", following]
 
 

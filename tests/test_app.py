@@ -565,15 +565,21 @@ def test_ask_with_bytes_that_are_no_text() -> None:
     assert "stdin is not utf-8" in result.stderr
 
 
-@pytest.mark.parametrize("verdict", [False, None])
+@pytest.mark.parametrize(
+    ("verdict", "said", "hint"),
+    [
+        (False, "the answer is not supported by the sources\n", "--top-k"),
+        (None, "the support of the answer could not be judged\n", "--no-text"),
+    ],
+)
 def test_require_support_fails_after_the_answer(
-    verdict: bool | None, fake: Callable[..., list[Any]]
+    verdict: bool | None, said: str, hint: str, fake: Callable[..., list[Any]]
 ) -> None:
     fake("ask", lambda config, report: iter([make_answer(supported=verdict)]))
     result = invoke("ask", "Who?", "--require-support", "--json")
     assert result.exit_code == 5
     assert json.loads(result.stdout)["supported"] is verdict
-    assert result.stderr.startswith("error: the answer is not supported")
+    assert result.stderr.startswith(f"error: {said}") and hint in result.stderr
     assert invoke("ask", "Who?", "--json").exit_code == 0
 
 
@@ -583,7 +589,10 @@ def test_require_support_of_a_file_answers_all_first(fake: Callable[..., list[An
     result = invoke("ask", "-f", "x", "--require-support", "--json")
     assert result.exit_code == 5
     assert len(result.stdout.splitlines()) == 3
-    assert "2 of 3 answers are not supported" in result.stderr
+    assert (
+        "1 of 3 answers are not supported by the sources, "
+        "the support of 1 of 3 answers could not be judged"
+    ) in result.stderr
 
 
 def test_ask_on_a_terminal_opens_the_repl(

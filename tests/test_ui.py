@@ -305,6 +305,19 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
         (dataclasses.replace(COMPRESSED, passages_per_second=0.0), None, ["nothing to compute"]),
         (COMPRESSED, "dry_run", ["would hold", "without --dry-run"]),
         (INDEXED, None, ["recall@5 0.988 over 200 questions", "10.0 kB", "clara ask"]),
+        (
+            dataclasses.replace(INDEXED, engine="exact"),
+            None,
+            [
+                "c.clara: exact scan of 3 vectors; the graph, 64 wide, "
+                "recall@5 0.988 over 200 questions, was not kept\n"
+            ],
+        ),
+        (
+            dataclasses.replace(INDEXED, engine="exact", recall_at_k=None),
+            None,
+            ["exact scan of 3 vectors; the graph, 64 wide, was not kept\n"],
+        ),
         (INDEXED, "check", ["every file matches"]),
         (TRAINED, None, ["ce 1.235", "1 h 1 min", "--stage e2e --init runs/a/checkpoint"]),
         (dataclasses.replace(TRAINED, stage="pretrain"), None, ["--stage instruct"]),
