@@ -70,6 +70,12 @@ def refuse_surrogates(where: str, record: dict[str, Any], hint: str) -> None:
             raise DataError(message, hint) from error
 
 
+def id_of(record: dict[str, Any], default: str, key: str = "id") -> str:
+    """A record's id as a string; `default` where it has none, or null."""
+    value = record.get(key)
+    return default if value is None else str(value)
+
+
 def read_pairs(paths: Sequence[str]) -> list[Pair]:
     """All pairs of the files, in order."""
     return [_pair(where, record) for where, record in read_records(paths, PAIR_HINT)]
@@ -142,14 +148,14 @@ def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Itera
         raise DataError(
             f"{where}: a record with qas needs a text and a list of them", QUESTION_HINT
         )
-    pool = (PoolPassage(str(record.get("id", where)), str(record.get("title") or ""), text, True),)
+    pool = (PoolPassage(id_of(record, where), str(record.get("title") or ""), text, True),)
     for position, entry in enumerate(qas):
         if not isinstance(entry, dict):
             raise DataError(
                 f"{where}: qas[{position}] is {str(entry)[:40]!r}, not an object", QUESTION_HINT
             )
         question, answers = _asked(entry, f"{where} qas[{position}]", need_answers)
-        yield Question(str(entry.get("id", f"{where}#{position}")), question, answers, pool, where)
+        yield Question(id_of(entry, f"{where}#{position}"), question, answers, pool, where)
 
 
 def _question(where: str, record: dict[str, Any], need_answers: bool) -> Question:
@@ -164,13 +170,13 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
             if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
                 raise DataError(f"{where}: paragraphs[{position}] has no text", QUESTION_HINT)
             title, gold = str(entry.get("title") or ""), bool(entry.get("gold", False))
-            pool.append(PoolPassage(str(entry.get("id", position)), title, entry["text"], gold))
+            pool.append(PoolPassage(id_of(entry, str(position)), title, entry["text"], gold))
     elif "docs" in record:
         texts = _strings(record, "docs", where, QUESTION_HINT)
         golds = _positions(record.get("pos_index") or [], len(texts), where)
         for position, text in enumerate(texts):
             pool.append(PoolPassage(str(position), "", text, position in golds))
-    return Question(str(record.get("id", where)), question, answers, tuple(pool), where)
+    return Question(id_of(record, where), question, answers, tuple(pool), where)
 
 
 def _positions(value: Any, count: int, where: str) -> set[int]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clara_cli.corpus.examples import id_of
 from clara_cli.errors import DataError
 from clara_cli.records import PoolPassage, Question
 
@@ -72,7 +73,7 @@ def musique(where: str, record: Record) -> Iterator[Question]:
         pool.append(PoolPassage(str(number), title, entry["paragraph_text"], gold))
     if record.get("answerable", True):
         asked = _asked(where, record, ["answer", "answer_aliases"])
-        yield Question(str(record.get("id", where)), *asked, tuple(pool), where)
+        yield Question(id_of(record, where), *asked, tuple(pool), where)
 
 
 def squad(where: str, record: Record) -> Iterator[Question]:
@@ -109,14 +110,14 @@ def _squad_question(
     if qa.get("is_impossible") or not answers:
         return
     asked = _asked(where, {**qa, "answers": [a.get("text") for a in answers]}, ["answers"])
-    yield Question(str(qa.get("id", where)), *asked, pool, where)
+    yield Question(id_of(qa, where), *asked, pool, where)
 
 
 def triviaqa(where: str, record: Record) -> Iterator[Question]:
     """TriviaQA: `answer` with `value` and `aliases`; no passages."""
     flat = {**record, **{key: record["answer"].get(key) for key in ("value", "aliases")}}
     asked = _asked(where, flat, ["value", "aliases"])
-    yield Question(str(record.get("question_id", where)), *asked, (), where)
+    yield Question(id_of(record, where, "question_id"), *asked, (), where)
 
 
 def popqa(where: str, record: Record) -> Iterator[Question]:
@@ -128,13 +129,13 @@ def popqa(where: str, record: Record) -> Iterator[Question]:
         except ValueError as error:
             raise wrong(where, f"possible_answers is not JSON: {error}") from error
     asked = _asked(where, {**record, "possible_answers": answers}, ["possible_answers"])
-    yield Question(str(record.get("id", where)), *asked, (), where)
+    yield Question(id_of(record, where), *asked, (), where)
 
 
 def open_question(where: str, record: Record) -> Iterator[Question]:
     """A question with its answers and nothing else (NQ-open, FlashRAG)."""
     asked = _asked(where, record, ["answer", "answers", "golden_answers", "answer_aliases"])
-    yield Question(str(record.get("id", where)), *asked, (), where)
+    yield Question(id_of(record, where), *asked, (), where)
 
 
 def has_context(record: Record) -> bool:

@@ -118,6 +118,27 @@ def test_a_form_is_told_by_content(
     assert found.revision is not None and found.revision.startswith("sha256:")
 
 
+NULL_IDS = {
+    "musique": {**MUSIQUE, "id": None},
+    "squad": {
+        "data": [{**ARTICLE, "paragraphs": [{"context": "Ann.", "qas": [{**QAS[0], "id": None}]}]}]
+    },
+    "squad row": {**SQUAD_ROW, "id": None},
+    "triviaqa": {**TRIVIA, "question_id": None},
+    "popqa": {**POPQA, "id": None},
+    "open": {**FLASHRAG, "id": None},
+    "own": {**OWN, "id": None, "paragraphs": [{**p, "id": None} for p in OWN["paragraphs"]]},
+    "passage": {**PASSAGE, "id": None, "qas": [{**QA, "id": None}]},
+}
+
+
+@pytest.mark.parametrize("form", NULL_IDS)
+def test_an_id_of_null_is_none(form: str, tmp_path: Path) -> None:
+    question = load(str(put(tmp_path / "q.jsonl", NULL_IDS[form], "whole"))).questions[0]
+    assert question.id.startswith(str(tmp_path / "q.jsonl"))
+    assert "None" not in [passage.id for passage in question.pool]
+
+
 def test_sentences_are_joined_and_ids_are_positions(tmp_path: Path) -> None:
     question = load(str(put(tmp_path / "h.json", HOTPOT, "array"))).questions[0]
     assert (question.id, [p.id for p in question.pool]) == ("h1", ["0", "1"])
