@@ -6,6 +6,7 @@ Knows no model: `commands.ask` and `commands.compress` are loaded when they run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -40,8 +41,8 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         config = dataclasses.replace(config, question=_read_question())
     if config.question is not None and not config.question.strip():
         raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
-    with ui.TerminalReport(quiet=quiet) as report:
-        config = _with_documents(config, report)
+    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+        config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
         if config.file is None and not as_json and sys.stdout.isatty():
             session = module.open_session(config, report)
@@ -65,8 +66,8 @@ def _say_need(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
 
 def _do_task(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Show what is written from the memory of a passage."""
-    with ui.TerminalReport(quiet=quiet) as report:
-        config = _with_documents(config, report)
+    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+        config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
         for retelling in module.run(config, report):
             report.pause()
@@ -86,8 +87,11 @@ def _documents_named_first(config: AskConfig) -> AskConfig:
     return dataclasses.replace(config, question=None, documents=(first, *config.documents))
 
 
-def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
-    """The config with `documents` compressed, once, into the user's cache."""
+def _with_documents(
+    config: AskConfig, report: TerminalReport, held: contextlib.ExitStack
+) -> AskConfig:
+    """The config with `documents` compressed, once, into the user's cache, where their corpus stays
+    until `held` is closed."""
     if not config.documents:
         return config
     ask = importlib.import_module("clara_cli.commands.ask")
@@ -95,12 +99,13 @@ def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
     model = config.model or os.environ.get("CLARA_MODEL") or "nano"
     documents = tuple(_absolute(given) for given in config.documents)
     corpus = ask.cached(documents, model, config)
+    cache = importlib.import_module("clara_cli.corpus.cache")
+    held.enter_context(cache.in_use(corpus))
     names = ", ".join(config.documents)
     if (corpus / "manifest.json").is_file():
         report.note(f"{names}: compressed before, in {corpus}")
     else:
         report.note(f"{names}: compressed once into {corpus}")
-        corpus.parent.mkdir(parents=True, exist_ok=True)
         compress = importlib.import_module("clara_cli.commands.compress")
         settings = CompressConfig(
             inputs=documents,
@@ -114,6 +119,7 @@ def _with_documents(config: AskConfig, report: TerminalReport) -> AskConfig:
             device_map=config.device_map,
         )
         compress.run(settings, report)
+        cache.drop_unused()
         report.pause()
     return dataclasses.replace(config, corpus=(corpus,), model=model)
 
@@ -123,11 +129,11 @@ def _absolute(given: str) -> str:
 
 
 def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
-    report = ui.TerminalReport(quiet=quiet, hold=True)
+    report, held = ui.TerminalReport(quiet=quiet, hold=True), contextlib.ExitStack()
 
     def open_session() -> slash.Session:
         ask = importlib.import_module("clara_cli.commands.ask")
-        session: slash.Session = ask.open_session(_with_documents(config, report), report)
+        session: slash.Session = ask.open_session(_with_documents(config, report, held), report)
         return session
 
     def show(answer: Answer) -> None:
@@ -141,7 +147,7 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
             answered = _streamed(session, question, report)
             _check_support([answered], required=config.require_support)
 
-    with report:
+    with report, held:
         repl.run(open_session, reply, show)
 
 

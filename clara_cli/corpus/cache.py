@@ -1,19 +1,28 @@
 """Documents asked about without a corpus of their own: where the user's cache keeps their memory,
-named by what they hold and who compresses them.
+named by what they hold and who compresses them, and for how long.
+
+Who uses a cached corpus holds a shared flock(2) on its folder, whose time is that of its last use.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clara_cli.corpus import files
+from clara_cli.corpus.manifest import MANIFEST
 from clara_cli.corpus.sources import list_sources
-from clara_cli.errors import UsageError
+from clara_cli.disk import cannot_write
+from clara_cli.errors import ArtefactError, UsageError
 
 KEY_LETTERS = 20
+KEPT = 8  # corpora, the last used
 
 
 def cache_folder() -> Path:
@@ -43,3 +52,72 @@ def cached_corpus(documents: Sequence[str], maker: Sequence[str | None]) -> Path
             raise UsageError(f"{source.name}: {error.strerror}", hint) from error
         digest.update(json.dumps([source.label, found]).encode())
     return cache_folder() / "corpora" / f"{digest.hexdigest()[:KEY_LETTERS]}.clara"
+
+
+@contextlib.contextmanager
+def in_use(corpus: Path) -> Iterator[None]:
+    """Keep a cached corpus, finished or not, from being dropped meanwhile. Its folder is made.
+
+    Raises:
+        ClaraError: where it cannot be made or locked.
+    """
+    while True:
+        files.make_folder(corpus)
+        try:
+            folder = _lock(corpus, fcntl.LOCK_SH)
+        except FileNotFoundError:  # dropped in this instant
+            continue
+        except OSError as error:
+            cannot_write(corpus, 0, error)
+        break
+    with contextlib.suppress(OSError):  # a cache that cannot be written is not cleaned either
+        os.utime(corpus)
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def drop_unused(keep: int = KEPT) -> None:
+    """Remove all but the corpora of the cache last used, and those in use or being written.
+
+    Raises:
+        ClaraError: where one cannot be removed.
+    """
+    corpora = sorted((cache_folder() / "corpora").glob("*.clara"), key=_last_used)
+    for corpus in corpora[:-keep]:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError, ArtefactError):
+            _drop(corpus)
+
+
+def _last_used(corpus: Path) -> float:
+    try:
+        return corpus.stat().st_mtime
+    except FileNotFoundError:  # dropped by another process
+        return 0.0
+
+
+def _drop(corpus: Path) -> None:
+    folder = _lock(corpus, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        with files.locked(corpus):
+            files.remove(corpus / MANIFEST)  # first: what a kill leaves is no finished corpus
+            shutil.rmtree(corpus)
+    except OSError as error:
+        cannot_write(corpus, 0, error)
+    finally:
+        os.close(folder)
+
+
+def _lock(corpus: Path, how: int) -> int:
+    """A descriptor that holds the lock of a folder; raises FileNotFoundError where the folder went
+    while it was waited for."""
+    folder = os.open(corpus, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, how)
+        if not os.path.samestat(os.fstat(folder), corpus.stat()):
+            raise FileNotFoundError(corpus)
+    except OSError:
+        os.close(folder)
+        raise
+    return folder

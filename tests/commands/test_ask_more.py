@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import re
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,7 @@ from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import load
 from clara_cli.core.decode import log_likelihoods
+from clara_cli.corpus import cache, files
 from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.manifest import COUNTS
 from clara_cli.corpus.store import Corpus
@@ -198,7 +203,8 @@ def notes(tmp_path, monkeypatch) -> Path:
 
 def with_documents(works, report, *documents: str, **changes):
     config = tiny.ask(QUESTION, None, model=str(works.e2e), documents=documents, **changes)
-    return asking._with_documents(config, report)
+    with contextlib.ExitStack() as held:
+        return asking._with_documents(config, report, held)
 
 
 def pausing(report):
@@ -230,6 +236,48 @@ def test_other_content_model_or_ratio_is_another_corpus(works, report, notes):
     (notes / "towns.md").write_text("Nothing.", encoding="utf-8")
     made.add(with_documents(works, report, "notes").corpus)
     assert len(made) == 4 and len(report.notes) == 4
+
+
+def earlier(folder: Path, days: int) -> Path:
+    """A cached corpus last used so many days ago."""
+    (folder / "shards").mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    used = folder.stat().st_mtime - days * 86_400
+    os.utime(folder, (used, used))
+    return folder
+
+
+def test_the_cache_keeps_the_last_used_and_those_in_use(works, report, notes, tmp_path):
+    made = [earlier(tmp_path / "cache" / "corpora" / f"{n:02}.clara", n) for n in range(13)]
+    with cache.in_use(made[12]), files.locked(made[11]):
+        assert made[12].stat().st_mtime >= made[0].stat().st_mtime  # used now
+        for folder in made[11:]:
+            os.utime(folder, (1, 1))
+        (corpus,) = with_documents(works, pausing(report), "notes").corpus
+    left = set((tmp_path / "cache" / "corpora").iterdir())
+    assert left == {corpus, *made[:7], made[11], made[12]}
+    with_documents(works, report, "notes")
+    assert set((tmp_path / "cache" / "corpora").iterdir()) == left  # only what is new takes room
+
+
+def test_a_corpus_dropped_while_somebody_waits_for_it_is_there_again(tmp_path):
+    folder = earlier(tmp_path / "a.clara", 1)
+    dropping = os.open(folder, os.O_RDONLY)
+    fcntl.flock(dropping, fcntl.LOCK_EX)
+    found: list[bool] = []
+
+    def use() -> None:
+        with cache.in_use(folder):
+            found.append((folder / "manifest.json").exists())
+
+    waiting = threading.Thread(target=use, daemon=True)
+    waiting.start()
+    time.sleep(0.2)
+    assert found == []
+    shutil.rmtree(folder)
+    os.close(dropping)
+    waiting.join(20)
+    assert found == [False] and folder.is_dir()
 
 
 @pytest.mark.parametrize(
