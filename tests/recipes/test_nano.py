@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import load, save
 from clara_cli.corpus.examples import read_pairs, read_questions
 
 ROOT = Path(__file__).parent.parent.parent
@@ -382,10 +382,14 @@ def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pie
 
 def test_what_ships_is_half_the_size_and_answers_the_same(monkeypatch, tmp_path):
     ship = module("ship")
-    before, out = load("nano", device="cpu", dtype="float32"), tmp_path / "shipped"
-    ship.main([str(BUNDLED), str(out)])
+    before, source = load("nano", device="cpu", dtype="float32"), tmp_path / "source"
+    for parameter in before.model.role_parameters("compressor").values():
+        parameter.data += 1e-5 * torch.randn(parameter.shape)  # what was shipped is rounded
+    info = save(before.model, before.info, source, BUNDLED / "backbone")
+    out = tmp_path / "shipped"
+    ship.main([str(source), str(out)])
     after = load(str(out), device="cpu", dtype="float32")
-    sizes = [(folder / "generator" / "adapter_model.safetensors") for folder in (BUNDLED, out)]
+    sizes = [(folder / "generator" / "adapter_model.safetensors") for folder in (source, out)]
     assert sizes[1].stat().st_size < 0.55 * sizes[0].stat().st_size
     rows = [before.model.prompter.passage("Elmgate\nNora Velden is mayor of Elmgate.")]
     memories = [
@@ -393,12 +397,12 @@ def test_what_ships_is_half_the_size_and_answers_the_same(monkeypatch, tmp_path)
         for loaded in (before, after)
     ]
     assert torch.cosine_similarity(*memories, dim=0) > 0.999
-    assert after.info.fingerprint != before.info.fingerprint
+    assert after.info.fingerprint != info.fingerprint
     with pytest.raises(SystemExit, match="exists"):
-        ship.main([str(BUNDLED), str(out)])
+        ship.main([str(source), str(out)])
     monkeypatch.setattr(ship, "LIMIT", 1000)
     with pytest.raises(SystemExit, match="more than 1,000: export with --dtype int8"):
-        ship.main([str(BUNDLED), str(tmp_path / "again")])
+        ship.main([str(source), str(tmp_path / "again")])
 
 
 def test_real_questions_come_with_what_bm25_finds(real):
