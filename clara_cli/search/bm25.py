@@ -93,13 +93,15 @@ class BM25:
         scores_N = np.zeros(self._rows, np.float32)
         data, indices, _ = (self._tables[name] for name in _FOUND_BY)
         for word, where in self._postings(question).items():
-            own = inverse_frequency(self._rows, where.stop - where.start)
-            scores_N[indices[where]] += data[where] * (1.0 if idf is None else idf[word] / own)
+            found = data[where]
+            if idf is not None:
+                found = found * (idf[word] / inverse_frequency(self._rows, len(found)))
+            scores_N[indices[where]] += found
         kept_N = scores_N > 0
         if rows is not None:
             kept_N &= np.isin(np.arange(self._rows), rows)
-        found = np.flatnonzero(kept_N)
-        order = found[np.argsort(-scores_N[found], kind="stable")][:k]
+        sharing = np.flatnonzero(kept_N)
+        order = sharing[np.argsort(-scores_N[sharing], kind="stable")][:k]
         return [float(score) for score in scores_N[order]], [int(row) for row in order]
 
     def frequencies(self, question: str) -> dict[str, int]:

@@ -51,8 +51,7 @@ class Case:
 @pytest.fixture(scope="module", params=CASES)
 def case(request, shared, tmp_path_factory) -> Case:
     recorded = shared / "reference" / "fixtures" / request.param
-    if not recorded.is_dir():
-        pytest.skip(f"no recorded case {recorded}")
+    assert recorded.is_dir(), f"the recorded data is incomplete: no {recorded}"
     facts = json.loads((recorded / "case.json").read_text())
     backbone = shared / "reference" / "backbones" / CASES[request.param]
     model = ["--model", str(recorded / "ckpt_stage2"), "--backbone", str(backbone)]
