@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError, UsageError, nearest
 from clara_cli.records import Passage
 from clara_cli.search import where as filters

@@ -37,6 +37,7 @@ LAYERS = [
     {"synthesis", "evaluation"},
     {"retrieval"},
     {"core", "corpus", "search"},
+    {"documents"},
     {"config"},
     {"fields"},
     {"launch", "disk", "keyset"},
@@ -65,7 +66,7 @@ TOP_LEVEL = {
     "LICENSE",
     "findings",
 }
-NOT_CORE = ("corpus", "search", "synthesis")
+NOT_CORE = ("corpus", "documents", "search", "synthesis")
 
 
 @cache

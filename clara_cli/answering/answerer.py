@@ -24,7 +24,7 @@ from clara_cli.answering.reading import (
 )
 from clara_cli.answering.support import Signals
 from clara_cli.core.checkpoint import Loaded
-from clara_cli.corpus.chunk import model_text
+from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Answer, Explanation, Hit
 from clara_cli.retrieval import FirstStage

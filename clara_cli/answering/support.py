@@ -22,7 +22,7 @@ from torch import Tensor
 from clara_cli.answering.reading import Generated, Prompt, joined, like_lengths, make_prompt
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.core.model import ClaraModel
-from clara_cli.corpus.chunk import model_text
+from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
 from clara_cli.search.bm25 import words

@@ -16,9 +16,9 @@ from clara_cli.core.heap import keep_heap
 from clara_cli.core.info import read_info
 from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
-from clara_cli.corpus.examples import read_questions
-from clara_cli.corpus.sources import not_utf8
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.examples import read_questions
+from clara_cli.documents.sources import not_utf8
 from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name

@@ -27,12 +27,12 @@ from clara_cli.core.placement import Held
 from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
-from clara_cli.corpus.chunk import model_text, split_document
-from clara_cli.corpus.documents import Reading, read_documents
 from clara_cli.corpus.manifest import Identity, refuse_difference
 from clara_cli.corpus.shards import ahead, in_shards
 from clara_cli.corpus.tally import Tally
 from clara_cli.corpus.writer import CorpusWriter, open_writer
+from clara_cli.documents.chunk import model_text, split_document
+from clara_cli.documents.documents import Reading, read_documents
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import CompressResult, Passage, Report
 

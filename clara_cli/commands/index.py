@@ -17,11 +17,11 @@ from torch import Tensor
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import load
 from clara_cli.core.placement import Held
-from clara_cli.corpus.chunk import sentence_spans
-from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.health import repairs
 from clara_cli.corpus.manifest import read_manifest
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import sentence_spans
+from clara_cli.documents.examples import read_questions
 from clara_cli.engine import Clara, named_model
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import IndexResult, Progress, Report

@@ -37,7 +37,7 @@ from clara_cli.core.placement import Held, spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
 from clara_cli.core.ranks import join
 from clara_cli.core.stages import Losses, read_memory_loss
-from clara_cli.corpus.examples import PAIR_KINDS, read_pairs
+from clara_cli.documents.examples import PAIR_KINDS, read_pairs
 from clara_cli.errors import UsageError, nearest
 from clara_cli.records import MemoryNeed, Pair, Report, TrainResult
 

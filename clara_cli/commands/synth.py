@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from clara_cli.config import SynthConfig
-from clara_cli.corpus.chunk import CountTokens, Split, model_text, split_document
-from clara_cli.corpus.documents import read_documents
 from clara_cli.corpus.files import write_atomic
+from clara_cli.documents.chunk import CountTokens, Split, model_text, split_document
+from clara_cli.documents.documents import read_documents
 from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
 from clara_cli.keyset import KeySet
 from clara_cli.records import Passage, Progress, Report, SynthResult

@@ -54,8 +54,8 @@ from clara_cli.core.stages import (
     rank_pools,
     read_memory_loss,
 )
-from clara_cli.corpus.chunk import model_text
-from clara_cli.corpus.examples import QUESTION_HINT, read_questions
+from clara_cli.documents.chunk import model_text
+from clara_cli.documents.examples import QUESTION_HINT, read_questions
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import MemoryNeed, PoolPassage, Question, Report, TrainResult
 

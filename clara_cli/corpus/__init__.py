@@ -1,4 +1,4 @@
-"""Text in, shards out: reading documents, splitting them, storing compressed passages.
+"""Corpora: compressed passages in shards, written, read, repaired, and the cache of some of them.
 
 Knows nothing of models, terminals or search structures.
 """

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from clara_cli.corpus import files
 from clara_cli.corpus.manifest import MANIFEST
-from clara_cli.corpus.sources import list_sources
 from clara_cli.disk import cannot_write
+from clara_cli.documents.sources import list_sources
 from clara_cli.errors import ArtefactError, UsageError
 
 KEY_LETTERS = 20

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_cli.corpus import sources
-from clara_cli.corpus.examples import (
+from clara_cli.corpus.files import sha256_file
+from clara_cli.documents import sources
+from clara_cli.documents.examples import (
     QUESTION_HINT,
     read_questions,
     read_records,
     refuse_surrogates,
 )
-from clara_cli.corpus.files import sha256_file
 from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
 from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clara_cli.corpus.examples import id_of
+from clara_cli.documents.examples import id_of
 from clara_cli.errors import DataError
 from clara_cli.records import PoolPassage, Question
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from clara_cli.corpus.chunk import CountTokens, model_text, split_document
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import CountTokens, model_text, split_document
 from clara_cli.records import Document, PoolPassage, Question
 from clara_cli.search.bm25 import BM25
 

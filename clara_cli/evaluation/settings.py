@@ -9,8 +9,8 @@ import dataclasses
 from functools import cached_property
 from typing import Literal
 
-from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import model_text
 from clara_cli.errors import DataError, UsageError
 from clara_cli.evaluation.datasets import Dataset
 from clara_cli.evaluation.pools import Case, Collection, Library, Pool, collect, stored_pool

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 from clara_cli.core.checkpoint import load
-from clara_cli.corpus.chunk import split_document
+from clara_cli.documents.chunk import split_document
 from clara_cli.records import Document
 
 LEAST = 200  # characters of a wiki paragraph worth keeping; shorter ones are headings and captions

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
-from clara_cli.corpus.examples import read_pairs
+from clara_cli.documents.examples import read_pairs
 from clara_cli.synthesis.gates import Candidate, Limits, Verdict, check_duplicate, check_pair
 
 

@@ -40,9 +40,9 @@ from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import load
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.model import ClaraModel
-from clara_cli.corpus.chunk import split_document
-from clara_cli.corpus.documents import read_documents
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import split_document
+from clara_cli.documents.documents import read_documents
 from clara_cli.records import Document
 
 SLOTS, ROLES = 16, ("compressor",)

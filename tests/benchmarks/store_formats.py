@@ -18,9 +18,9 @@ import torch
 from clara_cli import Clara
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig
-from clara_cli.corpus.examples import read_questions
 from clara_cli.corpus.quantize import DTYPES
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.examples import read_questions
 
 
 class Quiet:

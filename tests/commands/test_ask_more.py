@@ -27,10 +27,10 @@ from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import load
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.corpus import cache, files
-from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.manifest import COUNTS
 from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
+from clara_cli.documents.chunk import model_text
 from clara_cli.engine import Asking, Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 

@@ -18,9 +18,9 @@ import torch
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import load
-from clara_cli.corpus.chunk import model_text
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import CorpusWriter
+from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 
 KEYS = [

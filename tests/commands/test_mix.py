@@ -15,7 +15,7 @@ from clara_cli.commands import ask, compress, pretrain
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import load, read_info
 from clara_cli.core.losses import alignment_mse
-from clara_cli.corpus.examples import read_pairs
+from clara_cli.documents.examples import read_pairs
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import with_recipe
 from clara_cli.records import Pair

@@ -15,7 +15,7 @@ from clara_cli.commands.learning import draw
 from clara_cli.core.batch import retrieval_batch
 from clara_cli.core.checkpoint import load, read_info
 from clara_cli.core.stages import TRAINED, rank_pools
-from clara_cli.corpus.examples import read_questions
+from clara_cli.documents.examples import read_questions
 from clara_cli.errors import DataError, UsageError
 
 

@@ -25,7 +25,7 @@ from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import load, read_info
 from clara_cli.core.ranks import Ranks
 from clara_cli.core.runs import RunFolder
-from clara_cli.corpus.examples import read_questions
+from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import Question
 from clara_cli.scorecard import result_json

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_cli.core.checkpoint import load, save
-from clara_cli.corpus.examples import read_pairs, read_questions
+from clara_cli.documents.examples import read_pairs, read_questions
 
 ROOT = Path(__file__).parent.parent.parent
 NANO, BUNDLED = ROOT / "recipes" / "nano", ROOT / "clara_cli" / "models" / "nano"

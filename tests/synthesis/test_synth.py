@@ -34,7 +34,7 @@ from scripted import (
 from clara_cli.app import app
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
-from clara_cli.corpus.examples import read_pairs, read_questions
+from clara_cli.documents.examples import read_pairs, read_questions
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.harvest import LINES
 from clara_cli.records import Report, SynthResult

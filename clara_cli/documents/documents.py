@@ -16,8 +16,8 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import IO, Any, NoReturn
 
-from clara_cli.corpus import hub, sources
-from clara_cli.corpus.sources import Source
+from clara_cli.documents import hub, sources
+from clara_cli.documents.sources import Source
 from clara_cli.errors import DataError, UsageError
 from clara_cli.keyset import KeySet
 from clara_cli.records import Document

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clara_cli.corpus import chunk
-from clara_cli.corpus.chunk import model_text, sentence_spans, split_document
+from clara_cli.documents import chunk
+from clara_cli.documents.chunk import model_text, sentence_spans, split_document
 from clara_cli.records import Document
 
 

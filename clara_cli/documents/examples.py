@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clara_cli.corpus import sources
+from clara_cli.documents import sources
 from clara_cli.errors import DataError
 from clara_cli.records import Pair, PoolPassage, Question
 

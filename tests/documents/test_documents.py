@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.corpus import sources
-from clara_cli.corpus.documents import read_documents
+from clara_cli.documents import sources
+from clara_cli.documents.documents import read_documents
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.records import Document
 
