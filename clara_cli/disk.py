@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 from typing import NoReturn
@@ -32,3 +33,11 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
+
+
+def cache_folder() -> Path:
+    """$CLARA_CACHE, else the platform's cache folder for `clara`."""
+    from platformdirs import user_cache_path
+
+    named = os.environ.get("CLARA_CACHE")
+    return Path(named) if named else user_cache_path("clara", appauthor=False)

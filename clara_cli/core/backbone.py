@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clara_cli.core import hub, int8
+from clara_cli.core import gguf, hub, int8
 from clara_cli.errors import ArtefactError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,6 +98,8 @@ def backbone_folder(name: str, revision: str | None, configs_only: bool = False)
     Raises:
         ArtefactError: when it cannot be had; the message says why.
     """
+    if (file := gguf.gguf_file(name)) is not None:
+        return gguf.unpack(file)
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:

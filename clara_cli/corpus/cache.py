@@ -17,20 +17,12 @@ from pathlib import Path
 
 from clara_cli.corpus import files
 from clara_cli.corpus.manifest import MANIFEST
-from clara_cli.disk import cannot_write
+from clara_cli.disk import cache_folder, cannot_write
 from clara_cli.documents.sources import list_sources
 from clara_cli.errors import ArtefactError, UsageError
 
 KEY_LETTERS = 20
 KEPT = 8  # corpora, the last used
-
-
-def cache_folder() -> Path:
-    """$CLARA_CACHE, else the platform's cache folder for `clara`."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("CLARA_CACHE")
-    return Path(named) if named else user_cache_path("clara", appauthor=False)
 
 
 def cached_corpus(documents: Sequence[str], maker: Sequence[str | None]) -> Path:

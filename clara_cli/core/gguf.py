@@ -1,0 +1,239 @@
+"""Backbones from GGUF files, the format of llama.cpp and Ollama.
+
+A file is dequantised once into an ordinary backbone folder in the user's cache, in float32: the
+values llama.cpp itself computes with, so nothing is lost. Tokenizer, chat template and end tokens
+come from the file. The folder is named by the file's sha256 and opens like any other. Nothing in a
+file is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clara_cli.disk import cache_folder
+from clara_cli.errors import ArtefactError
+
+SUFFIX, NOTE = ".gguf", "gguf.json"
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+MOST_TENSORS, MOST_FIELDS = 100_000, 100_000
+HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata fields
+
+# How llama.cpp cuts text before byte-pair merging, by `tokenizer.ggml.pre`.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """The expressions by which text is cut, one after the other, and whether a piece that is a
+    token is taken whole, whatever the merges say."""
+
+    patterns: tuple[str, ...]
+    whole_tokens: bool = False
+
+
+SPLIT_RULES = {
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "olmo", "mpt"), SplitRule((GPT2,))),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell"), SplitRule((r"\p{N}", GPT2))
+    ),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), SplitRule((LLAMA3,), whole_tokens=True)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), SplitRule((QWEN2,))),
+    "tekken": SplitRule((TEKKEN,), whole_tokens=True),
+}
+END_NAMES = {"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>"}
+HINT = "download the file again, or give the original model's folder or Hub id"
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file a backbone's name means: the file itself, or the only one in a folder that has
+    no `config.json`. None where the name means something else.
+
+    Raises:
+        ArtefactError: for a folder of several.
+    """
+    path = Path(name)
+    if path.suffix == SUFFIX and path.is_file():
+        return path
+    if not path.is_dir() or (path / "config.json").exists():
+        return None
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files[:3])
+        message = f"backbone {name}: {len(files)} GGUF files in it ({listed})"
+        raise ArtefactError(message, "name one of them with --backbone FILE.gguf")
+    return files[0] if files else None
+
+
+def file_digest(file: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def backbones_folder() -> Path:
+    """Where the cache keeps dequantised backbones."""
+    return cache_folder() / "backbones"
+
+
+def unpack(file: Path, note: Callable[[str], None] | None = None) -> Path:
+    """The backbone folder of a GGUF file, made now or long ago; `note` is told when it is made.
+
+    Raises:
+        ArtefactError: for a file that is damaged, foreign or of a kind that is not supported.
+    """
+    check_header(file)
+    digest = file_digest(file)
+    folder = backbones_folder() / digest
+    if (folder / NOTE).is_file():
+        return folder
+    if note is not None:
+        note(f"{file.name}: dequantising it once, into {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    work = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", dir=folder.parent))
+    try:
+        with as_artefact_errors(file):
+            write_backbone(file, work)
+        write_json(work / NOTE, {"file": file.name, "sha256": digest})
+        for path in work.iterdir():
+            path.chmod(0o600)
+        with contextlib.suppress(OSError):  # another process was first: its folder is the same
+            os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def remove_backbones() -> tuple[int, int]:
+    """Empty the cache of dequantised backbones: (folders, bytes) that were removed."""
+    folders = [path for path in backbones_folder().glob("*") if not path.is_symlink()]
+    size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*"))
+    for folder in folders:
+        shutil.rmtree(folder)
+    return len(folders), size
+
+
+def check_header(file: Path) -> None:
+    """Refuse what cannot be a GGUF file before anything reads it.
+
+    Raises:
+        ArtefactError: naming what is wrong.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(HEADER.size)
+    except OSError as error:
+        raise ArtefactError(f"backbone {file}: {error.strerror}", HINT) from error
+    if len(start) < HEADER.size or not start.startswith(b"GGUF"):
+        raise ArtefactError(f"backbone {file}: not a GGUF file", HINT)
+    _, version, tensors, fields = HEADER.unpack(start)
+    if version not in (2, 3):
+        raise ArtefactError(f"backbone {file}: GGUF version {version}, not 2 or 3", HINT)
+    if not 0 < tensors <= MOST_TENSORS or not 0 < fields <= MOST_FIELDS:
+        message = f"backbone {file}: its header names {tensors} tensors and {fields} fields"
+        raise ArtefactError(message, HINT)
+
+
+@contextlib.contextmanager
+def as_artefact_errors(file: Path) -> Iterator[None]:
+    """What a reader raises over a damaged file, as one error that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        message = f"backbone {file}: damaged or not supported: {str(error).strip().splitlines()[0]}"
+        raise ArtefactError(message, HINT) from error
+
+
+def write_backbone(file: Path, folder: Path) -> None:
+    """Write config, weights, tokenizer and end tokens of a GGUF file as a backbone folder."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    metadata = read_metadata(file)
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    set_split_rule(tokenizer.backend_tokenizer, metadata, file)
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype="float32", trust_remote_code=False
+    )
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    config["dtype"] = "float32"
+    write_json(folder / "config.json", config)
+    ends = {"eos_token_id": end_ids(metadata), "bos_token_id": tokenizer.bos_token_id}
+    write_json(folder / "generation_config.json", ends)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file by name.
+
+    Raises:
+        ArtefactError: for an architecture that is not supported.
+    """
+    from gguf import GGUFReader
+
+    metadata = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        message = f"backbone {file}: its architecture is {architecture!r}"
+        raise ArtefactError(message, f"known: {', '.join(ARCHITECTURES)}")
+    return metadata
+
+
+def set_split_rule(tokenizer: Any, metadata: dict[str, Any], file: Path) -> None:
+    """Cut text before byte-pair merging as `tokenizer.ggml.pre` says; transformers follows some of
+    these rules and cuts as GPT-2 does for the rest (seen in 5.24).
+
+    Raises:
+        ArtefactError: for a rule that is not known.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    if metadata.get("tokenizer.ggml.model") != "gpt2":
+        return  # sentencepiece: no rule of this kind
+    name = metadata.get("tokenizer.ggml.pre", "")
+    rule = SPLIT_RULES.get(name)
+    if rule is None:
+        message = f"backbone {file}: its text is cut by the rule {name!r}, which is not known"
+        raise ArtefactError(message, "give the original model's folder or Hub id with --backbone")
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+    tokenizer.model.ignore_merges = rule.whole_tokens
+
+
+def end_ids(metadata: dict[str, Any]) -> list[int]:
+    """Ids of the tokens that end an answer: those the file names, then the control tokens that end
+    a turn by their name in the common chat formats."""
+    named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    kinds = metadata.get("tokenizer.ggml.token_type", [])
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    control = [i for i, kind in enumerate(kinds) if kind == 3 and tokens[i] in END_NAMES]
+    return list(dict.fromkeys(i for i in [*named, *control] if i is not None))
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """An indented JSON file."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
