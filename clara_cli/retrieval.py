@@ -52,7 +52,8 @@ class Retriever:
         """Open a corpus with its index, if it has one. Raises ArtefactError where either is
         missing, damaged, or the index is of another corpus."""
         corpus = Corpus.open(folder)
-        return cls(corpus, GraphIndex.load(corpus.folder / "index", corpus.manifest.sha256))
+        index = GraphIndex.load(corpus.folder / "index", corpus.manifest.sha256, len(corpus))
+        return cls(corpus, index)
 
     @property
     def has_text(self) -> bool:
@@ -159,7 +160,8 @@ class Retriever:
                     f"{self.corpus.folder}: no text was kept, so there are no words to search",
                     "use --first-stage latent, or compress again without --no-text",
                 )
-            saved = BM25.load(self.corpus.folder / "index" / "bm25", self.corpus.manifest.sha256)
+            folder, manifest = self.corpus.folder / "index" / "bm25", self.corpus.manifest
+            saved = BM25.load(folder, manifest.sha256, manifest.rows)
             self._bm25 = saved or BM25.build(passage_texts(self.corpus))
         return self._bm25
 

@@ -91,10 +91,10 @@ def check(folder: Path, started: float) -> IndexResult:
     """
     found = repairs(folder)
     manifest = read_manifest(folder)
-    fingerprint = manifest.sha256 if manifest else ""
+    fingerprint, rows = (manifest.sha256, manifest.rows) if manifest else ("", 0)
     for load_index, place in ((GraphIndex.load, "index"), (BM25.load, "index/bm25")):
         try:
-            load_index(folder / place, fingerprint)
+            load_index(folder / place, fingerprint, rows)
         except ArtefactError as error:
             again = f"clara index {shlex.quote(str(folder))}"
             found.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))

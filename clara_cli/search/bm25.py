@@ -134,9 +134,9 @@ class BM25:
             return int(tables["bytes"] + path.stat().st_size)
 
     @classmethod
-    def load(cls, folder: Path, corpus_sha256: str = "") -> BM25 | None:
-        """The saved index of a corpus, None where there is none. Raises ArtefactError where it
-        is damaged or of another corpus."""
+    def load(cls, folder: Path, corpus_sha256: str, rows: int) -> BM25 | None:
+        """The saved index of a corpus of so many rows, None where there is none. Raises
+        ArtefactError where it is damaged or of another corpus."""
         path = folder / SIDECAR
         described = sidecar.read_json(path, _FORMAT, _VERSION)
         if described is None:
@@ -145,11 +145,18 @@ class BM25:
         if found != corpus_sha256:
             message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
             raise ArtefactError(message, sidecar.REBUILD)
-        rows = sidecar.field(path, described, "rows", int)
-        vocabulary = sidecar.field(path, described, "vocabulary", list)
+        if sidecar.field(path, described, "rows", int) != rows:
+            message = f"{path}: {described['rows']} texts, the corpus has {rows}"
+            raise ArtefactError(message, sidecar.REBUILD)
+        listed = sidecar.field(path, described, "vocabulary", list)
+        vocabulary = {word: n for n, word in enumerate(listed) if isinstance(word, str)}
+        if len(vocabulary) != len(listed):
+            raise ArtefactError(f"{path}: key 'vocabulary' is no list of words", sidecar.REBUILD)
         tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
         tables = _load_tables(tables_path)
-        return cls(tables, {word: number for number, word in enumerate(vocabulary)}, rows)
+        if not _whole(tables, rows, len(vocabulary)):
+            raise ArtefactError(f"{tables_path}: no scores of {rows} texts", sidecar.REBUILD)
+        return cls(tables, vocabulary, rows)
 
 
 def inverse_frequency(texts: int, holding: int) -> float:
@@ -177,3 +184,15 @@ def _load_tables(path: Path) -> dict[str, np.ndarray]:
     if not set(_FOUND_BY) <= tables.keys():
         raise ArtefactError(f"{path}: no tensors {', '.join(_FOUND_BY)}", sidecar.REBUILD)
     return tables
+
+
+def _whole(tables: Mapping[str, np.ndarray], rows: int, words: int) -> bool:
+    """Whether the tables are a matrix of finite scores with `rows` rows and a column a word."""
+    data, indices, indptr = (tables[name] for name in _FOUND_BY)
+    if any(table.ndim != 1 for table in (data, indices, indptr)) or len(indptr) != words + 1:
+        return False
+    if not all(np.issubdtype(table.dtype, np.integer) for table in (indices, indptr)):
+        return False
+    ordered = indptr[0] == 0 and (np.diff(indptr) >= 0).all() and indptr[-1] <= len(data)
+    inside = (indices >= 0).all() and (indices < max(1, rows)).all()
+    return bool(len(data) == len(indices) and ordered and inside and np.isfinite(data).all())

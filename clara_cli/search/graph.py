@@ -20,6 +20,7 @@ from torch import Tensor
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.search import sidecar
 from clara_cli.search.hnsw import GRAPH, HnswGraph
+from clara_cli.search.keys import KEY_RULES, wrong_state
 from clara_cli.search.milvus import MilvusGraph
 
 SIDECAR, TABLES = "index.json", "tables.safetensors"
@@ -144,6 +145,9 @@ class GraphIndex:
         if not len(keys):
             return torch.empty(0, count), torch.empty(0, count, dtype=torch.long)
         labels, cosines = self._graph.nearest(keys, min(count, self.labels))
+        if not ((labels >= 0) & (labels < self.labels)).all() or not np.isfinite(cosines).all():
+            message = f"the {self.engine} index gives keys that are none of its {self.labels}"
+            raise ArtefactError(message, sidecar.REBUILD)
         proposals = [self._rows_of(*pair, count) for pair in zip(labels, cosines, strict=True)]
         scores, rows = zip(*proposals, strict=True)
         return torch.stack(scores), torch.stack(rows)
@@ -179,8 +183,8 @@ class GraphIndex:
             return int(graph.get("bytes", 0) + size)
 
     @classmethod
-    def load(cls, folder: Path, corpus_sha256: str) -> GraphIndex | None:
-        """The index of a corpus, None where none was built.
+    def load(cls, folder: Path, corpus_sha256: str, rows: int) -> GraphIndex | None:
+        """The index of a corpus of so many rows, None where none was built.
 
         Raises ArtefactError where it is damaged or of another corpus (both sums named).
         """
@@ -188,10 +192,11 @@ class GraphIndex:
         described = sidecar.read_json(path, _FORMAT, _VERSION)
         if described is None:
             return None
-        _check(path, described, corpus_sha256)
+        _check(path, described, corpus_sha256, rows)
         tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
-        graph = _open_graph(folder, path, described)
-        return cls(graph, _load_tables(tables_path), described)
+        tables = _load_tables(tables_path)
+        _check_tables(tables_path, tables, described)
+        return cls(_open_graph(folder, path, described), tables, described)
 
 
 def forget(folder: Path) -> None:
@@ -201,14 +206,22 @@ def forget(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _check(path: Path, described: dict[str, Any], corpus_sha256: str) -> None:
+def _check(path: Path, described: dict[str, Any], corpus_sha256: str, rows: int) -> None:
     for key in ("width", "rows", "labels", "candidates_per_k"):
-        sidecar.field(path, described, key, int)
+        if sidecar.field(path, described, key, int) < 1:
+            message = f"{path}: key {key!r} is {described[key]}, the least is 1"
+            raise ArtefactError(message, sidecar.REBUILD)
     found = sidecar.field(path, described, "corpus_sha256", str)
     if found != corpus_sha256:
         message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
         raise ArtefactError(message, sidecar.REBUILD)
-    sidecar.field(path, described, "key", str)
+    if described["rows"] != rows or described["labels"] > rows:
+        counts = f"{described['labels']} keys for {described['rows']} passages"
+        raise ArtefactError(f"{path}: {counts}, the corpus has {rows}", sidecar.REBUILD)
+    if sidecar.field(path, described, "key", str) not in KEY_RULES:
+        known = ", ".join(KEY_RULES)
+        message = f"{path}: key 'key' is {described['key'][:60]!r}, known: {known}"
+        raise ArtefactError(message, sidecar.REBUILD)
 
 
 def _open_graph(folder: Path, path: Path, described: dict[str, Any]) -> Graph:
@@ -232,6 +245,23 @@ def _load_tables(path: Path) -> dict[str, Tensor]:
     if not {"rows", "starts"} <= tables.keys():
         raise ArtefactError(f"{path}: no tensors 'rows' and 'starts'", sidecar.REBUILD)
     return tables
+
+
+def _check_tables(path: Path, tables: dict[str, Tensor], described: dict[str, Any]) -> None:
+    """Each row stands behind one label, each label has a row, and the key rule's state is whole."""
+    rows, labels = described["rows"], described["labels"]
+    starts, listed = tables["starts"], tables["rows"]
+    for name, tensor, count in (("starts", starts, labels + 1), ("rows", listed, rows)):
+        if tensor.dtype != torch.int64 or tensor.shape != (count,):
+            shape = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            message = f"{path}: tensor {name!r} is {shape}, not int64 [{count}]"
+            raise ArtefactError(message, sidecar.REBUILD)
+    whole = int(starts[0]) == 0 and int(starts[-1]) == rows and bool((starts.diff() > 0).all())
+    if not whole or not torch.equal(listed.sort().values, torch.arange(rows)):
+        raise ArtefactError(f"{path}: not one label for each of {rows} rows", sidecar.REBUILD)
+    state = {name: tensor for name, tensor in tables.items() if name not in ("rows", "starts")}
+    if wrong := wrong_state(described["key"], state, described["width"]):
+        raise ArtefactError(f"{path}: {wrong}", sidecar.REBUILD)
 
 
 def _array(keys_NF: Tensor) -> np.ndarray:

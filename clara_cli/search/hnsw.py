@@ -1,8 +1,9 @@
 """hnswlib behind checks it does not make itself. The only importer of hnswlib.
 
-It loads a file under any width or space, forgets ef, answers NaN and raises where k is more than it
-reaches: sums and counts in the sidecar, one fixed space, and a search that widens answer that; keys
-are checked, and equal ones joined, before they come here (graph.py). Knows nothing of rows.
+It loads a file under any width or space, follows any number in it, forgets ef, answers NaN and
+raises where k is more than it reaches: sums in the sidecar, every number of the file checked
+(hnsw_file.py), one fixed space, and a search that widens answer that; keys are checked, and equal
+ones joined, before they come here (graph.py). Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy as np
 
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.search import sidecar
+from clara_cli.search.hnsw_file import GraphFileError, check_graph
 
 GRAPH = "graph.bin"
 _SPACE = "cosine"
+_MOST_CANDIDATES = 2**31 - 1
 _EXACT = "use the exact scan: clara index CORPUS --engine exact"
 
 
@@ -101,12 +104,13 @@ class HnswGraph:
         settings = HnswSettings(
             **{name: sidecar.field(described_in, entry, name, int) for name in names}
         )
-        graph: Any = hnswlib.Index(space=_SPACE, dim=width)
-        try:
-            graph.load_index(str(path), max_elements=labels)
-        except RuntimeError as error:
-            raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
-        if graph.get_current_count() != labels:
-            message = f"{path}: {graph.get_current_count()} keys, recorded {labels}"
+        if not 1 <= settings.ef <= _MOST_CANDIDATES:
+            message = f"{described_in}: key 'ef' is {settings.ef}, not 1 to {_MOST_CANDIDATES}"
             raise ArtefactError(message, sidecar.REBUILD)
+        try:
+            check_graph(path, width, labels, settings.links, settings.ef_construction)
+            graph: Any = hnswlib.Index(space=_SPACE, dim=width)
+            graph.load_index(str(path), max_elements=labels)
+        except (OSError, GraphFileError, RuntimeError) as error:
+            raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
         return cls(graph, settings)

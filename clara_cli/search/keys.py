@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from clara_cli.errors import ClaraError, UsageError, nearest
+from clara_cli.errors import ArtefactError, ClaraError, UsageError, nearest
 
 State = Mapping[str, Tensor]
 
@@ -65,15 +65,33 @@ def make_state(name: str, sample_NMD: Tensor, width: int = 128, seed: int = 0) -
     return {}
 
 
+def wrong_state(name: str, state: State, width: int) -> str:
+    """What keeps a state read from a file from making keys of `width` numbers by rule `name`, in
+    words; empty where nothing does. Whether it fits a memory is seen when there is one."""
+    if _RULES[name] is not _projection:
+        return f"rule {name} needs no tensor {min(state)!r}" if state else ""
+    matrix = state.get("projection_PF")
+    if matrix is None or len(state) > 1:
+        return f"rule {name} needs one tensor 'projection_PF', there are {sorted(state)}"
+    if matrix.dtype != torch.float32 or matrix.ndim != 2 or matrix.shape[1] != width:
+        kind = f"{str(matrix.dtype).removeprefix('torch.')} {list(matrix.shape)}"
+        return f"tensor 'projection_PF' is {kind}, not float32 [P, {width}]"
+    return "" if bool(torch.isfinite(matrix).all()) else "'projection_PF' has no finite numbers"
+
+
 def make_key(name: str, memory_BMD: Tensor, state: State) -> Tensor:
     """Keys [B, F] of memories [B, M, D] by rule `name`: float32, unit length, on the CPU.
 
     `mean` is the mean of the memory tokens (F = D), `means` those of four runs of neighbours side
     by side (F = 4 D), `projection` and `pca` the flattened memory times the state's matrix. A zero
     memory gets a zero key. Raises UsageError for an unknown rule and ClaraError where a memory is
-    not finite.
+    not finite, ArtefactError where the matrix is for memories of another size.
     """
     _refuse_unknown(name)
+    matrix, numbers = state.get("projection_PF"), memory_BMD.shape[1] * memory_BMD.shape[2]
+    if matrix is not None and matrix.shape[0] != numbers:
+        message = f"the index's keys are made of {matrix.shape[0]} numbers, a memory has {numbers}"
+        raise ArtefactError(message, "build it again: clara index CORPUS")
     return _unit(_RULES[name](_finite(memory_BMD), state))
 
 

@@ -43,7 +43,7 @@ def test_every_engine_is_measured_and_used(works, report, corpus, engine):
     assert 0 <= result.recall_at_k <= 1 and 0 < result.queries <= rows
     written = [p for p in (corpus / "index").rglob("*") if p.is_file()]
     assert result.bytes == sum(path.stat().st_size for path in written)
-    found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256)
+    found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256, rows)
     assert (found is not None) == (engine == "hnsw")
     assert report.notes and result.engine in report.notes[-1]
     assert report.steps >= 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,17 +71,51 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     files = sorted((tmp_path / "bm25").iterdir())
     assert [path.name for path in files] == [SIDECAR, TABLES]
     assert size == sum(path.stat().st_size for path in files)
-    loaded = BM25.load(tmp_path / "bm25", "c" * 64)
+    loaded = BM25.load(tmp_path / "bm25", "c" * 64, 5)
     assert loaded is not None and len(loaded) == 5
     assert loaded.search("the cat", 9) == index.search("the cat", 9)
     with pytest.raises(ArtefactError, match="indexes corpus cccccccccccc, this corpus is dddd"):
-        BM25.load(tmp_path / "bm25", "d" * 64)
+        BM25.load(tmp_path / "bm25", "d" * 64, 5)
     (tmp_path / "bm25" / TABLES).write_bytes(b"")
     with pytest.raises(ArtefactError, match="damaged"):
-        BM25.load(tmp_path / "bm25", "c" * 64)
-    assert BM25.load(tmp_path / "none") is None
+        BM25.load(tmp_path / "bm25", "c" * 64, 5)
+    assert BM25.load(tmp_path / "none", "", 0) is None
     BM25.build([]).save(tmp_path / "empty")
-    assert BM25.load(tmp_path / "empty").search("a", 1) == ([], [])
+    assert BM25.load(tmp_path / "empty", "", 0).search("a", 1) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("indices", lambda t: t + 5),
+        ("indices", lambda t: t - 1),
+        ("indptr", lambda t: t[::-1].copy()),
+        ("indptr", lambda t: t * 2),
+        ("indptr", lambda t: t[:-1]),
+        ("data", lambda t: t * np.float32("nan")),
+        ("data", lambda t: t[:-1]),
+        ("data", lambda t: t[:, None]),
+        ("indptr", lambda t: t.astype(np.float32)),
+    ],
+)
+def test_tables_that_fit_their_checksum_but_no_corpus_are_refused(tmp_path, table, change) -> None:
+    index = BM25.build(TEXTS)
+    index._tables[table] = change(index._tables[table])
+    index.save(tmp_path, "c" * 64)
+    with pytest.raises(ArtefactError, match=rf"{TABLES}: no scores of 5 texts"):
+        BM25.load(tmp_path, "c" * 64, 5)
+
+
+def test_a_vocabulary_or_a_count_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    BM25.build(TEXTS).save(tmp_path, "c" * 64)
+    with pytest.raises(ArtefactError, match="5 texts, the corpus has 6"):
+        BM25.load(tmp_path, "c" * 64, 6)
+    path = tmp_path / SIDECAR
+    described = json.loads(path.read_text())
+    for words_ in ([1, *described["vocabulary"][1:]], ["a"] * len(described["vocabulary"]), [[]]):
+        path.write_text(json.dumps({**described, "vocabulary": words_}))
+        with pytest.raises(ArtefactError, match="'vocabulary' is no list of words"):
+            BM25.load(tmp_path, "c" * 64, 5)
 
 
 @settings(max_examples=40, deadline=None)

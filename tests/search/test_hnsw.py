@@ -108,7 +108,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     size = built.save(tmp_path)
     assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH, SIDECAR, TABLES]
-    loaded = GraphIndex.load(tmp_path, CORPUS)
+    loaded = GraphIndex.load(tmp_path, CORPUS, 200)
     assert loaded is not None
     assert (loaded.rule, loaded.width, len(loaded)) == ("projection", 12, 200)
     assert loaded.candidates_per_k == 4
@@ -120,7 +120,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
 
 
 def test_no_index_is_none(tmp_path: Path) -> None:
-    assert GraphIndex.load(tmp_path / "index", CORPUS) is None
+    assert GraphIndex.load(tmp_path / "index", CORPUS, 10) is None
 
 
 def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
@@ -142,7 +142,7 @@ def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
 def test_another_corpus_is_refused_with_both_sums(tmp_path: Path) -> None:
     build(unit(10)).save(tmp_path)
     with pytest.raises(ArtefactError, match="cccccccccccc, this corpus is dddddddddddd") as caught:
-        GraphIndex.load(tmp_path, "d" * 64)
+        GraphIndex.load(tmp_path, "d" * 64, 10)
     assert "clara index" in caught.value.hint
 
 
@@ -153,10 +153,10 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
     for content in (whole[:-8], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], b""):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(ArtefactError, match=f"{file}: damaged"):
-            GraphIndex.load(tmp_path, CORPUS)
+            GraphIndex.load(tmp_path, CORPUS, 30)
     (tmp_path / file).unlink()
     with pytest.raises(ArtefactError, match=f"{file}: No such file"):
-        GraphIndex.load(tmp_path, CORPUS)
+        GraphIndex.load(tmp_path, CORPUS, 30)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,13 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
         ("version", 9, "version 9, this program reads 1"),
         ("width", "16", "key 'width' is '16'"),
         ("engine", "annoy", "key 'engine' is 'annoy'"),
-        ("labels", 29, "30 keys, recorded 29|capacity|maximum"),
+        ("labels", 29, "not one label for each|not int64"),
+        ("rows", 31, "30 keys for 31 passages, the corpus has 30"),
+        ("width", 15, r"graph.bin: its header has node_bytes"),
+        ("width", 2**40, r"graph.bin: .* are too few for 30 keys"),
+        ("labels", 0, "key 'labels' is 0, the least is 1"),
+        ("key", "median", "key 'key' is 'median', known: mean, means"),
+        ("key", "pca", "rule pca needs one tensor 'projection_PF'"),
         ("graph", {"file": "../x", "sha256": ""}, "no record of graph.bin"),
     ],
 )
@@ -177,7 +183,7 @@ def test_a_wrong_description_is_refused(
     path = tmp_path / SIDECAR
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ArtefactError, match=words):
-        GraphIndex.load(tmp_path, CORPUS)
+        GraphIndex.load(tmp_path, CORPUS, 30)
 
 
 def test_a_full_disk_leaves_no_index_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
@@ -189,5 +195,5 @@ def test_a_full_disk_leaves_no_index_and_no_rubbish(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ClaraError, match="cannot be written: No space left"):
         build(unit(11)).save(tmp_path)
-    assert GraphIndex.load(tmp_path, CORPUS) is None
+    assert GraphIndex.load(tmp_path, CORPUS, 30) is None
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]

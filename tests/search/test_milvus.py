@@ -46,7 +46,7 @@ def test_saved_and_loaded_it_finds_the_nearest_with_duplicates_joined(tmp_path: 
     assert (len(built), built.labels, built.engine) == (65, 60, "milvus")
     size = built.save(tmp_path / "index")
     assert size == sum(path.stat().st_size for path in (tmp_path / "index").iterdir())
-    loaded = GraphIndex.load(tmp_path / "index", CORPUS)
+    loaded = GraphIndex.load(tmp_path / "index", CORPUS, 65)
     assert loaded is not None and loaded.candidates_per_k == 7
     queries_BF = unit(4, seed=1)
     for index in (built, loaded):
@@ -71,7 +71,7 @@ def test_a_lost_collection_and_a_server_away_are_named(tmp_path: Path) -> None:
     described = json.loads(path.read_text())
     described["graph"]["collection"] = "gone"
     path.write_text(json.dumps(described))
-    lost = GraphIndex.load(tmp_path / "index", CORPUS)
+    lost = GraphIndex.load(tmp_path / "index", CORPUS, 5)
     assert lost is not None
     with pytest.raises(ClaraError, match=r"keys\.db: .*gone"):
         lost.search(unit(1), 2)
