@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clara_cli import answers, repl, scorecard, slash, ui
-from clara_cli.config import AskConfig, CompressConfig
+from clara_cli.config import AskConfig, CompressConfig, default_model
 from clara_cli.errors import DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer
 from clara_cli.ui import TerminalReport
@@ -96,7 +96,7 @@ def _with_documents(
         return config
     ask = importlib.import_module("clara_cli.commands.ask")
     ask.check_options(config)
-    model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+    model = config.model or default_model()
     documents = tuple(_absolute(given) for given in config.documents)
     corpus = ask.cached(documents, model, config)
     cache = importlib.import_module("clara_cli.corpus.cache")

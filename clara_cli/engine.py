@@ -7,7 +7,6 @@ terminal. K passages given, M memory tokens, D hidden.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +20,9 @@ from torch import Tensor
 from clara_cli.answering.answerer import Answerer, Asking, Found
 from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
-from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.placement import WHOLE, Held
+from clara_cli.config import default_model
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load
+from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
@@ -45,7 +45,7 @@ class Clara:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         for one in self.retrievers:
             refuse_mismatch(loaded, one.corpus)
-        self.query_role = "query_reasoner" if "query_reasoner" in self.model.roles else "compressor"
+        self.query_role = self.model.query_role
         self.answerer = Answerer(loaded, self.has_text, self._other)
 
     @classmethod
@@ -56,7 +56,7 @@ class Clara:
         backbone: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        held: Held = WHOLE,
+        held: BackbonePlacement = WHOLE,
     ) -> Clara:
         """Open a corpus, or several, with the checkpoint the first one names (or `model`), and
         their indexes where they have any.
@@ -67,9 +67,8 @@ class Clara:
         folders = [corpus] if isinstance(corpus, str | Path) else list(corpus)
         retrievers = [Retriever.open(Path(folder)) for folder in folders]
         first = retrievers[0].corpus
-        ratio = first.manifest.identity.ratio
-        named = named_model(first, model)
-        loaded = load(named, backbone, device, dtype, ratio=ratio, held=held)
+        named, ratio = named_model(first, model), first.manifest.identity.ratio
+        loaded = load(LoadOptions(named, backbone, device, dtype, held, ratio))
         return cls(loaded, *retrievers)
 
     @property
@@ -285,7 +284,7 @@ def named_model(corpus: Corpus, model: str | None) -> str:
     """The checkpoint to read a corpus with: the one given, else what the corpus names, else
     $CLARA_MODEL, else nano."""
     named = corpus.manifest.identity.checkpoint.get("model")
-    return model or named or os.environ.get("CLARA_MODEL") or "nano"
+    return model or named or default_model()
 
 
 def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:

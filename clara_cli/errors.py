@@ -64,6 +64,11 @@ class Interrupted(ClaraError):  # noqa: N818  (an event, not a mistake)
     code = ExitCode.INTERRUPTED
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, the machine's or an accelerator's, did not suffice."""
     kinds = {kind.__name__ for kind in type(error).__mro__}

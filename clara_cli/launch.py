@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, memory_hint
-from clara_cli.records import Progress, Report
+from clara_cli.records import NullReport, Report
 
 ERRORS = "CLARA_LAUNCH_ERRORS"  # the folder in which launched processes leave their errors
 
@@ -41,22 +41,9 @@ def world() -> World:
     return World(*(int(os.environ[name]) for name in names))
 
 
-class Unheard:
-    """The report of every process but the first: one of them speaks for all."""
-
-    def progress(self, progress: Progress) -> None:
-        """Say nothing."""
-
-    def note(self, message: str) -> None:
-        """Say nothing."""
-
-    def warn(self, message: str) -> None:
-        """Say nothing."""
-
-
 def heard(report: Report) -> Report:
-    """The report this process may use."""
-    return report if world().rank == 0 else Unheard()
+    """The report this process may use: the first one speaks for all."""
+    return report if world().rank == 0 else NullReport()
 
 
 def needed(nproc: int | None) -> bool:

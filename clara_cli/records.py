@@ -174,6 +174,19 @@ class Report(Protocol):
         """Say something the user did not ask for and should know."""
 
 
+class NullReport:
+    """A report that says nothing."""
+
+    def progress(self, progress: Progress) -> None:
+        """Say nothing."""
+
+    def note(self, message: str) -> None:
+        """Say nothing."""
+
+    def warn(self, message: str) -> None:
+        """Say nothing."""
+
+
 class Tracker(Protocol):
     """What follows a training run's figures elsewhere (TensorBoard, for one)."""
 

@@ -45,7 +45,7 @@ def test_only_the_first_process_speaks(world):
     world(0, 2, 0, 2)
     assert launch.heard(report) is report
     world(1, 2, 1, 2)
-    assert isinstance(launch.heard(report), launch.Unheard)
+    assert isinstance(launch.heard(report), launch.NullReport)
 
 
 def test_the_first_error_of_all_processes_is_the_one_shown(world, monkeypatch, tmp_path):

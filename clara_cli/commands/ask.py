@@ -10,11 +10,10 @@ from pathlib import Path
 from clara_cli.commands.needs import of_answering
 from clara_cli.commands.session import Session, refuse_unreadable
 from clara_cli.commands.telling import tell
-from clara_cli.config import AskConfig
-from clara_cli.core.checkpoint import resolve
+from clara_cli.config import AskConfig, default_model
+from clara_cli.core.checkpoint import LoadOptions, load, resolve
 from clara_cli.core.heap import keep_heap
 from clara_cli.core.info import read_info
-from clara_cli.core.placement import Held
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.examples import read_questions
@@ -23,6 +22,7 @@ from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling
+from clara_cli.retrieval import Retriever
 from clara_cli.search.where import parse
 
 IDLE_IN_TASK = (
@@ -61,7 +61,7 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | Memo
 def needed(config: AskConfig, report: Report) -> MemoryNeed:
     """The memory that answering from the corpora, or from documents, takes."""
     if config.documents:
-        model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+        model = config.model or default_model()
         return of_answering(config, model, config.ratio, report)
     corpus = Corpus.open(find_corpora(config.corpus)[0])
     ratio = config.ratio or corpus.manifest.identity.ratio
@@ -102,10 +102,11 @@ def retell(config: AskConfig, report: Report) -> Retelling:
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora, their checkpoint and their indexes."""
     check_options(config)
-    folders = find_corpora(config.corpus)
-    held = Held(config.load_in, config.device_map)
-    where = (config.device, config.dtype, held)
-    clara = Clara.open(folders, config.model, config.backbone, *where)
+    retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
+    first = retrievers[0].corpus
+    ratio = first.manifest.identity.ratio
+    loaded = load(LoadOptions.of(config, named_model(first, config.model), ratio))
+    clara = Clara(loaded, *retrievers)
     found = tell(clara.loaded, report)
     found.need("generator")
     if config.task is None and not found.answers:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clara_cli.config import BenchConfig
+from clara_cli.config import BenchConfig, default_model
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
-from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.placement import Held
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.ranks import join
 from clara_cli.corpus.files import make_folder, write_atomic
 from clara_cli.corpus.store import Corpus
@@ -120,12 +118,11 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
     named = config.model
     if named is None and corpus is not None:
         named = str(corpus.manifest.identity.checkpoint["model"])
-    named = named or os.environ.get("CLARA_MODEL") or "nano"
+    named = named or default_model()
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
     if corpus is not None:
         ratio = corpus.manifest.identity.ratio
-    where = (config.backbone, config.device, config.dtype)
-    loaded = load(named, *where, ratio=ratio, held=Held(config.load_in))
+    loaded = load(LoadOptions.of(config, named, ratio))
     if corpus is not None:
         refuse_mismatch(loaded, corpus)
     return loaded

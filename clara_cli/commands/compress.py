@@ -7,7 +7,6 @@ processes shard n is the work of process n modulo their number.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,10 +19,9 @@ import torch
 
 from clara_cli.commands.needs import of_compressing
 from clara_cli.commands.telling import tell
-from clara_cli.config import CompressConfig
-from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.config import CompressConfig, default_model
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.encode import encode_rows
-from clara_cli.core.placement import Held
 from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
@@ -99,15 +97,13 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     if ranks.size > 1 and "-" in config.inputs:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
-    model = config.model or os.environ.get("CLARA_MODEL") or "nano"
+    model = config.model or default_model()
     if config.dry_run and ranks.first:
         needed = of_compressing(config, model, report)
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
-    held = Held(config.load_in, config.device_map)
-    if ranks.size > 1 and held.device_map is not None:
+    if ranks.size > 1 and config.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")
-    where = (config.backbone, config.device, config.dtype)
-    loaded = load(model, *where, ratio=config.ratio, held=held)
+    loaded = load(LoadOptions.of(config, model, config.ratio))
     tell(loaded, report).need("compressor")
     refuse_overlap(config, loaded.info.max_passage_tokens)
     identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
@@ -155,8 +151,7 @@ def default_out(inputs: tuple[str, ...]) -> Path:
 
 def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Identity:
     """Everything that decides the corpus's bytes besides the documents."""
-    table = loaded.model.causal_lm.get_input_embeddings().weight
-    compute = STORE[table.dtype]
+    compute = STORE[loaded.model.dtype]
     named = compute if config.dtype != "auto" else "bf16"
     checkpoint = {
         "fingerprint": loaded.info.fingerprint,
@@ -181,7 +176,7 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
     return Identity(
         checkpoint=checkpoint,
         memory_tokens=slots,
-        hidden=table.shape[1],
+        hidden=loaded.model.hidden,
         ratio=config.ratio or loaded.info.ratio,
         dtype=named if config.store_dtype == "auto" else config.store_dtype,
         text=config.text,

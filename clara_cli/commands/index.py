@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.config import IndexConfig
-from clara_cli.core.checkpoint import load
-from clara_cli.core.placement import Held
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.corpus.health import repairs
 from clara_cli.corpus.manifest import read_manifest
 from clara_cli.corpus.store import Corpus
@@ -54,9 +53,7 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
         return check(config.corpus, started)
     corpus = Corpus.open(config.corpus)
     model = named_model(corpus, config.model)
-    ratio = corpus.manifest.identity.ratio
-    held = Held(config.load_in, config.device_map)
-    loaded = load(model, config.backbone, config.device, config.dtype, ratio=ratio, held=held)
+    loaded = load(LoadOptions.of(config, model, corpus.manifest.identity.ratio))
     clara = Clara(loaded, Retriever(corpus))
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)

@@ -22,7 +22,7 @@ from clara_cli.commands.validation import HeldOut, checks_of
 from clara_cli.config import LearnConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
-from clara_cli.core.checkpoint import Loaded, save
+from clara_cli.core.checkpoint import Loaded, LoadOptions, save
 from clara_cli.core.checks import Checks, best
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
@@ -160,22 +160,24 @@ def check_settings(config: LearnConfig) -> None:
         raise UsageError(message, "no weight moves further in a step; 1e-5 to 1e-3 is usual")
 
 
-def place(config: LearnConfig, ranks: Ranks) -> tuple[str, str]:
-    """(device, dtype) to load with; what is going to be cut up is loaded beside the GPU.
+def load_options(config: LearnConfig, init: str, ranks: Ranks) -> LoadOptions:
+    """How `init` is loaded; what is going to be cut up among processes, beside the GPU.
 
     Raises:
         UsageError: for `fsdp` with one process, and what does not go with it.
     """
     if config.device_map is not None and ranks.size > 1:
         raise UsageError("--device-map with several processes", "leave one of them away")
+    options = LoadOptions.of(config, init, config.named_ratio)
     if not config.fsdp:
-        return config.device, config.dtype
+        return options
     if config.load_in is not None or config.device_map is not None:
         raise UsageError("fsdp = true with --load-in or --device-map", "leave one of them away")
     if ranks.size == 1:
         raise UsageError("fsdp = true with one process", "add --nproc N, or leave fsdp away")
     dtype = pick_dtype(config.dtype, ranks.device)
-    return "cpu", next(name for name, known in DTYPES.items() if known == dtype)
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    return replace(options, device="cpu", dtype=name)
 
 
 @dataclass(frozen=True)

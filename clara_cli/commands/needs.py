@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from clara_cli.config import AskConfig, CompressConfig, LearnConfig
-from clara_cli.config.common import Holding
+from clara_cli.config.common import PlacementOptions
 from clara_cli.core.backbone import pick_device, pick_dtype
+from clara_cli.core.checkpoint import LoadOptions
 from clara_cli.core.footprint import Plan, fresh_plan, need, plan_model, read_plan
 from clara_cli.core.model import LoraSettings
 from clara_cli.records import MemoryNeed, Report
@@ -17,7 +18,7 @@ GB = 1e9
 
 
 def computed(
-    config: Holding,
+    config: PlacementOptions,
     plan: Plan,
     report: Report,
     positions: int = 0,
@@ -38,7 +39,7 @@ def computed(
 
 def of_answering(config: AskConfig, model: str, ratio: int | None, report: Report) -> MemoryNeed:
     """What `ask` needs: the longest question, its passages and the longest answer in the cache."""
-    plan = read_plan(model, config.backbone, ratio)
+    plan = read_plan(LoadOptions.of(config, model, ratio))
     read = config.top_k * (plan.memory_tokens + 1)
     positions = read + plan.passage_tokens + config.max_new_tokens
     return computed(config, plan, report, positions)
@@ -46,7 +47,7 @@ def of_answering(config: AskConfig, model: str, ratio: int | None, report: Repor
 
 def of_compressing(config: CompressConfig, model: str, report: Report) -> MemoryNeed:
     """What `compress` needs; no cache is kept."""
-    return computed(config, read_plan(model, config.backbone, config.ratio), report)
+    return computed(config, read_plan(LoadOptions.of(config, model, config.ratio)), report)
 
 
 def of_training(
@@ -54,7 +55,7 @@ def of_training(
 ) -> MemoryNeed:
     """What training these roles needs, those that the checkpoint lacks included."""
     if init is not None:
-        plan = read_plan(init, config.backbone, config.named_ratio)
+        plan = read_plan(LoadOptions.of(config, init, config.named_ratio))
         there = tuple(dict.fromkeys([*plan.roles, *roles]))
         plan = Plan(**{**vars(plan), "roles": there})
     else:

@@ -13,8 +13,8 @@ from clara_cli.commands.learning import (
     Task,
     check_settings,
     draw,
+    load_options,
     micro,
-    place,
     ratio_slots,
     train_stage,
     trained_roles,
@@ -23,19 +23,14 @@ from clara_cli.commands.needs import of_training
 from clara_cli.commands.telling import tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import PretrainConfig
-from clara_cli.core.backbone import (
-    check_head,
-    load_backbone,
-    pick_device,
-    pick_dtype,
-)
+from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
-from clara_cli.core.placement import Held, spread
+from clara_cli.core.placement import spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
-from clara_cli.core.ranks import join
+from clara_cli.core.ranks import Ranks, join
 from clara_cli.core.stages import Losses, read_memory_loss
 from clara_cli.documents.examples import PAIR_KINDS, read_pairs
 from clara_cli.errors import UsageError, nearest
@@ -61,7 +56,7 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     pairs, held_out = split(config, read_pairs(config.pairs), held_out)
     pairs = mix(pairs, config)
     torch.manual_seed(config.seed)
-    loaded = start(config, *place(config, ranks))
+    loaded = start(config, ranks)
     if config.init is not None and ranks.first:
         tell(loaded, report)
     check_head(loaded.model.causal_lm)
@@ -148,12 +143,10 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
             )
 
 
-def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
+def start(config: PretrainConfig, ranks: Ranks) -> Loaded:
     """The checkpoint to start from, or fresh roles on a backbone."""
-    held = Held(config.load_in, config.device_map)
     if config.init is not None:
-        ratio = config.named_ratio
-        loaded = load(config.init, config.backbone, device, dtype, config.dropout, ratio, held)
+        loaded = load(load_options(config, config.init, ranks), config.dropout)
         refuse_changes(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:
@@ -161,11 +154,8 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
         return loaded
     if config.backbone is None:
         raise UsageError(*NO_START)
-    where = pick_device(device)
-    made_in = pick_dtype(dtype, where)
-    quantised = held.arguments(where, made_in)
-    first = torch.device("cpu") if held.spreads else where
-    base = load_backbone(config.backbone, first, made_in, None, quantised)
+    options = load_options(config, config.backbone, ranks)
+    base = options.open_backbone(config.backbone)
     tokens = config.passage_tokens or PASSAGE_TOKENS
     ratios = config.ratios or (DEFAULT_RATIO,)
     for ratio in ratios:
@@ -175,8 +165,7 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
     slots = max(tokens // ratio for ratio in ratios)
     lora = LoraSettings(config.lora_rank or RANK, config.lora_alpha or ALPHA, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)
-    table = base.model.get_input_embeddings().weight
-    memory_MD, markers_2D = fresh_memory(slots, table, seeded)
+    memory_MD, markers_2D = fresh_memory(slots, base.table_VD, seeded)
     prompter = Prompter(base.tokenizer, tokens)
     model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
     info = CheckpointInfo(
@@ -190,6 +179,6 @@ def start(config: PretrainConfig, device: str, dtype: str) -> Loaded:
         lora=lora,
         roles=model.roles,
     )
-    if held.spreads:
-        spread(model, str(held.device_map))
+    if options.placement.spreads:
+        spread(model, str(options.placement.device_map))
     return Loaded(model, info, Path(base.name), base.name)

@@ -18,8 +18,8 @@ from clara_cli.commands.learning import (
     count_steps,
     draw,
     finish,
+    load_options,
     micro,
-    place,
     ratio_slots,
     result,
     run_settings,
@@ -39,10 +39,9 @@ from clara_cli.core.batch import (
     example_length,
     retrieval_batch,
 )
-from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.loop import FitSummary
 from clara_cli.core.model import LoraSettings
-from clara_cli.core.placement import Held
 from clara_cli.core.ranks import Ranks, join
 from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import (
@@ -84,8 +83,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     else:
         check_pools(questions, config.stage)
     torch.manual_seed(config.seed)
-    how = (*place(config, ranks), config.dropout, config.named_ratio)
-    loaded = load(config.init, config.backbone, *how, Held(config.load_in, config.device_map))
+    loaded = load(load_options(config, config.init, ranks), config.dropout)
     if ranks.first:
         tell(loaded, report)
     check_head(loaded.model.causal_lm)
@@ -243,8 +241,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     if config.load_in is not None or config.device_map is not None:
         message = "--steps 0 computes nothing: --load-in and --device-map change nothing"
         raise UsageError(message, "leave them away; they go with ask, compress and training")
-    ratio = config.named_ratio
-    loaded = load(config.init, config.backbone, config.device, config.dtype, ratio=ratio)
+    loaded = load(LoadOptions.of(config, config.init, config.named_ratio))
     tell(loaded, report)
     ratio_slots(loaded.info, config.ratios)
     stage = loaded.info.stage

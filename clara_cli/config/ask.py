@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Holding
+from clara_cli.config.common import PlacementOptions
 from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(Holding):
+class AskConfig(PlacementOptions):
     """Answer questions from a compressed corpus, with sources. Without a question: the REPL.
 
     Examples:
@@ -62,9 +62,6 @@ class AskConfig(Holding):
     )
     max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
-    backbone: str | None = option(
-        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
-    )
     read: Literal["memory", "text", "auto"] = option(
         "What the generator reads: memory tokens; text (by the bare backbone); auto: the text of "
         "the best passages within --text-tokens, the memory of the rest.",

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Quantising
+from clara_cli.config.common import CheckpointOptions
 from clara_cli.errors import UsageError
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(Quantising):
+class BenchConfig(CheckpointOptions):
     """Answer a dataset's questions with several systems, side by side, and score them.
 
     Examples:
@@ -41,9 +41,6 @@ class BenchConfig(Quantising):
     limit: int | None = option("Take the first questions only.", None, INPUT, low=1)
     model: str | None = option(
         "Checkpoint; default: what the corpus names, else $CLARA_MODEL, else nano.", None, MODEL
-    )
-    backbone: str | None = option(
-        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
     )
     sup_model: str | None = option(
         "Checkpoint of train --stage retrieval, whose query reasoner picks for sup.", None, MODEL

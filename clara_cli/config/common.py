@@ -1,14 +1,20 @@
-"""What every command takes."""
+"""What every command takes, and the checkpoint read where none is named."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 from clara_cli.errors import UsageError
-from clara_cli.fields import MACHINE, flag_name, option
+from clara_cli.fields import MACHINE, MODEL, flag_name, option
+
+
+def default_model() -> str:
+    """The checkpoint where neither an option nor a corpus names one: $CLARA_MODEL, else nano."""
+    return os.environ.get("CLARA_MODEL") or "nano"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +41,13 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantising(Common):
-    """The option of every command that opens a checkpoint: a quantised backbone."""
+class CheckpointOptions(Common):
+    """Options of every command that opens a checkpoint: where its backbone comes from, and in
+    which number format it is kept."""
+
+    backbone: str | None = option(
+        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
+    )
 
     load_in: Literal["4bit", "8bit"] | None = option(
         "Quantise the backbone as it is loaded, by bitsandbytes (extra quant): a quarter or half "
@@ -47,7 +58,7 @@ class Quantising(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding(Quantising):
+class PlacementOptions(CheckpointOptions):
     """Options of commands whose backbone may lie on several devices too."""
 
     device_map: str | None = option(

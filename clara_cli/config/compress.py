@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Holding
+from clara_cli.config.common import PlacementOptions
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(Holding):
+class CompressConfig(PlacementOptions):
     """Compress documents into memory tokens, once.
 
     Examples:
@@ -36,9 +36,6 @@ class CompressConfig(Holding):
     )
     model: str | None = option(
         "Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL
-    )
-    backbone: str | None = option(
-        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
     )
     out: Path | None = option(
         "The corpus to write; default: the first input's name with .clara.", None, OUTPUT

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Holding
+from clara_cli.config.common import PlacementOptions
 from clara_cli.errors import UsageError
 from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(Holding):
+class IndexConfig(PlacementOptions):
     """Make a compressed corpus searchable, and measure the index's recall.
 
     Examples:
@@ -42,9 +42,6 @@ class IndexConfig(Holding):
     )
     model: str | None = option(
         "Checkpoint for the queries; default: what the corpus names.", None, MODEL
-    )
-    backbone: str | None = option(
-        "Where the checkpoint's backbone comes from, instead of what it names.", None, MODEL
     )
     check: bool = option(
         "Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clara_cli.config.common import Holding
+from clara_cli.config.common import PlacementOptions
 from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnConfig(Holding):
+class LearnConfig(PlacementOptions):
     """What pretraining and training share. Defaults are the published settings."""
 
     out: Path = option(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from clara_cli.core import gguf, hub, int8
-from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.errors import ArtefactError, UsageError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,6 +29,16 @@ class Backbone:
     name: str
     revision: str | None
     digest: str = ""
+
+    @property
+    def table_VD(self) -> nn.Parameter:
+        """The input embeddings, a row a token."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def hidden(self) -> int:
+        """D."""
+        return self.table_VD.shape[1]
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,9 +89,8 @@ def load_backbone(
                 folder, dtype=dtype, use_safetensors=True, **(quantised or {})
             )
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ArtefactError(
-            f"backbone {name}: {reason}",
+            f"backbone {name}: {first_line(error)}",
             "its folder needs config.json, *.safetensors and the tokenizer's files",
         ) from error
     if not quantised:

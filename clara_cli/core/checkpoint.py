@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
+from clara_cli.config.common import CheckpointOptions, PlacementOptions
+from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
 from clara_cli.core.info import CheckpointInfo, describe, read_info
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.placement import WHOLE, Held, spread
+from clara_cli.core.placement import WHOLE, BackbonePlacement, spread
 from clara_cli.core.prompts import Prompter
 from clara_cli.errors import ArtefactError
 
@@ -61,72 +62,74 @@ def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> 
     raise ArtefactError(f"checkpoint {name}: no such directory", hint)
 
 
-def load(
-    name: str,
-    backbone: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    dropout: float | None = None,
-    ratio: int | None = None,
-    held: Held = WHOLE,
-) -> Loaded:
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is opened, from a command's options to `load`.
+
+    `name` is what --model takes. `backbone` stands for the one the checkpoint names. `ratio`
+    matters only where a Hub repository holds one released checkpoint per ratio.
+    """
+
+    name: str
+    backbone: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    placement: BackbonePlacement = WHOLE
+    ratio: int | None = None
+
+    @classmethod
+    def of(cls, config: CheckpointOptions, name: str, ratio: int | None = None) -> LoadOptions:
+        """The options of a command, for the checkpoint `name`."""
+        device_map = config.device_map if isinstance(config, PlacementOptions) else None
+        placement = BackbonePlacement(config.load_in, device_map)
+        return cls(name, config.backbone, config.device, config.dtype, placement, ratio)
+
+    def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
+        """A backbone as these options place it; one that is going to be spread, in main memory."""
+        device = pick_device(self.device)
+        dtype = pick_dtype(self.dtype, device)
+        quantised = self.placement.arguments(device, dtype)
+        first = torch.device("cpu") if self.placement.spreads else device
+        return load_backbone(source, first, dtype, revision, quantised)
+
+
+def load(options: LoadOptions, dropout: float | None = None) -> Loaded:
     """Load a checkpoint of any form, recognised by its content.
 
-    `dropout` overrides the LoRA dropout (training); reading never applies any. `ratio` matters
-    only where a Hub repository holds one released checkpoint per ratio. `held` says how the
-    backbone is: quantised, or spread over devices.
+    `dropout` overrides the LoRA dropout (training); reading never applies any.
+
+    Raises:
+        ArtefactError: where there is none, or its parts do not belong together.
     """
-    where = pick_device(device)
-    how = (torch.device("cpu") if held.spreads else where, pick_dtype(dtype, where), dropout)
-    loaded = _load(name, backbone, ratio, held.arguments(where, how[1]), *how)
-    if held.spreads:
-        spread(loaded.model, str(held.device_map))
+    path = resolve(options.name, options.ratio)
+    if (path / "clara.json").is_file():
+        loaded = _load_native(path, options, dropout)
+    elif (path / "adapters.pth").is_file():
+        from clara_cli.core.released import load_released
+
+        loaded = load_released(path, options, dropout)
+    else:
+        raise ArtefactError(
+            f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
+            "give what clara pretrain or clara train wrote, or a released compression-N folder",
+        )
+    if options.placement.spreads:
+        spread(loaded.model, str(options.placement.device_map))
     return loaded
 
 
-def _load(
-    name: str,
-    backbone: str | None,
-    ratio: int | None,
-    quantised: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    dropout: float | None,
-) -> Loaded:
-    path = resolve(name, ratio)
-    if (path / "clara.json").is_file():
-        return _load_native(path, name, backbone, quantised, device, dtype, dropout)
-    if (path / "adapters.pth").is_file():
-        from clara_cli.core.released import load_released
-
-        return load_released(path, name, backbone, device, dtype, dropout, quantised)
-    raise ArtefactError(
-        f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
-        "give a folder that clara pretrain or clara train wrote, or a released compression-N one",
-    )
-
-
-def _load_native(
-    path: Path,
-    name: str,
-    backbone: str | None,
-    quantised: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    dropout: float | None,
-) -> Loaded:
+def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loaded:
     info = read_info(path)
     bundled = path / "backbone"
-    source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
-    revision = None if backbone else info.revision
-    base = load_backbone(source, device, dtype, revision, quantised)
+    source = options.backbone or (str(bundled) if bundled.is_dir() else info.backbone)
+    base = options.open_backbone(source, None if options.backbone else info.revision)
     if base.digest != info.backbone_digest:
         raise ArtefactError(
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
-            "leave --backbone away, or give a copy of that very model",
+            "leave --backbone out, or give a copy of that very model",
         )
     tensors = read_tensors(path / "memory.safetensors")
-    expected = (info.memory_tokens, base.model.get_input_embeddings().weight.shape[1])
+    expected = (info.memory_tokens, base.hidden)
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
         message = f"{path / 'memory.safetensors'}: no `memory` of shape {expected}"
         raise ArtefactError(message, "restore the checkpoint from a copy")
@@ -143,7 +146,7 @@ def _load_native(
             f"{path}: the compressor's weights do not match the fingerprint in clara.json",
             "a file was changed or damaged; restore the checkpoint",
         )
-    return Loaded(model, info, path, name)
+    return Loaded(model, info, path, options.name)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -248,7 +251,7 @@ def save(
 def kept_rows(model: ClaraModel, info: CheckpointInfo) -> dict[str, Tensor]:
     """The rows of a resized table that its backbone lacks: all of them, so nothing is lost."""
     causal = model.causal_lm
-    rows = {"embedding_rows": causal.get_input_embeddings().weight}
+    rows: dict[str, Tensor] = {"embedding_rows": model.table_VD}
     if not causal.config.tie_word_embeddings:
         rows["head_rows"] = causal.get_output_embeddings().weight
     return rows

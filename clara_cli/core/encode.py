@@ -24,8 +24,7 @@ def encode_rows(
 ) -> Tensor:
     """memory (N, M, D) of token rows, in their order, on the CPU; at most `budget` positions a
     batch. `done` hears how many rows and tokens each batch had."""
-    table = model.causal_lm.get_input_embeddings().weight
-    memory_NMD = torch.empty(len(rows), slots, table.shape[1], dtype=table.dtype)
+    memory_NMD = torch.empty(len(rows), slots, model.hidden, dtype=model.dtype)
     for batch in length_batches([len(row) + slots for row in rows], budget):
         encoded = model.encode([rows[i] for i in batch], "compressor", slots)
         memory_NMD[batch] = encoded.memory_BMD.cpu()

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from clara_cli.core.backbone import backbone_folder, empty_model
-from clara_cli.core.checkpoint import resolve
+from clara_cli.core.checkpoint import LoadOptions, resolve
 from clara_cli.core.info import read_info
 from clara_cli.core.model import ROLES, LoraSettings
 from clara_cli.core.released import find_backbone, read_config
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, first_line
 from clara_cli.records import MemoryNeed
 
 FLOAT, BLOCK, NESTED = 4, 64, 256  # bytes of a float32; numbers of an NF4 block; blocks of a scale
@@ -39,19 +39,20 @@ class Plan:
     passage_tokens: int
 
 
-def read_plan(name: str, backbone: str | None, ratio: int | None) -> Plan:
+def read_plan(options: LoadOptions) -> Plan:
     """The plan of a checkpoint; of one on the Hub, only its config is fetched.
 
     Raises:
         ArtefactError: as loading it would.
     """
-    path = resolve(name, ratio, configs_only=True)
+    path = resolve(options.name, options.ratio, configs_only=True)
+    backbone = options.backbone
     if (path / "clara.json").is_file():
         info = read_info(path)
         bundled = path / "backbone"
         source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
         revision = None if backbone else info.revision
-        slots, tokens = info.slots(ratio), info.max_passage_tokens
+        slots, tokens = info.slots(options.ratio), info.max_passage_tokens
         return Plan(source, revision, info.roles, info.lora.rank, slots, tokens)
     config = read_config(path / "config.json")
     source = backbone or find_backbone(config, path)
@@ -71,9 +72,8 @@ def plan_model(plan: Plan) -> Any:
     try:
         return empty_model(folder)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtefactError(
-            f"backbone {plan.backbone}: its config cannot be had: {reason}",
+            f"backbone {plan.backbone}: its config cannot be had: {first_line(error)}",
             "name it with --backbone DIR or --backbone OWNER/NAME",
         ) from error
 

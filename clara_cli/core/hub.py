@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.errors import ArtefactError, UsageError, first_line
 
 NATIVE = ("clara.json", "memory.safetensors", "*/adapter_*", "backbone/*")
 CONFIGS = ("clara.json", "config.json", "backbone/config.json")
@@ -159,7 +159,7 @@ def download(
         if not cached_files(repository):
             raise unreached(label, error) from error
         raise ArtefactError(
-            f"{label}: the download stopped: {reason(error)}",
+            f"{label}: the download stopped: {first_line(error)}",
             "run the same command again: it goes on where it stopped",
         ) from error
 
@@ -167,7 +167,7 @@ def download(
 def unreached(label: str, error: Exception) -> ArtefactError:
     """The error where nothing is here and the Hub cannot be asked."""
     return ArtefactError(
-        f"{label}: not downloaded yet, and the Hub cannot be reached ({reason(error)})",
+        f"{label}: not downloaded yet, and the Hub cannot be reached ({first_line(error)})",
         "connect once (unset HF_HUB_OFFLINE), or give a local folder",
     )
 
@@ -183,9 +183,4 @@ def refused(repository: str, error: Exception) -> ArtefactError:
         )
     if status == 404:
         return ArtefactError(f"{repository}: no such repository on the Hub", "check owner and name")
-    return ArtefactError(f"{repository}: {reason(error)}", "try again later")
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ArtefactError(f"{repository}: {first_line(error)}", "try again later")

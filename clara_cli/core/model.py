@@ -104,8 +104,28 @@ class ClaraModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the embeddings are."""
-        found = self.peft.get_base_model().get_input_embeddings().weight.device
-        return self.memory_MD.device if found.type == "meta" else found  # it is offloaded
+        place = self.table_VD.device
+        return self.memory_MD.device if place.type == "meta" else place  # it is offloaded
+
+    @property
+    def table_VD(self) -> nn.Parameter:
+        """The backbone's input embeddings, a row a token."""
+        return self.causal_lm.get_input_embeddings().weight
+
+    @property
+    def hidden(self) -> int:
+        """D."""
+        return self.table_VD.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the computation."""
+        return self.table_VD.dtype
+
+    @property
+    def query_role(self) -> str:
+        """The role that reads questions."""
+        return "query_reasoner" if "query_reasoner" in self.roles else "compressor"
 
     @property
     def slots(self) -> int:

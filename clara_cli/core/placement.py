@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from clara_cli.core.model import ClaraModel
-from clara_cli.errors import UsageError
+from clara_cli.errors import UsageError, first_line
 
 EXTRA = "pip install 'clara-cli[quant]'"
 MAPS = ("auto", "sequential")
 
 
 @dataclass(frozen=True)
-class Held:
+class BackbonePlacement:
     """`load_in`: 4bit (NF4, double quantisation) or 8bit (LLM.int8), None: as saved. `device_map`:
     auto (as evenly as there is room), sequential (one device after the other), a JSON file of
     {module: device}; None: one device."""
@@ -69,7 +69,7 @@ class Held:
         return {"quantization_config": settings, "device_map": where}
 
 
-WHOLE = Held()
+WHOLE = BackbonePlacement()
 
 
 def check_bitsandbytes(load_in: str, device: torch.device) -> None:
@@ -89,9 +89,8 @@ def check_bitsandbytes(load_in: str, device: torch.device) -> None:
 
 def cannot(load_in: str, reason: object) -> UsageError:
     """The error where bitsandbytes is there and does not work."""
-    first = (str(reason).strip().splitlines() or ["no reason given"])[0]
     return UsageError(
-        f"--load-in {load_in}: bitsandbytes does not work here: {first}",
+        f"--load-in {load_in}: bitsandbytes does not work here: {first_line(reason)}",
         f"leave --load-in away, use --device cuda, or bring it up to date: {EXTRA}",
     )
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.core.backbone import Backbone, load_backbone
-from clara_cli.core.checkpoint import Loaded, fingerprint, load_role, set_tables
-from clara_cli.core.hub import origin, reason
+from clara_cli.core.backbone import Backbone
+from clara_cli.core.checkpoint import Loaded, LoadOptions, fingerprint, load_role, set_tables
+from clara_cli.core.hub import origin
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, first_line
 
 ADAPTERS = {
     "compressor": "encoder_adapter",
@@ -30,15 +30,7 @@ APPLES = "apple-amlr: research use only"
 UNKNOWN = f"not known: {APPLES}, where this checkpoint is one of Apple's"
 
 
-def load_released(
-    path: Path,
-    name: str,
-    backbone: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    dropout: float | None = None,
-    quantised: dict[str, Any] | None = None,
-) -> Loaded:
+def load_released(path: Path, options: LoadOptions, dropout: float | None = None) -> Loaded:
     """Build a model from a released checkpoint folder; its roles are the adapters found."""
     config = read_config(path / "config.json")
     adapters = read_pickle(path / "adapters.pth")
@@ -50,8 +42,7 @@ def load_released(
             f"{path / 'adapters.pth'}: none of {', '.join(ADAPTERS.values())} in it",
             "is this a released CLaRa checkpoint?",
         )
-    source = backbone or find_backbone(config, path)
-    base = load_backbone(source, device, dtype, None, quantised)
+    base = options.open_backbone(options.backbone or find_backbone(config, path))
     markers = released_markers(config)
     use_released_bos(base.tokenizer, base.name)
     embedding = fill_tables(base, len(markers.all), tables, path)
@@ -84,7 +75,7 @@ def load_released(
         table_rows=embedding.shape[0],
         fingerprint=fingerprint(model, base.digest),
     )
-    return Loaded(model, info, path, name)
+    return Loaded(model, info, path, options.name)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -151,7 +142,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
         raise ArtefactError(f"{file}: {error.strerror}", "the released folder holds one") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ArtefactError(
-            f"{file}: refused or damaged: {reason(error)}",
+            f"{file}: refused or damaged: {first_line(error)}",
             "clara opens tensors only; a file that needs more is not a plain checkpoint",
         ) from error
     if not isinstance(content, dict):

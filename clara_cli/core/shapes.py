@@ -87,9 +87,9 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype, seed: int
         causal_lm: Any = AutoModelForCausalLM.from_config(made, dtype=dtype)
     causal_lm.eval().requires_grad_(False)
     seeded = torch.Generator().manual_seed(seed)
-    memory, markers = fresh_memory(SLOTS, causal_lm.get_input_embeddings().weight, seeded)
-    prompter = Prompter(tokenizer, PASSAGE_TOKENS)
     backbone = Backbone(causal_lm, tokenizer, shape, None)
+    memory, markers = fresh_memory(SLOTS, backbone.table_VD, seeded)
+    prompter = Prompter(tokenizer, PASSAGE_TOKENS)
     return ClaraModel(backbone, prompter, LoraSettings(), ROLES, memory, markers)
 
 

@@ -20,7 +20,7 @@ from clara_cli.documents.examples import (
     read_records,
     refuse_surrogates,
 )
-from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
+from clara_cli.errors import ArtefactError, DataError, UsageError, first_line, nearest
 from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question
 
@@ -102,7 +102,7 @@ def _from_hub(name: str) -> Dataset:
     try:
         rows = datasets.load_dataset(identifier, config, split=split)
     except (OSError, ValueError, DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ArtefactError(
             f"dataset {name} ({identifier} on the Hub): {reason}",
             f"connect to the network once, or give a file: --dataset {name}_dev.json",

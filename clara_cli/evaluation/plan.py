@@ -160,8 +160,7 @@ def make_memories(
     passages from anywhere, so each is compressed alone; elsewhere neighbours go together."""
     if corpus is not None:
         return StoredMemories(corpus)
-    table = loaded.model.causal_lm.get_input_embeddings().weight
-    dtype = torch.bfloat16 if config.dtype == "auto" else table.dtype
+    dtype = torch.bfloat16 if config.dtype == "auto" else loaded.model.dtype
     batch = 1 if config.setting == "normal" else 32
     keep = 64 if config.setting in ("gold", "oracle") else None
     return ComputedMemories(loaded.model, library.texts, dtype, batch, keep)
@@ -198,7 +197,6 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
     for role in plan.loaded.model.roles:
         for name, tensor in sorted(role_tensors(plan.loaded.model, role).items()):
             weights.update(f"{role} {name}".encode() + tensor.float().numpy().tobytes())
-    table = plan.loaded.model.causal_lm.get_input_embeddings().weight
     corpus = plan.corpus
     held = {} if config.load_in is None else {"load_in": config.load_in}
     return {
@@ -219,7 +217,7 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
         "fingerprint": plan.loaded.info.fingerprint,
         "weights_sha256": weights.hexdigest(),
         "corpus_sha256": None if corpus is None else corpus.manifest.sha256,
-        "compute_dtype": str(table.dtype).removeprefix("torch."),
+        "compute_dtype": str(plan.loaded.model.dtype).removeprefix("torch."),
         "memory_dtype": config.dtype,
         "device": plan.loaded.model.device.type,
     }

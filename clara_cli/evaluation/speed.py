@@ -40,13 +40,11 @@ class Speed:
     def __init__(self, model: ClaraModel, slots: int, seed: int) -> None:
         self.model, self.slots = model, slots
         self.batch = 32 if model.device.type == "cuda" else 4
-        self.query_role = "query_reasoner" if "query_reasoner" in model.roles else "compressor"
-        prompter, table = model.prompter, model.causal_lm.get_input_embeddings().weight
-        self.dtype: torch.dtype = table.dtype
+        prompter = model.prompter
         special = {prompter.encode_id, prompter.separator_id, *prompter.memory_ids}
         special |= {*model.end_ids(), *prompter.tokenizer.all_special_ids}
         known = model.causal_lm.config.vocab_size
-        self._ids = [i for i in range(min(known, table.shape[0])) if i not in special]
+        self._ids = [i for i in range(min(known, len(model.table_VD))) if i not in special]
         self._drawn = random.Random(seed)
 
     def _draw(self, count: int) -> list[int]:
@@ -70,7 +68,7 @@ class Speed:
         memory_ND = self._encode(passages[:1]).repeat(PASSAGES, 1, 1).flatten(0, 1)
         return {
             "compress": lambda: self._timed(lambda: self._encode(passages)),
-            "query": lambda: self._timed(lambda: self._encode([question], self.query_role)),
+            "query": lambda: self._timed(lambda: self._encode([question], self.model.query_role)),
             "memory": lambda: self._written(memory_prompt, memory_ND, "generator"),
             "text": lambda: self._written(text_prompt, None, None),
             "train": self._training(passages),
@@ -219,7 +217,7 @@ def run_speed(
     rounds = 5 if model.device.type == "cuda" else 3
     seconds = measure(speed, rounds, report)
     name, lengths = device_name(model.device), speed.lengths()
-    limit = peak(name, speed.dtype)
+    limit = peak(name, model.dtype)
     flops = {thing: forward_flops(model.causal_lm, lengths[thing]) for thing in lengths}
     # frozen weights need no gradient of their own: backward costs what forward does
     flops["train"] = 2 * (flops["train"] + head_flops(model.causal_lm, speed.batch * ANSWER))
@@ -228,7 +226,7 @@ def run_speed(
         shape=named[0],
         weights=named[1],
         device=name,
-        dtype=str(speed.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         parameters=sum(
             p.numel() for n, p in model.causal_lm.named_parameters() if "lora_" not in n
         ),

@@ -300,8 +300,7 @@ def build(
 ) -> list[System]:
     """The systems named, those that read memory once per ratio; `slots` gives each ratio's M."""
     reader = Reader(loaded, max_new_tokens)
-    own = "query_reasoner" if "query_reasoner" in loaded.model.roles else "compressor"
-    picks = {"clara": (own, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
+    picks = {"clara": (loaded.model.query_role, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
     made: list[System] = []
     for name in names:
         if name in BY_RATIO:

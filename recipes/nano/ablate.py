@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clara_cli.core.checkpoint import load, save
+from clara_cli.core.checkpoint import LoadOptions, load, save
 
 RECIPES = Path(__file__).parent
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -61,7 +61,7 @@ def clara(words: Sequence[str | Path]) -> dict:
 def with_fresh_reasoner(source: Path, out: Path) -> Path:
     """A copy of a checkpoint with a query reasoner of fresh LoRA."""
     if not out.exists():
-        loaded = load(str(source), device="cpu", dtype="float32")
+        loaded = load(LoadOptions(str(source), device="cpu", dtype="float32"))
         loaded.model.add_role("query_reasoner", None)
         info = replace(loaded.info, roles=loaded.model.roles)
         bundled = loaded.path / "backbone"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from clara_cli.core.checkpoint import load, save
+from clara_cli.core.checkpoint import LoadOptions, load, save
 
 LIMIT = 32_000_000  # bytes
 
@@ -20,7 +20,7 @@ LIMIT = 32_000_000  # bytes
 def ship(source: Path, out: Path) -> int:
     """Write the checkpoint; returns its bytes. Its fingerprint is a new one, since rounding moves
     the memory: corpora and a support.json of the unrounded one do not go with it."""
-    loaded = load(str(source), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(source), device="cpu", dtype="float32"))
     for role in loaded.model.roles:
         for parameter in loaded.model.role_parameters(role).values():
             parameter.data = parameter.data.to(torch.bfloat16)

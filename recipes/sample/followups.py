@@ -26,6 +26,7 @@ from clara_cli.commands.session import Session
 from clara_cli.config import AskConfig
 from clara_cli.engine import Clara
 from clara_cli.evaluation.metrics import exact_match
+from clara_cli.records import NullReport
 
 HERE = Path(__file__).resolve().parent
 EACH = 6  # pairs of a kind
@@ -39,14 +40,6 @@ class Pair:
     second: str
     answer: str
     document: str
-
-
-class Silent:
-    """A report nobody reads."""
-
-    def note(self, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def progress(self, event: object) -> None: ...
 
 
 def pairs() -> Iterator[Pair]:
@@ -82,7 +75,7 @@ def measure(clara: Clara, top_k: int) -> dict[str, Any]:
     asked = list(pairs())
     for pair in asked:
         for way in ("alone", "conversation"):
-            session = Session(clara, config, Silent())
+            session = Session(clara, config, NullReport())
             if way == "conversation":
                 session.ask(pair.first)
             answer = session.ask(pair.second)

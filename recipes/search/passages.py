@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.documents.chunk import split_document
 from clara_cli.records import Document
 
@@ -54,7 +54,7 @@ def paragraphs(wiki: Path) -> Iterator[Document]:
 
 def write(data: Path, out: Path, passages: int, model: str = "nano") -> tuple[int, int]:
     """Write both files; returns how many documents and how many passages they make."""
-    loaded = load(model, None, "cpu", "auto")
+    loaded = load(LoadOptions(model, None, "cpu", "auto"))
     limit, offsets = loaded.info.max_passage_tokens, loaded.model.prompter.offsets
 
     def pieces(document: Document) -> int:

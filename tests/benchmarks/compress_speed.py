@@ -37,13 +37,13 @@ from untrained import PASSAGE_TOKENS, random_model
 
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import split_document
 from clara_cli.documents.documents import read_documents
-from clara_cli.records import Document
+from clara_cli.records import Document, NullReport
 
 SLOTS, ROLES = 16, ("compressor",)
 
@@ -86,12 +86,6 @@ def plain(model: ClaraModel, rows: list[list[int]], batch: int) -> torch.Tensor:
     return torch.cat(memory)
 
 
-class Quiet:
-    """A report that says nothing."""
-
-    progress = note = warn = staticmethod(lambda said: None)
-
-
 def paragraphs(documents: list[str], most: int, offsets) -> Iterator[str]:
     """Paragraphs of the documents, those longer than `most` tokens cut at sentence ends."""
     for document in read_documents(documents, False, print):
@@ -122,7 +116,7 @@ def clocked(work) -> tuple[float, float]:
 def real(args: argparse.Namespace) -> dict[str, object]:
     """The bundled model on real text: every round compresses a file, then the plain way encodes
     the first passages of it."""
-    reference = load("nano", None, "cpu", "float32").model
+    reference = load(LoadOptions("nano", None, "cpu", "float32")).model
     seconds: dict[str, list[tuple[float, float]]] = {"clara": [], "plain": []}
     each, tokens = args.baseline // args.rounds, 0.0
     with tempfile.TemporaryDirectory() as name:
@@ -132,7 +126,9 @@ def real(args: argparse.Namespace) -> dict[str, object]:
             config = CompressConfig(
                 inputs=(str(file),), model="nano", out=out, ratio=16, device="cpu"
             )
-            seconds["clara"].append(clocked(lambda config=config: compress.run(config, Quiet())))
+            seconds["clara"].append(
+                clocked(lambda config=config: compress.run(config, NullReport()))
+            )
             tokens += Corpus.open(out).manifest.counts["text_tokens"]
             texts = [json.loads(line)["text"] for line in file.read_text().splitlines()[:each]]
             seconds["plain"].append(
@@ -160,7 +156,7 @@ def real(args: argparse.Namespace) -> dict[str, object]:
 
 def peaks(args: argparse.Namespace) -> dict[str, object]:
     """Peak resident memory, MB, of the command on a tenth of the passages and on all."""
-    offsets = load("nano", None, "cpu", "float32").model.prompter.offsets
+    offsets = load(LoadOptions("nano", None, "cpu", "float32")).model.prompter.offsets
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:
         args.rounds = 10

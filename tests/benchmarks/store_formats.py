@@ -21,12 +21,7 @@ from clara_cli.config import CompressConfig
 from clara_cli.corpus.quantize import DTYPES
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.examples import read_questions
-
-
-class Quiet:
-    """A report that says nothing."""
-
-    progress = note = warn = staticmethod(lambda said: None)
+from clara_cli.records import NullReport
 
 
 def main() -> None:
@@ -45,7 +40,7 @@ def main() -> None:
             common = {"model": args.model, "ratio": args.ratio, "device": "cpu"}
             made = compress.run(
                 CompressConfig(inputs=tuple(args.documents), out=out, store_dtype=dtype, **common),
-                Quiet(),
+                NullReport(),
             )
             corpus = Corpus.open(out)
             memory_NMD = torch.cat([chunk for _, chunk in corpus.memory_chunks()])

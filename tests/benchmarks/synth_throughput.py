@@ -33,15 +33,7 @@ from scripted import Asked, Server, competent, read_request, serving, write_town
 
 from clara_cli.commands import synth  # noqa: E402
 from clara_cli.config import SynthConfig  # noqa: E402
-from clara_cli.records import Progress  # noqa: E402
-
-
-class Silent:
-    """A report nobody reads."""
-
-    def note(self, message: str) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def progress(self, event: Progress) -> None: ...
+from clara_cli.records import NullReport  # noqa: E402
 
 
 class Forgetful(Server):
@@ -86,7 +78,7 @@ def config(url: str, docs: Path, out: Path, width: int) -> SynthConfig:
 def requests_of(docs: Path, out: Path, width: int) -> list[dict[str, Any]]:
     """What a run asks for, in order."""
     with serving(competent) as server:
-        synth.run(config(server.url, docs, out, width), Silent())
+        synth.run(config(server.url, docs, out, width), NullReport())
         return [asked.body for asked in server.asked]
 
 
@@ -122,7 +114,7 @@ def throughput(width: int, rounds: int, delay: float, each: int) -> dict[str, fl
             out = folder / f"{number}.jsonl"
             taken["bare"].append(seconds(lambda: asyncio.run(bare(url, bodies, width))))
             taken["synth"].append(
-                seconds(partial(synth.run, config(url, docs, out, width), Silent()))
+                seconds(partial(synth.run, config(url, docs, out, width), NullReport()))
             )
     speed = {k: len(bodies) / statistics.median(times) for k, times in taken.items()}
     return {

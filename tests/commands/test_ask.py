@@ -13,7 +13,7 @@ import torch
 
 from clara_cli import answers
 from clara_cli.commands import ask, compress, index
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.corpus.store import Corpus
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
@@ -75,7 +75,7 @@ def test_an_answer_has_the_contracts_keys_and_counts(works, report, stage):
     scores = [source["score"] for source in sources]
     assert scores == sorted(scores, reverse=True)
     assert record["memory_tokens"] == 16 * len(sources)
-    prompter = load(str(works.e2e), device="cpu").model.prompter
+    prompter = load(LoadOptions(str(works.e2e), device="cpu")).model.prompter
     assert record["prompt_tokens"] == len(prompter.prompt(prompter.answer_chat(QUESTION, 3, 16)))
     tokens = {p.passage_id: p.tokens for p in Corpus.open(works.corpus).passages()}
     assert record["text_tokens_replaced"] == sum(tokens[s["passage_id"]] for s in sources)

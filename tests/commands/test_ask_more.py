@@ -24,7 +24,7 @@ from clara_cli.answering import support
 from clara_cli.answering.explain import contributions
 from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.commands import ask, compress
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.corpus import cache, files
 from clara_cli.corpus.manifest import COUNTS
@@ -451,7 +451,7 @@ def test_a_damaged_calibration_is_named(works, tmp_path, changes):
 
 def test_a_calibration_of_another_memory_space_is_left_alone(works, tmp_path):
     path = calibrated(works, tmp_path, fingerprint="other")
-    info = load(str(path), device="cpu").info
+    info = load(LoadOptions(str(path), device="cpu")).info
     assert support.read_calibration(path, info.fingerprint) is None
 
 

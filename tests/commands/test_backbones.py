@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from clara_cli.commands import ask, compress, pretrain, train
 from clara_cli.core import backbone as backbones
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.decode import Confidence
 from clara_cli.corpus.store import Corpus
 
@@ -151,7 +151,7 @@ def answers(corpus: Path, model: Path, heard: Any) -> list[dict[str, Any]]:
 def generated(model: Path, corpus: Path) -> tuple[list[int], list[float]]:
     """Twelve greedy ids over the memory of two passages, and how likely each was: a random
     backbone's answer may be white space, or end at once."""
-    opened = load(str(model), device="cpu", dtype="float32").model
+    opened = load(LoadOptions(str(model), device="cpu", dtype="float32")).model
     memory_ND = Corpus.open(corpus).memory([4, 5]).flatten(0, 1)
     chat = opened.prompter.answer_chat("Who is mayor?", 2, len(memory_ND) // 2)
     heard = Confidence()
@@ -207,7 +207,7 @@ def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
     """The released code gives Qwen tokenizers their first added special as BOS."""
     folder = backbone_of(KINDS["qwen3"], tmp_path / "Qwen3-tiny")
     checkpoint = released.write(folder, tmp_path / "released")
-    model = load(str(checkpoint), str(folder), "cpu", "float32").model
+    model = load(LoadOptions(str(checkpoint), str(folder), "cpu", "float32")).model
     assert model.prompter.bos == "<|im_start|>"
     corpus, native = tmp_path / "a.clara", tmp_path / "native"
     words = {"ratio": None, "backbone": str(folder)}

@@ -17,7 +17,7 @@ import torch
 
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import CorpusWriter
 from clara_cli.documents.chunk import model_text
@@ -93,7 +93,7 @@ def test_every_form_of_documents_gives_the_same_memory(works, report, tmp_path, 
     data = form(tmp_path, FACT)
     result = go(data, works, tmp_path / "out.clara", report, title=False)
     assert (result.documents, result.passages) == (1, 1)
-    model = load(str(works.e2e), device="cpu").model
+    model = load(LoadOptions(str(works.e2e), device="cpu")).model
     with torch.no_grad():
         expected = model.encode([model.prompter.passage(FACT)], "compressor", 16).memory_BMD
     assert (memory(tmp_path / "out.clara") - expected).abs().max() < 1e-5
@@ -152,7 +152,7 @@ def test_tokens_count_the_title_and_stop_at_the_passage_length(works, report, tm
 def test_rows_are_the_models_own_in_the_order_of_the_input(works, report, tmp_path, batch_tokens):
     out = tmp_path / "out.clara"
     go(works.documents, works, out, report, batch_tokens=batch_tokens)
-    model = load(str(works.e2e), device="cpu").model
+    model = load(LoadOptions(str(works.e2e), device="cpu")).model
     rows = [
         model.prompter.passage(model_text(p.title, p.text)) for p in Corpus.open(out).passages()
     ]
@@ -245,7 +245,7 @@ def test_long_documents_are_cut_as_asked(works, report, tmp_path, split):
     assert result.truncated == (split == "none")
     if split == "none":
         assert [p.text for p in passages] == [text]
-        cut = load(str(works.e2e), device="cpu").model.prompter.passage(text)
+        cut = load(LoadOptions(str(works.e2e), device="cpu")).model.prompter.passage(text)
         assert len(cut) == 64 + 3
     else:
         assert len(passages) > 1 and all(p.tokens <= 64 for p in passages)

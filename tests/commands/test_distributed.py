@@ -18,7 +18,7 @@ import tiny
 import torch
 
 from clara_cli.commands import learning, pretrain, train
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import UsageError
 
 STEPS = 20
@@ -85,7 +85,7 @@ def test_two_processes_make_the_steps_of_one(works, alone, tmp_path, stage):
     results = forked.ranks(lambda rank: go(works, tmp_path / "two", stage).steps)
     assert results == [STEPS, STEPS], results
     assert_the_same_steps(tmp_path / "two", alone(stage))
-    assert load(str(tmp_path / "two"), device="cpu").info.stage == stage
+    assert load(LoadOptions(str(tmp_path / "two"), device="cpu")).info.stage == stage
 
 
 def test_a_step_smaller_than_the_processes_counts_once(works, tmp_path):
@@ -125,7 +125,7 @@ def test_a_sharded_backbone_makes_the_same_steps_and_an_ordinary_checkpoint(work
         assert half == whole / 2
     go(works, tmp_path / "one", stage, **few)
     assert_the_same_steps(tmp_path / "cut", tmp_path / "one")
-    assert load(str(tmp_path / "cut"), device="cpu").info.stage == stage
+    assert load(LoadOptions(str(tmp_path / "cut"), device="cpu")).info.stage == stage
 
 
 def test_fsdp_in_one_process_is_refused(works, tmp_path):

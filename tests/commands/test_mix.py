@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clara_cli.commands import ask, compress, pretrain
 from clara_cli.core import loop
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.losses import alignment_mse
 from clara_cli.documents.examples import read_pairs
 from clara_cli.errors import DataError, UsageError
@@ -139,7 +139,7 @@ def test_one_checkpoint_serves_from_4_to_64(works, report, tmp_path, monkeypatch
     assert set(used) == {16, 8, 4, 2, 1} and len(used) == 24
     info = read_info(out / "checkpoint")
     assert info.ratios == ratios and info.memory_tokens == 16
-    model = load(str(out), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(out), device="cpu", dtype="float32")).model
     row = model.prompter.passage(tiny.sentence(*tiny.FACTS[0]))
     with torch.no_grad():
         longest = model.encode([row], "compressor", 16).memory_BMD

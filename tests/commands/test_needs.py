@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from clara_cli.app import app
 from clara_cli.commands import ask, compress, pretrain, train
 from clara_cli.core import checkpoint
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, UsageError
 
 
@@ -24,7 +24,7 @@ def unloaded(monkeypatch):
 
     for module in (train, pretrain, checkpoint):
         monkeypatch.setattr(module, "load_backbone" if module is checkpoint else "load", refuse)
-    monkeypatch.setattr("clara_cli.engine.load", refuse)
+    monkeypatch.setattr(ask, "load", refuse)
 
 
 def test_asking_counts_the_cache_of_its_prompt(works, heard, unloaded):
@@ -76,7 +76,7 @@ def load_again(works):
     kept = checkpoint.load_backbone
     checkpoint.load_backbone = backbone.load_backbone
     try:
-        return load(str(works.scp), device="cpu", dtype="float32").model
+        return load(LoadOptions(str(works.scp), device="cpu", dtype="float32")).model
     finally:
         checkpoint.load_backbone = kept
 

@@ -13,7 +13,7 @@ import torch
 
 from clara_cli.commands import compress, train
 from clara_cli.core import stages
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.store import Corpus
@@ -155,7 +155,7 @@ def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_p
     """A question that shares a word with too few passages gets others at random."""
     data = tiny.write_jsonl(tmp_path / "q.jsonl", [{"question": "Xyzzy?", "answer": "no"}])
     settings = config(works, data, tmp_path / "run", top_k=3)
-    loaded = load(str(works.e2e), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32"))
     stage = train.Stage(settings, loaded, list(read_questions([str(data)])), Ranks(), report)
     (batch,) = stage.batches(0)
     assert len(set(batch.pools[0])) == 3 == batch.picks[0] and not batch.passages

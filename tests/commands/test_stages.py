@@ -13,7 +13,7 @@ import torch
 from clara_cli.commands import pretrain, train
 from clara_cli.commands.learning import draw
 from clara_cli.core.batch import retrieval_batch
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.stages import TRAINED, rank_pools
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import DataError, UsageError
@@ -33,7 +33,7 @@ def variants() -> list[dict]:
 def ranked_first(questions: Path, checkpoint: Path) -> float:
     """Mean reciprocal rank of the best gold passage by cosine, the checkpoint's query reasoner
     asking."""
-    model = load(str(checkpoint), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(checkpoint), device="cpu", dtype="float32")).model
     config = tiny.train(questions, checkpoint, Path("unused"), "retrieval")
     asked = list(read_questions([str(questions)]))
     examples = [train.example(question, config, random.Random(0)) for question in asked]

@@ -19,7 +19,7 @@ from clara_cli.answering.retelling import task_prompt
 from clara_cli.app import app
 from clara_cli.commands import ask, compress, train
 from clara_cli.core.abilities import Abilities
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.prompts import LIST_SYSTEM, PARAPHRASE_INSTRUCTIONS, PARAPHRASE_SYSTEM
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
@@ -42,7 +42,7 @@ def test_a_task_is_greedy_text_over_the_stored_memory(works, heard, task, system
     made, _ = do(works, heard, task, seed=3)
     corpus = Corpus.open(works.corpus)
     row = next(r for r, p in enumerate(corpus.passages()) if p.passage_id == "d1#0")
-    model = load(str(works.e2e), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32")).model
     memory_MD = corpus.memory([row])[0]
     prompter, slots = model.prompter, len(memory_MD)
     chat = prompter.list_chat(slots) if task == "qa" else prompter.paraphrase_chat(slots, 3)
@@ -56,7 +56,7 @@ def test_a_task_is_greedy_text_over_the_stored_memory(works, heard, task, system
 
 
 def test_the_seed_picks_the_instruction_and_the_ratio_the_memory(works):
-    model = load(str(works.e2e), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32")).model
     memory_MD = torch.zeros(4, 32)
     prompts = [task_prompt(model, "paraphrase", memory_MD, n).ids for n in range(14)]
     assert prompts[13] == prompts[0]
@@ -150,7 +150,7 @@ def test_latent_search_without_a_query_reasoner_is_the_compressors_own_reading(
     question = "Who is mayor of Pinewick?"
     config = tiny.ask(question, works.corpus, model=model, first_stage="latent", top_k=3)
     (answer,) = ask.run(config, heard())
-    loaded = load(model, device="cpu", dtype="float32").model
+    loaded = load(LoadOptions(model, device="cpu", dtype="float32")).model
     row = loaded.prompter.passage(question)
     with torch.no_grad():
         query_P = loaded.encode([row], "compressor", 16).memory_BMD.flatten()
@@ -192,7 +192,7 @@ def load_fingerprint(model: Path) -> str:
     checkpoint.fingerprint = lambda *args: seen.append(original(*args)) or seen[-1]
     try:
         with pytest.raises(ArtefactError, match="fingerprint"):
-            load(str(model), device="cpu", dtype="float32")
+            load(LoadOptions(str(model), device="cpu", dtype="float32"))
     finally:
         checkpoint.fingerprint = original
     return seen[0]
@@ -244,7 +244,7 @@ def released(request, shared):
 def test_prompts_of_tasks_are_the_recorded_ones(released):
     folder, words = released
     checkpoint, backbone = words("stage1")[1::2]
-    model = load(checkpoint, backbone, "cpu", "float32").model
+    model = load(LoadOptions(checkpoint, backbone, "cpu", "float32")).model
     facts = json.loads((folder / "case.json").read_text())
     recorded = [
         (load_file(folder / "tensors.safetensors"), "stage1.", facts["stage1_batch"]["items"]),

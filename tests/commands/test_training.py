@@ -16,7 +16,7 @@ import torch
 
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import loop
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
@@ -100,7 +100,7 @@ def test_a_bundled_backbone_travels_with_the_checkpoint(works, report, tmp_path)
     shutil.rmtree(bundled)
     made = tmp_path / "run" / "checkpoint"
     assert tiny.files(made / "backbone") == tiny.files(works.backbone)
-    assert load(str(made), device="cpu").info.stage == "instruct"
+    assert load(LoadOptions(str(made), device="cpu")).info.stage == "instruct"
 
 
 # --- numbers ---
@@ -377,7 +377,7 @@ def test_a_run_killed_while_its_backbone_is_copied_is_not_finished(
             train.run(config, report)
     assert not (tmp_path / "run" / "checkpoint").exists()
     train.run(config, report)
-    assert load(str(tmp_path / "run"), device="cpu").info.stage == "instruct"
+    assert load(LoadOptions(str(tmp_path / "run"), device="cpu")).info.stage == "instruct"
 
 
 def test_a_finished_run_is_left_as_it_is(works, report, tmp_path, monkeypatch):
@@ -566,7 +566,7 @@ def test_an_example_whose_prompt_does_not_fit_is_counted_and_left_out(
 def test_an_answer_that_just_fits_is_not_counted_as_cut(works):
     from clara_cli.core.batch import AnswerExample, answer_batch
 
-    prompter = load(str(works.scp), device="cpu").model.prompter
+    prompter = load(LoadOptions(str(works.scp), device="cpu")).model.prompter
     example = AnswerExample("Who?", "Nora", ("It rains.",))
     room = len(answer_batch(prompter, [example], 4, 10_000).rows[0])
     fits, cut = (answer_batch(prompter, [example], 4, room - less) for less in (0, 1))

@@ -22,7 +22,7 @@ import torch
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import checks, runs, trackers
 from clara_cli.core.batch import answer_batch
-from clara_cli.core.checkpoint import load, read_info
+from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.ranks import Ranks
 from clara_cli.core.runs import RunFolder
 from clara_cli.documents.examples import read_questions
@@ -76,7 +76,7 @@ def test_the_loss_of_a_check_is_that_of_the_checkpoint_over_all_answer_tokens(
     works, report, tmp_path
 ):
     go(works, tmp_path / "run", "instruct", report, steps=2, micro_batch=2)
-    model = load(str(tmp_path / "run"), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(tmp_path / "run"), device="cpu", dtype="float32")).model
     examples = [
         train.example(question, tiny.train(Path("x"), Path("y"), Path("z"), "instruct"), rng)
         for question in train.read_questions([str(tmp_path / "run.held.jsonl")])
@@ -122,7 +122,7 @@ def test_the_best_weights_become_the_checkpoint_and_the_last_ones_stay(
     assert (best.provenance[-1]["steps"], last.provenance[-1]["steps"]) == (2, 3)
     assert best.provenance[-1]["validation"] == {"ce": 1.0}
     assert not tiny.same(run / "checkpoint", run / "checkpoint-last")
-    assert load(str(run / "checkpoint-last"), device="cpu").info.stage == "scp"
+    assert load(LoadOptions(str(run / "checkpoint-last"), device="cpu")).info.stage == "scp"
 
 
 class Stopping:
@@ -209,7 +209,7 @@ def test_two_processes_measure_what_one_does_sharded_or_not(works, report, tmp_p
         forked.ranks(lambda rank, w=work, n=name: go(works, tmp_path / n, "e2e", report, **w).steps)
         for ours, theirs in zip(checked(tmp_path / name), checked(tmp_path / "one"), strict=True):
             assert ours == {key: pytest.approx(theirs[key], abs=1e-5) for key in theirs}
-        assert load(str(tmp_path / name), device="cpu").info.stage == "e2e"
+        assert load(LoadOptions(str(tmp_path / name), device="cpu")).info.stage == "e2e"
 
 
 # --- what else is in the folder ---
@@ -408,7 +408,9 @@ def test_the_length_of_a_question_is_taken_once(works, report, monkeypatch, tmp_
     names = [field.name for field in dataclasses.fields(Question)]
     read = read_questions(config.questions)
     questions = [Counted(**{name: getattr(q, name) for name in names}) for q in read]
-    stage = train.Stage(config, load(config.init, device="cpu"), questions, Ranks(), report)
+    stage = train.Stage(
+        config, load(LoadOptions(config.init, device="cpu")), questions, Ranks(), report
+    )
     for step in range(9):
         stage.visits(step)
     assert len(taken) == len(questions)

@@ -15,7 +15,7 @@ from clara_cli.core import footprint
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.footprint import Plan, need
 from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
-from clara_cli.core.placement import Held
+from clara_cli.core.placement import BackbonePlacement
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.shapes import SHAPES
 
@@ -31,7 +31,7 @@ def folder(request, tmp_path_factory, backbone_maker) -> Path:
 
 
 def model_of(folder: Path, dtype: torch.dtype, load_in: str | None = None) -> ClaraModel:
-    held = Held(load_in)
+    held = BackbonePlacement(load_in)
     base = load_backbone(str(folder), CPU, dtype, None, held.arguments(CPU, dtype))
     memory = fresh_memory(4, base.model.get_input_embeddings().weight, torch.Generator())
     return ClaraModel(base, Prompter(base.tokenizer, 64), LoraSettings(rank=4), ROLES, *memory)

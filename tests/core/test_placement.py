@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from clara_cli.core import backbone, int8, placement
-from clara_cli.core.checkpoint import load
-from clara_cli.core.placement import Held
+from clara_cli.core.checkpoint import LoadOptions, load
+from clara_cli.core.placement import BackbonePlacement
 from clara_cli.errors import UsageError
 
 HAVE = importlib.util.find_spec("bitsandbytes") is not None
@@ -49,7 +49,11 @@ def checkpoint(tmp_path_factory, backbone_maker) -> Path:
 
 
 def open_held(checkpoint: Path, **held: str):
-    return load(str(checkpoint), device="cpu", dtype="float32", held=Held(**held)).model
+    return load(
+        LoadOptions(
+            str(checkpoint), device="cpu", dtype="float32", placement=BackbonePlacement(**held)
+        )
+    ).model
 
 
 def results(model) -> tuple[torch.Tensor, list[list[int]], float]:

@@ -12,7 +12,7 @@ import pytest
 import released
 import torch
 
-from clara_cli.core.checkpoint import load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
 
 
@@ -30,14 +30,14 @@ def refused(folder: Path, backbone: Path | str | None, ratio: int | None = None)
     """The error of opening a checkpoint; its hint says what to do."""
     with pytest.raises(ClaraError) as caught:
         named = None if backbone is None else str(backbone)
-        load(str(folder), named, device="cpu", dtype="float32", ratio=ratio)
+        load(LoadOptions(str(folder), named, device="cpu", dtype="float32", ratio=ratio))
     assert caught.value.hint
     assert "\n" not in caught.value.message
     return caught.value
 
 
 def test_what_is_right_opens_with_every_role(good, tiny_backbone):
-    model = load(str(good), str(tiny_backbone), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(good), str(tiny_backbone), device="cpu", dtype="float32")).model
     assert set(model.roles) == {"compressor", "query_reasoner", "generator"}
 
 
@@ -167,7 +167,7 @@ def test_a_missing_adapter_is_a_missing_role(copy, tiny_backbone, kept):
     if not kept:
         assert "none of encoder_adapter" in refused(copy, tiny_backbone).message
         return
-    loaded = load(str(copy), str(tiny_backbone), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(copy), str(tiny_backbone), device="cpu", dtype="float32"))
     assert len(loaded.model.roles) == len(kept)
 
 
@@ -189,7 +189,7 @@ def test_a_copy_of_the_whole_repository_is_chosen_from_by_ratio(good, tiny_backb
     for ratio in (16, 128):
         shutil.copytree(good, tmp_path / "CLaRa-7B-E2E" / f"compression-{ratio}")
     parent, how = tmp_path / "CLaRa-7B-E2E", {"device": "cpu", "dtype": "float32"}
-    loaded = load(str(parent), str(tiny_backbone), ratio=16, **how)
+    loaded = load(LoadOptions(str(parent), str(tiny_backbone), ratio=16, **how))
     assert loaded.path == parent / "compression-16"
     for ratio, expected in ((32, "it serves 16, 128"), (None, "--ratio: 16, 128")):
         error = refused(parent, tiny_backbone, ratio)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from clara_cli import app, launch
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
-from clara_cli.core.checkpoint import load, save
+from clara_cli.core.checkpoint import LoadOptions, load, save
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.evaluation import runs, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean
@@ -207,7 +207,7 @@ def test_the_query_reasoner_picks_the_nearest_memory(
 ) -> None:
     """clara's order is that of the cosines, computed here from the parts."""
     done = go(mayors, checkpoint, limit=3, top_k=3, system="clara", ratio="4", out=tmp_path / "o")
-    model = load(str(checkpoint), device="cpu", dtype="float32").model
+    model = load(LoadOptions(str(checkpoint), device="cpu", dtype="float32")).model
     for record, said in zip(lines(mayors), lines(done.predictions), strict=False):
         texts = [f"{p['title']}\n{p['text']}" for p in record["paragraphs"]]
 
@@ -232,7 +232,7 @@ def test_what_exceeds_the_window_is_left_out_and_counted(
     assert cut == {"clara": 0, "scp": 0, "closed-book": 0, "text": 1, "text+bm25": 0}
     given = hits(done.predictions, "text")["q"]
     assert given == [str(n) for n in range(len(given))] and 10 < len(given) < 60
-    model = load(str(checkpoint), device="cpu").model
+    model = load(LoadOptions(str(checkpoint), device="cpu")).model
     texts = [p["text"] for p in paragraphs]
 
     def length(n: int) -> int:
@@ -285,7 +285,7 @@ def test_what_a_corpus_does_not_hold_is_said(
 
 def supervised(checkpoint: Path, folder: Path, seed: int = 5, stage: str = "retrieval") -> Path:
     """The checkpoint with another query reasoner, as the retrieval stage leaves it."""
-    loaded = load(str(checkpoint), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(checkpoint), device="cpu", dtype="float32"))
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in loaded.model.role_parameters("query_reasoner").values():

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_cli.core.checkpoint import load, save
+from clara_cli.core.checkpoint import LoadOptions, load, save
 from clara_cli.documents.examples import read_pairs, read_questions
 
 ROOT = Path(__file__).parent.parent.parent
@@ -333,7 +333,7 @@ def test_a_run_can_begin_where_the_bundled_model_ended():
     shape, state = weights.read(BUNDLED)
     net = network.Network(network.build_model(**shape), network.Memory(64, shape["hidden"]))
     net.load_state_dict(state)
-    loaded = load(str(BUNDLED), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(BUNDLED), device="cpu", dtype="float32"))
     table = loaded.model.causal_lm.get_input_embeddings().weight
     assert torch.equal(net.model.model.embed_tokens.weight, table)
     assert torch.equal(net.memory.slots_MD.data, loaded.model.memory_MD.data)
@@ -341,7 +341,7 @@ def test_a_run_can_begin_where_the_bundled_model_ended():
 
 def test_an_export_in_eight_bits_is_a_checkpoint_too(run, packed_folder, tmp_path):
     info = module("export").export(run / "weights", packed_folder, tmp_path, torch.int8)
-    loaded = load(str(tmp_path), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(tmp_path), device="cpu", dtype="float32"))
     assert loaded.info.fingerprint == info.fingerprint
     _, state = weights.read(run / "weights")
     table = loaded.model.causal_lm.get_input_embeddings().weight
@@ -352,7 +352,7 @@ def test_an_export_in_eight_bits_is_a_checkpoint_too(run, packed_folder, tmp_pat
 def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pieces, tok, tmp_path):
     """Same memory and the same prompt from the training script and from the product."""
     module("export").export(run / "weights", packed_folder, tmp_path / "out", torch.float32)
-    loaded = load(str(tmp_path / "out"), device="cpu", dtype="float32")
+    loaded = load(LoadOptions(str(tmp_path / "out"), device="cpu", dtype="float32"))
     assert loaded.info.ratios == (4, 8, 16, 32, 64) and loaded.model.slots == 64
     shape, state = weights.read(run / "weights")
     net = network.Network(network.build_model(**shape), network.Memory(64, shape["hidden"]))
@@ -382,13 +382,13 @@ def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pie
 
 def test_what_ships_is_half_the_size_and_answers_the_same(monkeypatch, tmp_path):
     ship = module("ship")
-    before, source = load("nano", device="cpu", dtype="float32"), tmp_path / "source"
+    before, source = load(LoadOptions("nano", device="cpu", dtype="float32")), tmp_path / "source"
     for parameter in before.model.role_parameters("compressor").values():
         parameter.data += 1e-5 * torch.randn(parameter.shape)  # what was shipped is rounded
     info = save(before.model, before.info, source, BUNDLED / "backbone")
     out = tmp_path / "shipped"
     ship.main([str(source), str(out)])
-    after = load(str(out), device="cpu", dtype="float32")
+    after = load(LoadOptions(str(out), device="cpu", dtype="float32"))
     sizes = [(folder / "generator" / "adapter_model.safetensors") for folder in (source, out)]
     assert sizes[1].stat().st_size < 0.55 * sizes[0].stat().st_size
     rows = [before.model.prompter.passage("Elmgate\nNora Velden is mayor of Elmgate.")]

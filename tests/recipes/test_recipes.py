@@ -15,6 +15,7 @@ from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.core.checkpoint import read_info
 from clara_cli.core.model import LoraSettings
 from clara_cli.fields import read_recipe, with_recipe
+from clara_cli.records import NullReport
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*/*.toml"))
@@ -59,16 +60,6 @@ MODELS = sorted({recipe.parent.name for recipe in RECIPES if (recipe.parent / "s
 QUICK = {"steps": 2, "batch_size": 2, "micro_batch": 2, "device": "cpu", "dtype": "float32"}
 
 
-class Quiet:
-    """A report nobody listens to."""
-
-    def progress(self, progress) -> None: ...
-
-    def note(self, message: str) -> None: ...
-
-    def warn(self, message: str) -> None: ...
-
-
 def data(folder: Path) -> tuple[Path, Path]:
     """Two pairs of each kind, and two questions with pools of six."""
     towns = [("Elmgate", "Nora"), ("Quarrel", "Max"), ("Redwater", "Lia")]
@@ -96,12 +87,12 @@ def test_the_recipes_of_a_model_run_one_after_the_other(model, tiny_backbone, tm
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if stage == "scp":
             config = PretrainConfig(pairs=(str(pairs),), backbone=str(tiny_backbone), **values)
-            done = pretrain.run(config, Quiet())
+            done = pretrain.run(config, NullReport())
         else:
             before = Path(header(recipe, "before")[0]).stem
             init = str(tmp_path / before)
             config = TrainConfig(questions=(str(questions),), stage=stage, init=init, **values)
-            done = train.run(config, Quiet())
+            done = train.run(config, NullReport())
         assert done.steps == 2 and math.isfinite(done.ce) and done.ce > 0
         info = read_info(tmp_path / stage / "checkpoint")
         assert info.stage == stage and info.lora == LoraSettings(16, 32, info.lora.dropout)
