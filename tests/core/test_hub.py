@@ -236,9 +236,10 @@ def test_a_fixture_checkpoint_loads_by_hub_id(fake_hub, shared):
     source = shared / "reference" / "fixtures" / "mistral_256_32" / "ckpt_stage2"
     fake_hub.files = {f"compression-32/{p.name}": p.read_bytes() for p in source.iterdir()}
     backbone = shared / "reference" / "backbones" / "mistral-tiny"
-    load = "__import__('clara_cli.core.checkpoint', fromlist=['load']).load"
+    module = "__import__('clara_cli.core.checkpoint', fromlist=['load'])"
+    options = f"n, backbone={str(backbone)!r}, device='cpu', ratio=32"
     code = (
-        f"[{load}(n, backbone={str(backbone)!r}, device='cpu', ratio=32).info.fingerprint "
+        f"[{module}.load({module}.LoadOptions({options})).info.fingerprint "
         f"for n in ('apple/test', {str(source)!r})]"
     )
     run = fake_hub.run(code)

@@ -18,6 +18,7 @@ from clara_cli.core.batch import (
     retrieval_batch,
     scp_batch,
 )
+from clara_cli.core.checkpoint import LoadOptions
 from clara_cli.core.losses import alignment_mse
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS
@@ -45,8 +46,8 @@ class Case:
 
     def load(self, stage: str, checkpointing: bool = False) -> ClaraModel:
         folder = self.folder / f"ckpt_{stage}"
-        where = (str(self.backbone), torch.device("cpu"), torch.float32)
-        model = load_released(folder, "recorded", *where, dropout=0.0).model
+        options = LoadOptions("recorded", str(self.backbone), "cpu", "float32")
+        model = load_released(folder, options, dropout=0.0).model
         if checkpointing:
             model.checkpoint_layers()
             model.train()
