@@ -14,7 +14,8 @@ class Scorecard:
     average; `ms_per_question` is query, search and generation, with memory compressed before;
     `bytes_per_passage` what keeping a passage takes. `best` names the scores in which the row is
     highest by a significant difference. The questions for which memory did not suffice
-    (`out_of_memory`) are in no figure.
+    (`out_of_memory`), and those unanswered for another reason (`unanswered`; `error` is the first
+    one's), are in no figure.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Scorecard:
     bytes_per_passage: float | None
     best: tuple[str, ...] = field(default=(), metadata={"json": False})
     out_of_memory: int = field(default=0, metadata={"json": "where set"})
+    unanswered: int = field(default=0, metadata={"json": "where set"})
+    error: str = field(default="", metadata={"json": "where set"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,27 @@ class PublishedResult:
     """What `bench --published` alone prints; the keys of its JSON line."""
 
     published: tuple[PublishedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemState:
+    """A system `bench` knows of. `state`: runs here, needs an extra, needs weights, or reported
+    only; `needs` is what to install, `weights` its default ones, `why` what it is."""
+
+    name: str
+    kind: str
+    state: str
+    needs: str
+    licence: str
+    weights: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SystemsResult:
+    """What `bench --list-systems` prints; the keys of its JSON line."""
+
+    systems: tuple[SystemState, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from clara_cli.measures import (
     Scorecard,
     SpeedResult,
     Survival,
+    SystemsResult,
 )
 
 WIDE = 98  # columns the whole table takes; below, it shows the scores alone
@@ -55,6 +56,8 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
                 f"{row.name}{ratio}: out of memory on {row.out_of_memory:,} questions, "
                 "which are in none of its figures"
             )
+        if row.error:
+            lines.append(f"{row.name}: no answer to {row.unanswered:,} questions: {row.error}")
     if r.survival:
         lines += ["facts a paraphrase from memory still has (numbers and names found by rule)"]
         lines += [_survived(entry) for entry in r.survival]
@@ -140,6 +143,21 @@ def _reported(r: PublishedResult, only: str | None) -> list[Any]:
     return [said, *_published(r.published)]
 
 
+def _listed(r: SystemsResult, only: str | None) -> list[Any]:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=WIDE)
+    for name, width in (("system", 21), ("state", 14), ("licence", 21), ("what it is", None)):
+        table.add_column(name, width=width)
+    for s in r.systems:
+        table.add_row(*(Text(cell) for cell in (s.name, s.state, s.licence, s.why)))
+    needs = dict.fromkeys(f"{s.state}: {s.needs}" for s in r.systems if s.state == "needs an extra")
+    return [
+        table,
+        *needs,
+        "needs weights: NAME fetches them from the Hub (--json says which); NAME=ID takes others,",
+        "  by Hub id or folder; NAME=DIR runs its own code in an environment you make",
+    ]
+
+
 def _compared(r: CompareResult, only: str | None) -> list[Any]:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("system", "ratio", "metric", "n", "first", "second", "change", "p"):
@@ -201,4 +219,5 @@ LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {
     CompareResult: _compared,
     PublishedResult: _reported,
     SpeedResult: _sped,
+    SystemsResult: _listed,
 }

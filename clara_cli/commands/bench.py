@@ -20,6 +20,7 @@ from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.compare import compare_runs
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.report import write_reports
+from clara_cli.evaluation.rivals import registry
 from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
@@ -30,21 +31,24 @@ from clara_cli.measures import (
     PublishedResult,
     SpeedResult,
     Survival,
+    SystemsResult,
 )
 from clara_cli.records import Report
 
-Result = BenchResult | CompareResult | PublishedResult | SpeedResult
+Result = BenchResult | CompareResult | PublishedResult | SpeedResult | SystemsResult
 
 
 def run(config: BenchConfig, report: Report) -> Result:
     """Compare systems on a data set; or, where asked for instead, two earlier runs, the papers'
-    figures alone, or how fast this machine is.
+    figures alone, how fast this machine is, or which systems there are.
 
     Raises:
         Interrupted: on Ctrl-C; whole batches of questions are kept in `out`.
         ArtefactError: where `out` holds a run with other settings.
     """
     config.check()
+    if config.list_systems:
+        return SystemsResult(registry.states())
     if config.compare is not None:
         return compare_runs(Path(config.compare[0]), Path(config.compare[1]), config.seed)
     if config.speed:

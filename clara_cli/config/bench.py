@@ -21,6 +21,7 @@ class BenchConfig(CheckpointOptions):
       clara bench --dataset squad.jsonl --setting corpus --corpus sample.clara
       clara bench --compare report-before report-after
       clara bench --speed --shape qwen3-0.6b --random-weights
+      clara bench --list-systems
     """
 
     dataset: str | None = option(
@@ -46,7 +47,14 @@ class BenchConfig(CheckpointOptions):
         "Checkpoint of train --stage retrieval, whose query reasoner picks for sup.", None, MODEL
     )
     system: str = option(
-        "Systems to compare, comma-separated.", "clara,scp,closed-book,text,text+bm25", METHOD
+        "Systems to compare, comma-separated, as --list-systems shows them.",
+        "clara,scp,closed-book,text,text+bm25",
+        METHOD,
+    )
+    list_systems: bool = option(
+        "List every system and rival with its licence and what it needs to run here, and stop.",
+        False,
+        OUTPUT,
     )
     ratio: str | None = option(
         "Ratios, comma-separated; default: the checkpoint's or the corpus's own.", None, METHOD
@@ -95,6 +103,7 @@ class BenchConfig(CheckpointOptions):
             "--dataset": self.dataset is not None,
             "--compare": self.compare is not None,
             "--speed": self.speed,
+            "--list-systems": self.list_systems,
         }
         given = [flag for flag, there in asked.items() if there]
         if given[1:]:

@@ -15,6 +15,7 @@ _PLOTS = {
     "controls": "Controls: whose answer is it?",
     "time": "Time of a question",
 }
+_WORDED = ("second", "metric", "source", "first error")  # columns of words, not figures
 _MARK = "marks the highest by a significant paired difference (p < 0.05) to the next."
 _STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--card:#f7f8fa;--ink:#1d2431;--soft:#5d677a;
@@ -96,7 +97,7 @@ def _section(table: Table) -> str:
 
 def _grid(table: Table) -> str:
     e = html.escape
-    worded = {i for i, name in enumerate(table.columns) if name in ("second", "metric", "source")}
+    worded = {i for i, name in enumerate(table.columns) if name in _WORDED}
     head = "".join(
         f'<th class="words">{e(name)}</th>' if i in worded else f"<th>{e(name)}</th>"
         for i, name in enumerate(table.columns)

@@ -20,10 +20,12 @@ from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls, datasets
 from clara_cli.evaluation.memory import ComputedMemories, Memories, StoredMemories
 from clara_cli.evaluation.pools import Case, Library
+from clara_cli.evaluation.rivals.build import Workbench, build_systems
+from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.runs import BATCH, Row
 from clara_cli.evaluation.settings import FIRST_STAGE, Cases
 from clara_cli.evaluation.supervised import add_supervised
-from clara_cli.evaluation.systems import build, check_names, check_roles
+from clara_cli.evaluation.systems import MemorySystem, Reader, check_roles
 from clara_cli.records import Report
 
 
@@ -39,13 +41,13 @@ class Plan:
     slots: dict[int, int]
     controls: tuple[str, ...]
     corpus: Corpus | None
+    rivals: tuple[str, ...] = ()
 
 
 def check(config: BenchConfig, corpus: Corpus | None) -> None:
     """Refuse what can be seen to be wrong before anything is loaded."""
     wanted = controls.parse(config.control, config.setting)
-    systems = split_list(config.system, "--system")
-    check_names(systems)
+    systems = [spec.name for spec in parse_systems(config.system)]
     if "sup" in systems and config.sup_model is None:
         hint = "name a checkpoint of clara train --stage retrieval with --sup-model"
         raise UsageError("--system sup: no --sup-model", hint)
@@ -62,7 +64,8 @@ def prepare(
     report: Report,
 ) -> Plan:
     """Cut the passages, build the rows."""
-    systems = split_list(config.system, "--system")
+    specs = parse_systems(config.system)
+    systems = [spec.name for spec in specs]
     wanted = controls.parse(config.control, config.setting)
     check_roles(systems, loaded)
     if config.sup_model is not None:
@@ -75,12 +78,14 @@ def prepare(
     slots = pick_slots(config, loaded, corpus)
     memories = make_memories(config, loaded, library, corpus)
     torch.manual_seed(config.seed)
-    built = build(systems, slots, loaded, memories, config.top_k, config.max_new_tokens)
-    rows = [Row(system) for system in built]
+    reader = Reader(loaded, config.max_new_tokens)
+    bench = Workbench(reader, memories, slots, config.top_k, report.warn)
+    rows = [Row(system) for system in build_systems(specs, bench)]
     for control in wanted:
         rows += control_rows(control, rows, cases, made, library, config)
     say_what_is_special(config, loaded, systems, cases, report)
-    return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus)
+    rivals = tuple(spec.identity for spec in specs if not spec.own)
+    return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus, rivals)
 
 
 def control_rows(
@@ -97,7 +102,7 @@ def control_rows(
         return []
     if control == "none":
         empty = controls.no_documents(cases)
-        first = next((s for s in readers if s.ratio is not None), None)
+        first = next((s for s in readers if isinstance(s, MemorySystem)), None)
         return [] if first is None else [Row(first, control, empty)]
     if control == "wrong":
         changed = controls.wrong_documents(cases)
@@ -198,9 +203,11 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
         for name, tensor in sorted(role_tensors(plan.loaded.model, role).items()):
             weights.update(f"{role} {name}".encode() + tensor.float().numpy().tobytes())
     corpus = plan.corpus
-    held = {} if config.load_in is None else {"load_in": config.load_in}
+    unusual: dict[str, Any] = {} if config.load_in is None else {"load_in": config.load_in}
+    if plan.rivals:
+        unusual["rivals"] = list(plan.rivals)
     return {
-        **held,
+        **unusual,
         "dataset": config.dataset,
         "form": plan.dataset.form,
         "revision": plan.dataset.revision,

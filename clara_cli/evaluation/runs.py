@@ -3,8 +3,9 @@
 A line of predictions.jsonl is one answer; measures.jsonl holds its counts and times at the same
 line. Questions are answered in batches that follow from their positions alone, and both files are
 cut back to whole batches when a run goes on, so that a resumed run's predictions are those of an
-uninterrupted one. A question for which a system's memory did not suffice has no prediction (null):
-that is no wrong answer. Knows nothing of scores.
+uninterrupted one. A question a system could not answer has no prediction (null), and its line of
+measures says why: that is no wrong answer. Where the reason may pass (a server away, an extra
+missing; not memory), a run that goes on asks again. Knows nothing of scores.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.files import locked, make_folder, write_atomic
 from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.pools import Case
-from clara_cli.evaluation.systems import Asked, Prediction, System
+from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
 from clara_cli.records import Progress, Report
 
 BATCH = 8  # questions answered together: those at positions 0-7, 8-15, ... of the data set
@@ -106,6 +107,8 @@ def answer_all(
             return done
 
         done = ranks.lead(begin)
+        if folder is not None:
+            _ask_again(answered, rows, cases, done, folder, ranks)
         if folder is not None and ranks.first:
             write = keep.enter_context(_writing(folder))
             if done:
@@ -132,6 +135,42 @@ def _writing(folder: Path) -> Iterator[Callable[[Sequence[tuple[Line, Line]]], N
         yield write
 
 
+def _ask_again(
+    answered: Answered,
+    rows: Sequence[Row],
+    cases: Sequence[Case],
+    done: int,
+    folder: Path,
+    ranks: Ranks,
+) -> None:
+    """Answer the failures among the first `done` questions again, a system's batch as a whole, so
+    that its answers are those of a run without failures."""
+    order = list(_order(rows, cases, range(done)))
+    failed = ranks.lead(
+        lambda: sorted(
+            {
+                (number // BATCH, place)
+                for (number, place), measure in zip(order, answered.measures, strict=True)
+                if "error" in measure
+            }
+        )
+    )
+    lines_at = {key: line for line, key in enumerate(order)}
+    for first in range(0, len(failed), ranks.size):
+        own = failed[first + ranks.rank : first + ranks.rank + 1]
+        again = [
+            ((number, place), lines)
+            for batch, place in own
+            for number, lines in _row_batch(rows[place], cases, batch * BATCH)
+        ]
+        for key, (prediction, measure) in (pair for part in ranks.gathered(again) for pair in part):
+            if ranks.first:
+                answered.predictions[lines_at[key]] = prediction
+                answered.measures[lines_at[key]] = measure
+        if ranks.first:
+            _rewrite(folder, answered)
+
+
 def _show(report: Report, first: int, total: int) -> None:
     report.progress(Progress("bench", min(first + BATCH, total), total, "questions"))
 
@@ -139,19 +178,38 @@ def _show(report: Report, first: int, total: int) -> None:
 def _batch(rows: Sequence[Row], cases: Sequence[Case], first: int) -> Iterator[tuple[Line, Line]]:
     """The lines of the questions from `first` on, question by question, one a row that answers
     it."""
-    numbers = range(first, min(first + BATCH, len(cases)))
-    said: dict[tuple[int, int], tuple[Line, Line]] = {}
-    for place, row in enumerate(rows):
-        own = {n: case for n in numbers if (case := row.case(n, cases)) is not None}
-        answers = _answers(row.system, list(own.values()))
-        for (number, case), answer in zip(own.items(), answers, strict=True):
-            said[number, place] = _prediction(row, case, answer), _measure(answer)
+    said = {
+        (number, place): lines
+        for place, row in enumerate(rows)
+        for number, lines in _row_batch(row, cases, first)
+    }
     for key in sorted(said):
         yield said[key]
 
 
-def _answers(system: System, cases: Sequence[Case]) -> list[Prediction | None]:
-    """A system's answers; one by one where memory does not suffice for all together, and None
+def _row_batch(
+    row: Row, cases: Sequence[Case], first: int
+) -> Iterator[tuple[int, tuple[Line, Line]]]:
+    """One row's lines of the questions from `first` on, with their numbers."""
+    numbers = range(first, min(first + BATCH, len(cases)))
+    own = {n: case for n in numbers if (case := row.case(n, cases)) is not None}
+    answers = _answers(row.system, list(own.values()))
+    for (number, case), answer in zip(own.items(), answers, strict=True):
+        yield number, (_prediction(row, case, answer), _measure(answer))
+
+
+def _order(
+    rows: Sequence[Row], cases: Sequence[Case], numbers: Iterable[int]
+) -> Iterator[tuple[int, int]]:
+    """(question, row) of each line, in the order of the files."""
+    for number in numbers:
+        for place, row in enumerate(rows):
+            if row.case(number, cases) is not None:
+                yield number, place
+
+
+def _answers(system: System, cases: Sequence[Case]) -> list[Prediction | Failure]:
+    """A system's answers; one by one where memory does not suffice for all together, and a failure
     where it does not suffice for one."""
     if not cases:
         return []
@@ -164,30 +222,31 @@ def _answers(system: System, cases: Sequence[Case]) -> list[Prediction | None]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(cases) == 1:
-        return [None]
+        return [Failure("out of memory", out_of_memory=True)]
     return [answer for case in cases for answer in _answers(system, [case])]
 
 
-def _prediction(row: Row, case: Case, said: Prediction | None) -> Line:
+def _prediction(row: Row, case: Case, answer: Prediction | Failure) -> Line:
+    text, hits = (answer.text, answer.hits) if isinstance(answer, Prediction) else (None, ())
     return {
         "system": row.name,
         "ratio": row.ratio,
         "id": case.question.id,
         "question": case.question.question,
-        "prediction": None if said is None else said.text,
+        "prediction": text,
         "golden_answers": list(case.question.answers),
-        "hits": [] if said is None else list(said.hits),
+        "hits": list(hits),
         "gold": list(case.gold),
     }
 
 
-def _measure(said: Prediction | None) -> Line:
-    if said is None:
-        return {"out_of_memory": True}
-    seconds = {phase: round(value, 6) for phase, value in said.seconds.items()}
+def _measure(answer: Prediction | Failure) -> Line:
+    if isinstance(answer, Failure):
+        return {"out_of_memory": True} if answer.out_of_memory else {"error": answer.error}
+    seconds = {phase: round(value, 6) for phase, value in answer.seconds.items()}
     return {
-        "context_tokens": said.context_tokens,
-        "truncated": said.truncated,
+        "context_tokens": answer.context_tokens,
+        "truncated": answer.truncated,
         "seconds": seconds,
     }
 
@@ -222,10 +281,8 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
     for first in range(0, len(cases), BATCH):
         last = min(first + BATCH, len(cases))
         expected = [
-            (row.name, row.ratio, case.question.id)
-            for number in range(first, last)
-            for row in rows
-            if (case := row.case(number, cases)) is not None
+            (rows[place].name, rows[place].ratio, cases[number].question.id)
+            for number, place in _order(rows, cases, range(first, last))
         ]
         if kept + len(expected) > min(len(predictions), len(measures)):
             break
@@ -236,14 +293,17 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
                 raise ArtefactError(what, "delete the folder and run again")
         kept, done = kept + len(expected), last
     answered = Answered(predictions[:kept], measures[:kept])
-    for name, lines, found in (
-        (PREDICTIONS, answered.predictions, len(predictions)),
-        (MEASURES, answered.measures, len(measures)),
-    ):
-        whole = (folder / name).exists() and (folder / name).read_bytes().endswith(b"\n")
-        if found > kept or not whole:
-            write_atomic(folder / name, b"".join(map(encode, lines)))
+    paths = [folder / name for name in (PREDICTIONS, MEASURES)]
+    whole = all(path.exists() and path.read_bytes().endswith(b"\n") for path in paths)
+    if len(predictions) > kept or len(measures) > kept or not whole:
+        _rewrite(folder, answered)
     return answered, done
+
+
+def _rewrite(folder: Path, answered: Answered) -> None:
+    """Write both files anew."""
+    write_atomic(folder / PREDICTIONS, b"".join(map(encode, answered.predictions)))
+    write_atomic(folder / MEASURES, b"".join(map(encode, answered.measures)))
 
 
 def read_lines(path: Path) -> list[Line]:

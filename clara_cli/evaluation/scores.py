@@ -57,11 +57,12 @@ def score(
     bytes_per_passage: float | None,
 ) -> Scored:
     """One row's scores. Questions without a gold answer are left out of the answer scores, those
-    without gold paragraphs out of the ranking's, and those that memory did not suffice for out of
-    everything; a score nothing can be said about is None."""
+    without gold paragraphs out of the ranking's, and those without an answer out of everything; a
+    score nothing can be said about is None."""
     values = per_answer(predictions)
     told = {key: [x for x in values[key] if x is not None] for key in ANSWER_SCORES}
-    answered = [m for m in measures if not m.get("out_of_memory")]
+    answered = [m for m in measures if "seconds" in m]
+    errors = [str(m["error"]) for m in measures if "error" in m]
     phases = {p: _mean([1000 * m["seconds"][p] for m in answered]) for p in PHASES}
     intervals = {key: interval(found, seed) for key, found in told.items() if found}
     judged = [
@@ -82,7 +83,9 @@ def score(
         ms_per_question=_rounded(_mean([_answering(m) for m in answered])),
         context_tokens=_rounded(_mean([m["context_tokens"] for m in answered])),
         bytes_per_passage=None if bytes_per_passage is None else round(bytes_per_passage, 1),
-        out_of_memory=len(measures) - len(answered),
+        out_of_memory=len(measures) - len(answered) - len(errors),
+        unanswered=len(errors),
+        error=errors[0] if errors else "",
     )
     ids = tuple(p["id"] for p in predictions)
     return Scored(card, ids, values, _ranking(judged, top_k), phases)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from clara_cli.core.backbone import window
 from clara_cli.core.checkpoint import Loaded
-from clara_cli.errors import ArtefactError, DataError, UsageError, nearest
+from clara_cli.errors import ArtefactError, DataError
 from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.pools import Piece, Pool
 from clara_cli.search.exact import rescore, scan
 
-NAMES = ("clara", "sup", "scp", "closed-book", "text", "text+bm25")
-BY_RATIO = ("clara", "sup", "scp")
+MEMORY = ("clara", "sup", "scp")  # they read memory, and have a row a ratio
 SUP_ROLE = "sup"  # the query reasoner of another checkpoint, beside this one's roles
 PHASES = ("query", "search", "compress", "generate")
 
@@ -41,6 +40,30 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a system has no answer to a question, in one line: that is no wrong answer."""
+
+    error: str
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer, read from the first `kept` of the texts given."""
+
+    text: str
+    kept: int
+
+
+class TextReader(Protocol):
+    """Answers from passages as text."""
+
+    def read(self, batch: Sequence[tuple[str, Sequence[str]]]) -> list[Reading | Failure]:
+        """Answer (question, texts) pairs together, greedily. The last whole texts that do not fit
+        the window are left out."""
+
+
+@dataclass(frozen=True)
 class Asked:
     """A question and the passages it is to be answered from."""
 
@@ -55,7 +78,7 @@ class System(Protocol):
     ratio: int | None
     chooses: bool
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
+    def answer(self, batch: Sequence[Asked]) -> Sequence[Prediction | Failure]:
         """Answer questions together; greedy, so the same batch gives the same answers. What was
         done together is timed together, each question taking an equal share."""
 
@@ -94,6 +117,22 @@ class Reader:
             f"{self.max_new_tokens} new ones that exceeds the window of {self.limit}",
             "lower --max-new-tokens, or leave the question out",
         )
+
+    def read(self, batch: Sequence[tuple[str, Sequence[str]]]) -> list[Reading | Failure]:
+        """The bare backbone's answers to (question, texts) pairs."""
+        fitted = [self._fit_texts(question, texts) for question, texts in batch]
+        answers = self.generate([ids for ids, _ in fitted], None)
+        return [Reading(text, kept) for text, (_, kept) in zip(answers, fitted, strict=True)]
+
+    def _fit_texts(self, question: str, texts: Sequence[str]) -> tuple[list[int], int]:
+        prompter = self.prompter
+        return self.fit(
+            question, len(texts), lambda n: prompter.prompt(prompter.text_chat(question, texts[:n]))
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """The backbone's tokens of a text."""
+        return len(self.prompter.offsets(text))
 
     def generate(
         self, prompts: Sequence[list[int]], memories: Sequence[Tensor] | None
@@ -214,67 +253,136 @@ class MemorySystem:
         return [pool.pieces[i] for i in order], time.monotonic() - began
 
 
+@dataclass(frozen=True)
+class Extract:
+    """What a text reader is given of a passage: the passage itself, or what a compressor left of
+    it; `tokens` are the backbone's."""
+
+    piece: Piece
+    text: str
+    tokens: int
+
+
+class Picker(Protocol):
+    """Chooses the passages a text reader is given. `chooses`: from the pool, else from the passages
+    given."""
+
+    chooses: bool
+
+    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+        """The passages of each question, best first."""
+
+
+class TextCompressor(Protocol):
+    """Shortens passages. `asks`: it needs the question, so that it works while one answers."""
+
+    asks: bool
+
+    def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
+        """What is left of the passages, in the order it is to be read; one of which nothing is left
+        is not there."""
+
+
+class AllGiven:
+    """Every passage given, in its order."""
+
+    chooses = False
+
+    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+        """The passages as they come."""
+        return [asked.pool.pieces for asked in batch]
+
+
+class NoneGiven:
+    """No passage: the closed book."""
+
+    chooses = False
+
+    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+        """Nothing."""
+        return [() for _ in batch]
+
+
+@dataclass(frozen=True)
+class BM25Picker:
+    """The `top_k` passages of the pool by BM25."""
+
+    top_k: int
+    chooses = True
+
+    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+        """The best by BM25; fewer where too few share a word with the question."""
+        return [asked.pool.bm25(asked.question, self.top_k) for asked in batch]
+
+
 class TextSystem:
-    """The backbone without adapters: `closed-book` reads nothing, `text` the passages given,
-    `text+bm25` the top k by BM25."""
+    """Passages as text: picked, perhaps compressed, then read. `closed-book` reads nothing, `text`
+    the passages given, `text+bm25` the top k by BM25; rivals put other parts in these places."""
 
-    ratio: int | None = None
-
-    def __init__(self, reader: Reader, name: str, top_k: int) -> None:
-        self.name, self._reader, self._top_k = name, reader, top_k
-        self.chooses = name == "text+bm25"
+    def __init__(
+        self,
+        name: str,
+        reader: TextReader,
+        picker: Picker,
+        compressor: TextCompressor | None = None,
+        ratio: int | None = None,
+    ) -> None:
+        self.name, self.ratio, self.chooses = name, ratio, picker.chooses
+        self._reader, self._picker, self._compressor = reader, picker, compressor
 
     def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
         """The texts themselves."""
-        if self.name == "closed-book" or not texts:
+        if isinstance(self._picker, NoneGiven) or not texts:
             return None
         return sum(len(text.encode("utf-8", "replace")) for text in texts) / len(texts)
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
-        """Pick (text+bm25), fit, generate."""
-        picked = [self._given(asked) for asked in batch]
+    def answer(self, batch: Sequence[Asked]) -> list[Prediction | Failure]:
+        """Pick, compress, read."""
         began = time.monotonic()
-        for one in picked:
-            self._fit(one)
-        texts = self._reader.generate([one.prompt for one in picked], None)
-        share = (time.monotonic() - began) / len(batch)
-        for one in picked:
-            one.seconds["generate"] = share
+        picked = self._picker.pick(batch)
+        seconds = dict.fromkeys(PHASES, 0.0)
+        seconds["search"] = _share(began, batch)
+        began = time.monotonic()
+        extracts = [
+            self._extracts(asked.question, pieces)
+            for asked, pieces in zip(batch, picked, strict=True)
+        ]
+        if self._compressor is not None:
+            seconds["search" if self._compressor.asks else "compress"] += _share(began, batch)
+        began = time.monotonic()
+        tasks = [
+            (asked.question, [extract.text for extract in own])
+            for asked, own in zip(batch, extracts, strict=True)
+        ]
+        readings = self._reader.read(tasks)
+        seconds["generate"] = _share(began, batch)
         return [
-            one.said(text, sum(piece.tokens for piece in one.pieces[: one.kept]))
-            for one, text in zip(picked, texts, strict=True)
+            reading if isinstance(reading, Failure) else _prediction(reading, own, seconds)
+            for reading, own in zip(readings, extracts, strict=True)
         ]
 
-    def _given(self, asked: Asked) -> _Picked:
-        seconds = dict.fromkeys(PHASES, 0.0)
-        if not self.chooses:
-            pieces = () if self.name == "closed-book" else asked.pool.pieces
-            return _Picked(asked, pieces, seconds)
-        began = time.monotonic()
-        pieces = asked.pool.bm25(asked.question, self._top_k)
-        seconds["search"] = time.monotonic() - began
-        return _Picked(asked, pieces, seconds)
-
-    def _fit(self, one: _Picked) -> None:
-        prompter, texts = self._reader.prompter, [piece.text for piece in one.pieces]
-        one.prompt, one.kept = self._reader.fit(
-            one.asked.question,
-            len(texts),
-            lambda n: prompter.prompt(prompter.text_chat(one.asked.question, texts[:n])),
-        )
+    def _extracts(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
+        if self._compressor is None:
+            return [Extract(piece, piece.text, piece.tokens) for piece in pieces]
+        return self._compressor.compress(question, pieces)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse an unknown or repeated name.
+def _share(began: float, batch: Sequence[Asked]) -> float:
+    """An equal share, for each question, of the seconds since `began`."""
+    return (time.monotonic() - began) / len(batch)
 
-    Raises:
-        UsageError: naming it.
-    """
-    for name in names:
-        if name not in NAMES:
-            raise UsageError(f"--system {name!r}: no such system", nearest(name, NAMES))
-    if len(set(names)) < len(names):
-        raise UsageError(f"--system {','.join(names)}: one is named twice", "name each once")
+
+def _prediction(
+    reading: Reading, extracts: Sequence[Extract], seconds: dict[str, float]
+) -> Prediction:
+    kept = extracts[: reading.kept]
+    return Prediction(
+        reading.text,
+        _ids([extract.piece for extract in kept]),
+        sum(extract.tokens for extract in kept),
+        len(kept) < len(extracts),
+        dict(seconds),
+    )
 
 
 def check_roles(names: Sequence[str], loaded: Loaded) -> None:
@@ -284,30 +392,25 @@ def check_roles(names: Sequence[str], loaded: Loaded) -> None:
         ArtefactError: naming the role.
     """
     for role in ("compressor", "generator"):
-        if set(names) & set(BY_RATIO) and role not in loaded.model.roles:
-            others = ",".join(name for name in NAMES if name not in BY_RATIO)
+        if set(names) & set(MEMORY) and role not in loaded.model.roles:
+            others = "closed-book,text,text+bm25"
             hint = f"use another --model, or --system {others}"
             raise ArtefactError(f"{loaded.path}: no {role} in this checkpoint", hint)
 
 
 def build(
-    names: Sequence[str],
-    slots: dict[int, int],
-    loaded: Loaded,
-    memories: Memories,
-    top_k: int,
-    max_new_tokens: int,
+    name: str, slots: dict[int, int], reader: Reader, memories: Memories, top_k: int
 ) -> list[System]:
-    """The systems named, those that read memory once per ratio; `slots` gives each ratio's M."""
-    reader = Reader(loaded, max_new_tokens)
-    picks = {"clara": (loaded.model.query_role, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
-    made: list[System] = []
-    for name in names:
-        if name in BY_RATIO:
-            made.extend(
-                MemorySystem(name, reader, memories, m, ratio, picks[name])
-                for ratio, m in slots.items()
-            )
-        else:
-            made.append(TextSystem(reader, name, top_k))
-    return made
+    """One of our own systems; one that reads memory once per ratio (`slots` gives each one's M)."""
+    if name in MEMORY:
+        picks = {"clara": (reader.model.query_role, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
+        return [
+            MemorySystem(name, reader, memories, m, ratio, picks[name])
+            for ratio, m in slots.items()
+        ]
+    pickers: dict[str, Picker] = {
+        "closed-book": NoneGiven(),
+        "text": AllGiven(),
+        "text+bm25": BM25Picker(top_k),
+    }
+    return [TextSystem(name, reader, pickers[name])]

@@ -52,6 +52,8 @@ def tables(
     plain = [row for row in scored if "/" not in row.card.name]
     said = [_scores("Answers", "% with the 95 % bootstrap interval", plain)]
     said += [_retrieval(plain), _cost(plain), _time(plain)]
+    if any(row.card.error for row in scored):
+        said.append(_errors(scored))
     for name, meaning in _CONTROLS.items():
         rows = [row for row in scored if row.card.name.endswith(f"/{name}")]
         if rows:
@@ -79,7 +81,10 @@ def _scores(heading: str, about: str, rows: Sequence[Scored]) -> Table:
     cells: list[list[Cell | str]] = []
     for row in rows:
         card = row.card
-        line: list[Cell | str] = [label(card), f"{len(row.ids) - card.out_of_memory:,}"]
+        line: list[Cell | str] = [
+            label(card),
+            f"{len(row.ids) - card.out_of_memory - card.unanswered:,}",
+        ]
         for key, value in (("em", card.em), ("f1", card.f1), ("cover_em", card.cover_em)):
             ends = card.ci95.get(key)
             note = "" if ends is None else f"[{', '.join(map(percent, ends))}]"
@@ -109,11 +114,22 @@ def _cost(rows: Sequence[Scored]) -> Table:
         card = row.card
         kept = "-" if card.bytes_per_passage is None else f"{card.bytes_per_passage:,.0f}"
         line = [label(card), _figure(card.context_tokens), kept, f"{card.truncated:,}"]
-        cells.append([*line, f"{card.out_of_memory:,}"])
+        cells.append([*line, f"{card.out_of_memory:,}", f"{card.unanswered:,}"])
     columns = ["system", "context tokens", "bytes a passage", "truncated", "out of memory"]
     about = "truncated: questions whose last passages did not fit the window; questions out of "
-    about += "memory are in no figure"
-    return _made("Cost of a question", columns, cells, about)
+    about += "memory and unanswered ones are in no figure"
+    return _made("Cost of a question", [*columns, "unanswered"], cells, about)
+
+
+def _errors(rows: Sequence[Scored]) -> Table:
+    cells = [
+        [label(row.card), f"{row.card.unanswered:,}", row.card.error]
+        for row in rows
+        if row.card.error
+    ]
+    about = "their questions are in no figure of the row and in no paired test with it; the same "
+    about += "command asks them again"
+    return _made("Unanswered", ["system", "questions", "first error"], cells, about)
 
 
 def _time(rows: Sequence[Scored]) -> Table:

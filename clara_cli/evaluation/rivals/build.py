@@ -1,0 +1,51 @@
+"""From `--system` to the rows of a comparison: our own systems, and rivals that open when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from clara_cli.errors import UsageError
+from clara_cli.evaluation.memory import Memories
+from clara_cli.evaluation.rivals.registry import SystemSpec
+from clara_cli.evaluation.rivals.rival import Rival
+from clara_cli.evaluation.systems import Reader, System, build
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What systems share. `slots` gives each ratio's M, which is also a text compressor's budget of
+    tokens a passage; `warn` tells the user."""
+
+    reader: Reader
+    memories: Memories
+    slots: dict[int, int]
+    top_k: int
+    warn: Callable[[str], None]
+
+
+Opener = Callable[[SystemSpec, Workbench, int | None], System]
+"""Makes a rival: of this spec, with these parts, at this ratio (None: its own, or none)."""
+
+OPENERS: dict[str, tuple[bool, Opener]] = {}
+"""By name: whether it chooses from the pool, and what makes it."""
+
+
+def build_systems(specs: Sequence[SystemSpec], bench: Workbench) -> list[System]:
+    """The systems in the order named, one a ratio where they have one."""
+    systems: list[System] = []
+    for spec in specs:
+        if spec.own:
+            own = (bench.slots, bench.reader, bench.memories, bench.top_k)
+            systems += build(spec.name, *own)
+            continue
+        ratios = list(bench.slots) if spec.info.by_ratio else [spec.info.ratio]
+        systems += [_rival(spec, bench, ratio) for ratio in ratios]
+    return systems
+
+
+def _rival(spec: SystemSpec, bench: Workbench, ratio: int | None) -> Rival:
+    if spec.name not in OPENERS:
+        raise UsageError(f"--system {spec.name}: no adapter in this version", "omit it")
+    chooses, opener = OPENERS[spec.name]
+    return Rival(spec.label, ratio, chooses, lambda: opener(spec, bench, ratio), bench.warn)

@@ -1,0 +1,134 @@
+"""What a rival that cannot answer leaves: a row with its error, and no wrong answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clara_cli.commands import bench
+from clara_cli.config import BenchConfig
+from clara_cli.errors import ClaraError
+from clara_cli.evaluation import runs
+from clara_cli.evaluation.rivals import build
+from clara_cli.evaluation.systems import Asked, Failure, Prediction
+from clara_cli.measures import BenchResult, CompareResult
+from clara_cli.scorecard import result_json
+
+SPEC = "external=nowhere"
+
+
+class Scripted:
+    """A rival that answers as told, question by question."""
+
+    name, ratio, chooses = "external", None, False
+
+    def __init__(self, answer: Callable[[str], Prediction | Failure]) -> None:
+        self._answer = answer
+
+    def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
+        return None
+
+    def answer(self, batch: Sequence[Asked]) -> list[Prediction | Failure]:
+        return [self._answer(asked.question) for asked in batch]
+
+
+def right(question: str) -> Prediction:
+    seconds = dict.fromkeys(("query", "search", "compress", "generate"), 0.0)
+    return Prediction("Nora Velden", ("0",), 5, False, seconds)
+
+
+@pytest.fixture
+def rival(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Put a function (question -> answer), or an error raised at opening, in the rival's place."""
+
+    def put(answer: Any) -> None:
+        def opener(spec: Any, bench: Any, ratio: Any) -> Scripted:
+            if isinstance(answer, BaseException):
+                raise answer
+            return Scripted(answer)
+
+        monkeypatch.setitem(build.OPENERS, "external", (False, opener))
+
+    return put
+
+
+def go(mayors: Path, checkpoint: Path, report: Any, **changes: Any) -> BenchResult:
+    settings: dict[str, Any] = {"dataset": str(mayors), "model": str(checkpoint)}
+    settings |= {"device": "cpu", "dtype": "float32", "max_new_tokens": 2, "system": f"text,{SPEC}"}
+    done = bench.run(BenchConfig(**{**settings, **changes}), report)
+    assert isinstance(done, BenchResult)
+    return done
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_rival_that_does_not_open_is_an_error_in_its_row(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any
+) -> None:
+    rival(ModuleNotFoundError("No module named 'x'", name="x"))
+    done = go(mayors, checkpoint, report, out=tmp_path / "o")
+    text, other = (result_json(card) for card in done.systems)
+    assert "error" not in text and text["f1"] is not None
+    assert (other["error"], other["unanswered"], other["em"]) == ("x is not installed", 6, None)
+    assert report.warnings == ["external: x is not installed; its other questions are not asked"]
+    assert {p["prediction"] for p in lines(tmp_path / "o") if p["system"] == "external"} == {None}
+    page = (tmp_path / "o" / "report.md").read_text()
+    assert "| external | 6 | x is not installed |" in page
+    assert "| external | 0 |" in page  # answered questions
+
+
+def test_one_unanswered_question_leaves_the_paired_comparison(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any
+) -> None:
+    rival(lambda question: Failure("took too long") if "Pinewick" in question else right(question))
+    done = go(mayors, checkpoint, report, out=tmp_path / "o")
+    row = result_json(done.systems[1])
+    assert (row["unanswered"], row["error"], row["em"]) == (1, "took too long", 1 / 5)
+    assert report.warnings == []
+    differences = json.loads((tmp_path / "o" / "results.json").read_text())["differences"]
+    assert [d["n"] for d in differences] == [5]
+    folders = (str(tmp_path / "o"), str(tmp_path / "o"))
+    compared = bench.run(BenchConfig(compare=folders), report)
+    assert isinstance(compared, CompareResult)
+    assert {r.name: r.n for r in compared.rows} == {"text": 6, "external": 5}
+
+
+def test_what_failed_is_asked_again_when_the_run_goes_on(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A server dies at the third question and is back for the second run: the files are then those
+    of a run in which it never died."""
+    monkeypatch.setattr(runs, "BATCH", 2)
+    asked: list[str] = []
+
+    def dies(question: str) -> Prediction:
+        asked.append(question)
+        if len(asked) > 2:
+            raise ClaraError("it died", "start it again")
+        return right(question)
+
+    rival(dies)
+    first = go(mayors, checkpoint, report, out=tmp_path / "o")
+    assert (first.systems[1].unanswered, len(asked)) == (4, 3)
+    assert first.systems[1].error == "it died (start it again)"
+    rival(right)
+    second = go(mayors, checkpoint, report, out=tmp_path / "o")
+    assert (second.systems[1].unanswered, second.systems[1].error) == (0, "")
+    go(mayors, checkpoint, report, out=tmp_path / "whole")
+    assert lines(tmp_path / "o") == lines(tmp_path / "whole")
+
+
+def test_the_rivals_model_is_part_of_the_runs_settings(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any
+) -> None:
+    rival(right)
+    go(mayors, checkpoint, report, out=tmp_path / "o")
+    with pytest.raises(ClaraError, match="rivals is"):
+        go(mayors, checkpoint, report, out=tmp_path / "o", system="text,external=elsewhere")
