@@ -61,14 +61,29 @@ class PoolPassage:
 
 
 @dataclass(frozen=True, slots=True)
+class GoldName:
+    """A gold paragraph named without its text: by `id`, by `title`, or by both."""
+
+    id: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its accepted answers and the pool it comes with (may be empty)."""
+    """A question with its accepted answers and the pool it comes with (may be empty).
+
+    `named_gold` are gold paragraphs that the data names and gives no text of; they count as not
+    found unless the corpus searched has them. `own_passage` is the id of the passage of the corpus
+    that is the question itself, and is never given.
+    """
 
     id: str
     question: str
     answers: tuple[str, ...]
     pool: tuple[PoolPassage, ...] = ()
     source: str = ""
+    named_gold: tuple[GoldName, ...] = ()
+    own_passage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class BenchConfig(CheckpointOptions):
     """
 
     dataset: str | None = option(
-        "A file or BEIR folder, or one of nq hotpotqa musique 2wiki squad triviaqa popqa.",
+        "A released file or folder, or one of nq hotpotqa musique 2wiki squad triviaqa popqa.",
         None,
         INPUT,
     )

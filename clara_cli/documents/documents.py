@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, time
 from decimal import Decimal
 from pathlib import PurePath
@@ -25,6 +27,11 @@ from clara_cli.records import Document
 TEXT_HINT = "save the file as UTF-8, in parts where it is large; --skip-bad leaves bad files out"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
+_COLLECTIONS = {  # columns of tab-separated rows without a header, by their number
+    2: ("id", "text"),
+    3: ("id", "text", "title"),
+    4: ("id", "url", "title", "text"),
+}
 _PARQUET_ROWS = 256
 _PARQUET_BUFFER = 2**20
 
@@ -221,10 +228,57 @@ def _read_text(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
 
 
 def _read_csv(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
-    """Rows of a CSV with a header. Bytes that are not UTF-8 travel as surrogates, so that one bad
+    yield from _table(source, _table_lines(source, stream), ",")
+
+
+def _read_tsv(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
+    """A table with tabs under a header (DPR's), quoted as CSV is; or, without one, a collection of
+    id and text (MS MARCO's), nothing quoted."""
+    lines = _table_lines(source, stream)
+    for first in lines:
+        cells = first.rstrip("\r\n").split("\t")
+        every = itertools.chain([first], lines)
+        if _is_header(cells, source.fields):
+            yield from _table(source, every, "\t")
+        else:
+            yield from _collection(source, every, cells)
+
+
+def _is_header(cells: Sequence[str], fields: tuple[str, ...]) -> bool:
+    """Whether a first row names columns: the text's among them, one the user named, or names all
+    through."""
+    named = all(cell.isidentifier() for cell in cells)
+    return named or bool(set(fields) & set(cells)) or fields != sources.TEXT_FIELDS
+
+
+def _collection(source: Source, lines: Iterable[str], first: Sequence[str]) -> Iterator[_Record]:
+    """Rows without a header: id and text; id, text and title (ColBERT's); or id, url, title and
+    text (MS MARCO's documents).
+
+    Raises:
+        DataError: for another number of cells, or questions with their answers.
+    """
+    columns = _COLLECTIONS.get(len(first))
+    if columns is None:
+        known = ", ".join(map(str, _COLLECTIONS))
+        message = f"{source.name}:1: {len(first)} cells and no header, known without one: {known}"
+        raise DataError(message, "add a header: id, text, title")
+    if len(first) == 2 and first[1].startswith("[") and first[1].endswith("]"):
+        message = f"{source.name}:1: questions with their answers, not documents"
+        raise DataError(message, f"clara bench --dataset {shlex.quote(source.name)} reads them")
+    for number, line in enumerate(lines, 1):
+        where, cells = f"{source.name}:{number}", line.rstrip("\r\n").split("\t")
+        if len(cells) == len(columns):
+            yield where, dict(zip(columns, cells, strict=True))
+        elif line.strip():
+            yield where, _Bad(f"{len(cells)} cells, the first line has {len(columns)}")
+
+
+def _table(source: Source, lines: Iterable[str], delimiter: str) -> Iterator[_Record]:
+    """Rows of a table with a header. Bytes that are not UTF-8 travel as surrogates, so that one bad
     row does not end the reading."""
     csv.field_size_limit(sources.MAX_LINE_BYTES)  # process-wide; the default refuses long texts
-    reader = csv.reader(_csv_lines(source, stream), strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         try:
@@ -251,7 +305,7 @@ def _csv_header(row: list[str], where: str, fields: tuple[str, ...]) -> list[str
     return row
 
 
-def _csv_lines(source: Source, stream: IO[bytes]) -> Iterator[str]:
+def _table_lines(source: Source, stream: IO[bytes]) -> Iterator[str]:
     for number, line in sources.lines(stream, sources.MAX_LINE_BYTES):
         if line is None:
             limit = sources.MAX_LINE_BYTES
@@ -311,6 +365,7 @@ _READERS: dict[str, Callable[[Source, IO[bytes]], Iterator[_Record]]] = {
     "jsonl": _read_jsonl,
     "text": _read_text,
     "csv": _read_csv,
+    "tsv": _read_tsv,
     "parquet": _read_parquet,
     "hub": _read_hub,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from clara_cli.documents import sources
 from clara_cli.errors import DataError
-from clara_cli.records import Pair, PoolPassage, Question
+from clara_cli.records import GoldName, Pair, PoolPassage, Question
 
 PAIR_HINT = (
     'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], '
@@ -136,10 +136,17 @@ def read_questions(paths: Sequence[str], need_answers: bool = True) -> Iterator[
     A passage-a-line record (`qas`) gives one question per entry, its passage as a pool of one.
     """
     for where, record in read_records(paths, QUESTION_HINT):
-        if "qas" in record:
-            yield from _of_passage(where, record, need_answers)
-        else:
-            yield _question(where, record, need_answers)
+        yield from questions_of(where, record, need_answers)
+
+
+def questions_of(
+    where: str, record: dict[str, Any], need_answers: bool = True
+) -> Iterator[Question]:
+    """The questions of one record, checked; `where` names it in errors."""
+    if "qas" in record:
+        yield from _of_passage(where, record, need_answers)
+    else:
+        yield _question(where, record, need_answers)
 
 
 def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Iterator[Question]:
@@ -165,18 +172,30 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
     _no_document(where, record, "question", QUESTION_HINT)
     question, answers = _asked(record, where, need_answers)
     pool: list[PoolPassage] = []
+    named = _named_gold(record)
     if "paragraphs" in record:
         for position, entry in enumerate(_list(record, "paragraphs", where)):
             if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
                 raise DataError(f"{where}: paragraphs[{position}] has no text", QUESTION_HINT)
-            title, gold = str(entry.get("title") or ""), bool(entry.get("gold", False))
-            pool.append(PoolPassage(id_of(entry, str(position)), title, entry["text"], gold))
+            key, title = id_of(entry, str(position)), str(entry.get("title") or "")
+            gold = bool(entry.get("gold", False)) or key in named
+            pool.append(PoolPassage(key, title, entry["text"], gold))
     elif "docs" in record:
         texts = _strings(record, "docs", where, QUESTION_HINT)
         golds = _positions(record.get("pos_index") or [], len(texts), where)
         for position, text in enumerate(texts):
             pool.append(PoolPassage(str(position), "", text, position in golds))
-    return Question(id_of(record, where), question, answers, tuple(pool), where)
+    given = {passage.id for passage in pool}
+    rest = tuple(GoldName(id=key) for key in named if key not in given)
+    return Question(id_of(record, where), question, answers, tuple(pool), where, rest)
+
+
+def _named_gold(record: dict[str, Any]) -> list[str]:
+    """`gold`, where it is a list of ids: of the question's paragraphs, or of documents."""
+    value = record.get("gold")
+    if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
+        return []
+    return list(dict.fromkeys(value))
 
 
 def _positions(value: Any, count: int, where: str) -> set[int]:

@@ -27,12 +27,13 @@ KINDS = {
     ".txt": "text",
     ".md": "text",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
 HUB = "hf:"  # before the name of a Hugging Face dataset
 ACCEPTED = (
-    "accepted: .jsonl .txt .md .csv (also .gz, .xz), .parquet, a folder, hf:OWNER/DATASET, or - "
-    "for stdin"
+    "accepted: .jsonl .txt .md .csv .tsv (also .gz, .xz), .parquet, a folder, hf:OWNER/DATASET, or "
+    "- for stdin"
 )
 MAX_XZ_BYTES = 128 * 2**20  # memory to decompress: twice what xz -9 asks for
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
@@ -45,7 +46,7 @@ _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFil
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file to read. `label` names its documents, `name` names it in errors; `kind` is
-    jsonl, text, csv, parquet, hub (a dataset, no file), or empty where the content decides; a
+    jsonl, text, csv, tsv, parquet, hub (a dataset, no file), or empty where the content decides; a
     record's text is in the first of `fields` that it has."""
 
     path: Path

@@ -16,18 +16,22 @@ from clara_cli.corpus.files import sha256_file
 from clara_cli.documents import sources
 from clara_cli.documents.examples import (
     QUESTION_HINT,
-    read_questions,
+    questions_of,
     read_records,
     refuse_surrogates,
 )
 from clara_cli.errors import ArtefactError, DataError, UsageError, first_line, nearest
+from clara_cli.evaluation import tab_separated
+from clara_cli.evaluation.beir import read_beir
 from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question
 
 LOOKED_FOR = (
     "looked for: JSON lines with `question` and `answers` (and `paragraphs` or `docs`), passages "
-    "with `qas`, native HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA or PopQA records, a BEIR folder "
-    "(corpus.jsonl, queries.jsonl, qrels/), a FlashRAG one (test.jsonl or dev.jsonl, corpus.jsonl)"
+    "with `qas`, native HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA, PopQA, KILT, DPR or FiD "
+    "records, DPR's or MS MARCO's tab-separated questions, a BEIR folder (corpus.jsonl, "
+    "queries.jsonl, qrels/), a FlashRAG one (test.jsonl or dev.jsonl, corpus.jsonl), an MS MARCO "
+    "one (collection.tsv, queries.dev.tsv, qrels.dev.tsv)"
 )
 HUB = {  # name: id, configuration, split, form of its records
     "nq": ("google-research-datasets/nq_open", None, "validation", "open"),
@@ -40,13 +44,16 @@ HUB = {  # name: id, configuration, split, form of its records
 }
 _OWN = ("paragraphs", "docs", "qas")  # keys of our own forms that bring passages
 _POOL_LIKE = ("context", "contexts", "ctxs", "passages", "documents", "paragraphs", "docs")
+_LISTS_POOLS = ("hotpotqa", "fid")  # forms whose every record has a list of passages
 _LARGEST = 4 * 2**30
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Questions in order. `paragraphs` are those that belong to no question's pool (BEIR);
-    `pooled` is False where pools hold gold passages alone. `revision` is a commit or checksum."""
+    `pooled` is False where pools hold gold passages alone; `lists_pools` is True where a pool
+    without passages is what the data says (nothing was retrieved), not a pool that is missing.
+    `revision` is a commit or checksum."""
 
     name: str
     form: str
@@ -54,6 +61,7 @@ class Dataset:
     revision: str | None
     paragraphs: tuple[PoolPassage, ...] = ()
     pooled: bool = True
+    lists_pools: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -76,12 +84,23 @@ def load(name: str) -> Dataset:
     form, questions, notes = _read_file(path)
     if not questions:
         raise DataError(f"{path}: no question with an answer in it", LOOKED_FOR)
-    return Dataset(name, form, questions, f"sha256:{sha256_file(path)}", notes=notes)
+    revision, listed = f"sha256:{sha256_file(path)}", form in _LISTS_POOLS
+    notes = (*notes, *(_absent_gold(path, questions) if listed else ()))
+    return Dataset(name, form, questions, revision, lists_pools=listed, notes=notes)
+
+
+def _absent_gold(path: Path, questions: Iterable[Question]) -> Iterator[str]:
+    """A note where a retrieved pool lacks gold paragraphs."""
+    count = sum(len(question.named_gold) for question in questions)
+    if count:
+        yield (
+            f"{path}: {count:,} gold paragraphs are not among those their question comes with; "
+            "they count as not found, unless the corpus searched has them"
+        )
 
 
 def _from_folder(name: str, path: Path) -> Dataset:
-    """A folder in BEIR's layout or, where nothing of that is there, in FlashRAG's."""
-    from clara_cli.evaluation.beir import read_beir
+    """A folder in BEIR's layout or, where nothing of that is there, in MS MARCO's or FlashRAG's."""
     from clara_cli.evaluation.flashrag import read_flashrag, split_of
 
     split, beir = split_of(path), [path / "queries.jsonl", path / "qrels"]
@@ -89,8 +108,19 @@ def _from_folder(name: str, path: Path) -> Dataset:
         questions, paragraphs, revision = read_flashrag(path, split, LOOKED_FOR)
         notes = (f"{path}: {len(questions):,} questions of {split.name}",)
         return Dataset(name, "flashrag", questions, revision, paragraphs, notes=notes)
-    questions, paragraphs, revision = read_beir(path, LOOKED_FOR)
-    return Dataset(name, "beir", questions, revision, paragraphs, pooled=False)
+    marco = (path / tab_separated.COLLECTION).is_file() and not (path / "corpus.jsonl").exists()
+    read = tab_separated.read_folder if marco else read_beir
+    found = read(path, LOOKED_FOR)
+    return Dataset(
+        name,
+        "msmarco" if marco else "beir",
+        found.questions,
+        found.revision,
+        found.passages,
+        pooled=False,
+        lists_pools=True,
+        notes=found.notes,
+    )
 
 
 def _from_hub(name: str) -> Dataset:
@@ -114,24 +144,31 @@ def _from_hub(name: str) -> Dataset:
 
 
 def _read_file(path: Path) -> tuple[str, tuple[Question, ...], tuple[str, ...]]:
-    whole = _whole_json(path)
-    if whole is not None:
-        first = whole[0][1]
-        form = form_of(whole[0][0], first)
-        if form is None:
-            raise _unknown(whole[0][0], first)
-        return form, _native(form, whole), ()
-    where, first = next(read_records([str(path)], LOOKED_FOR))
+    head = _first_line(path)
+    if tab_separated.is_tab_separated(head):
+        return tab_separated.read_file(path, LOOKED_FOR)
+    records: Iterable[tuple[str, Record]]
+    if _is_json_line(head):
+        where, first = next(read_records([str(path)], LOOKED_FOR))
+        records = read_records([str(path)], LOOKED_FOR)
+    else:
+        records = _whole_json(path)
+        where, first = records[0]
     if "qas" in first or any(_own_pool(first, key) for key in _OWN):
-        return "clara", tuple(read_questions([str(path)])), ()
+        return "clara", _own_questions(records), ()
     form = form_of(where, first)
     if form is not None:
-        return form, _native(form, read_records([str(path)], LOOKED_FOR)), ()
+        return form, _native(form, records), ()
     if "question" not in first:
         raise _unknown(where, first)
     passed_over = [key for key in _POOL_LIKE if first.get(key)]
     note = f"{path}: {', '.join(passed_over)} of each question is in no known form and is not read"
-    return "open", tuple(read_questions([str(path)])), (note,) if passed_over else ()
+    return "open", _own_questions(records), (note,) if passed_over else ()
+
+
+def _own_questions(records: Iterable[tuple[str, Record]]) -> tuple[Question, ...]:
+    """Questions of records of our own forms."""
+    return tuple(q for where, record in records for q in questions_of(where, record))
 
 
 def _own_pool(record: Record, key: str) -> bool:
@@ -154,21 +191,26 @@ def _native(form: str, records: Iterable[tuple[str, Record]]) -> tuple[Question,
     return tuple(questions)
 
 
-def _whole_json(path: Path) -> list[tuple[str, Record]] | None:
-    """The records of a file that is one JSON value: an array of them, or SQuAD's object; None for
-    JSON lines."""
+def _first_line(path: Path) -> bytes:
+    """A file's first line that is not blank; of an array, which may be all one line, its start."""
     source = sources.Source(path, path.name, str(path), "json")
     with sources.opened(source) as (_, stream):
-        head = b""
-        if not _starts_array(stream):
-            head = next(sources.lines(stream, sources.MAX_LINE_BYTES), (1, b""))[1] or b""
-            if _is_json_line(head):
-                return None
-        rest = sources.whole(stream, _LARGEST)
-    if rest is None:
+        if _starts_array(stream):
+            return b"["
+        lines = (line or b"" for _, line in sources.lines(stream, sources.MAX_LINE_BYTES))
+        return next((line for line in lines if line.strip()), b"")
+
+
+def _whole_json(path: Path) -> list[tuple[str, Record]]:
+    """The records of a file that is one JSON value: an array of them, or an object that holds one
+    (SQuAD's `data`, TriviaQA's `Data`)."""
+    source = sources.Source(path, path.name, str(path), "json")
+    with sources.opened(source) as (_, stream):
+        whole = sources.whole(stream, _LARGEST)
+    if whole is None:
         raise DataError(f"{path}: larger than {_LARGEST:,} bytes as one JSON value", LOOKED_FOR)
     try:
-        value: Any = json.loads(head + b"\n" + rest)
+        value: Any = json.loads(whole)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: neither JSON lines nor JSON: {error}", LOOKED_FOR) from error
     return list(_records(path, value))
@@ -184,13 +226,19 @@ def _is_json_line(line: bytes) -> bool:
         value = json.loads(line)
     except (UnicodeDecodeError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+    return isinstance(value, dict) and _data_key(value) is None
+
+
+def _data_key(value: Record) -> str | None:
+    """The key under which an object holds its records."""
+    return next((key for key in ("data", "Data") if isinstance(value.get(key), list)), None)
 
 
 def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
-    if isinstance(value, dict) and not isinstance(value.get("data"), list):
+    key = _data_key(value) if isinstance(value, dict) else None
+    if isinstance(value, dict) and key is None:
         raise _unknown(str(path), value)
-    found = value["data"] if isinstance(value, dict) else value
+    found = value if key is None else value[key]
     if not isinstance(found, list) or not found:
         raise DataError(f"{path}: no records in it", LOOKED_FOR)
     for number, record in enumerate(found):

@@ -1,17 +1,19 @@
-"""Records of the released evaluation files (HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA, PopQA, as
-their authors or the Hub give them) as questions. One function a form; each checks its record and
-names the place in its errors. Knows nothing of where records come from.
+"""Records of the released evaluation files (HotpotQA, 2Wiki, MuSiQue, SQuAD, TriviaQA, PopQA,
+KILT, DPR and FiD, as their authors or the Hub give them) as questions. One function a form; each
+checks its record and names the place in its errors. Knows nothing of where records come from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clara_cli.documents.examples import id_of
 from clara_cli.errors import DataError
-from clara_cli.records import PoolPassage, Question
+from clara_cli.records import GoldName, PoolPassage, Question
 
 Record = dict[str, Any]
 HINT = "the file differs from the released one: fetch it again, or write one question a line"
@@ -24,19 +26,20 @@ def wrong(where: str, what: str) -> DataError:
 
 def hotpotqa(where: str, record: Record) -> Iterator[Question]:
     """HotpotQA and 2Wiki: `context` of titles with sentences, `supporting_facts` naming titles;
-    as lists of pairs (released) or as columns (Hub)."""
+    as lists of pairs (released) or as columns (Hub). In the full-wiki files the context is what a
+    retriever found, perhaps nothing: gold that is not in it is named by its title."""
     context = _pairs(where, record, "context", "sentences")
     facts = _pairs(where, record, "supporting_facts", "sent_id")
-    gold = {title for title, _ in facts}
-    if gold and not gold & {title for title, _ in context}:
-        raise wrong(where, f"no supporting fact ({sorted(map(str, gold))}) is in the context")
+    gold = dict.fromkeys(str(title) for title, _ in facts)
+    given = {str(title) for title, _ in context}
+    named = tuple(GoldName(title=title) for title in gold if title not in given)
     pool = []
     for number, (title, sentences) in enumerate(context):
         if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
             raise wrong(where, f"context[{number}] has no list of sentences")
-        pool.append(PoolPassage(str(number), str(title), _join(sentences), title in gold))
+        pool.append(PoolPassage(str(number), str(title), _join(sentences), str(title) in gold))
     key = str(record.get("_id") or record.get("id") or where)
-    yield Question(key, *_asked(where, record, ["answer"]), tuple(pool), where)
+    yield Question(key, *_asked(where, record, ["answer"]), tuple(pool), where, named)
 
 
 def _pairs(where: str, record: Record, key: str, second: str) -> list[tuple[Any, Any]]:
@@ -120,6 +123,93 @@ def triviaqa(where: str, record: Record) -> Iterator[Question]:
     yield Question(id_of(record, where, "question_id"), *asked, (), where)
 
 
+def triviaqa_official(where: str, record: Record) -> Iterator[Question]:
+    """TriviaQA as its authors give it: `Question`, and `Answer` with `Value`, `Aliases` and what
+    people answered. Its evidence documents lie in files of their own; nobody judged them."""
+    answer = record.get("Answer")
+    if not isinstance(answer, dict):
+        raise wrong(where, "no Answer: the test files come without")
+    keys = ["Value", "Aliases", "HumanAnswers"]
+    flat = {"question": record.get("Question"), **{key: answer.get(key) for key in keys}}
+    yield Question(id_of(record, where, "QuestionId"), *_asked(where, flat, keys), (), where)
+
+
+def kilt(where: str, record: Record) -> Iterator[Question]:
+    """KILT: `input`, and `output` with answers and the pages they come from, named by Wikipedia
+    id and title; no passages."""
+    answers: list[str] = []
+    pages: dict[GoldName, None] = {}
+    for number, output in enumerate(_list(where, record, "output")):
+        if not isinstance(output, dict) or not isinstance(output.get("answer") or "", str):
+            raise wrong(where, f"output[{number}] is {repr(output)[:40]}")
+        answers += [output["answer"]] if output.get("answer") else []
+        for page in output.get("provenance") or []:
+            if not isinstance(page, dict):
+                raise wrong(where, f"output[{number}]: a provenance is {repr(page)[:40]}")
+            name = GoldName(str(page.get("wikipedia_id") or ""), str(page.get("title") or ""))
+            if name.id or name.title:
+                pages[name] = None
+    question = record.get("input")
+    if not isinstance(question, str) or not question.strip():
+        raise wrong(where, f"input is {question!r}, wanted a string")
+    key, accepted = id_of(record, where), tuple(dict.fromkeys(answers))
+    yield Question(key, question, accepted, (), where, _distinct_pages(pages))
+
+
+def _distinct_pages(pages: Iterable[GoldName]) -> tuple[GoldName, ...]:
+    """Each page once, where some name it by its title alone."""
+    distinct: dict[str, GoldName] = {}
+    for page in sorted(pages, key=lambda page: not page.id):
+        distinct.setdefault(page.title or page.id, page)
+    return tuple(distinct.values())
+
+
+_CTXS = ("positive_ctxs", "hard_negative_ctxs", "negative_ctxs")
+
+
+def dpr(where: str, record: Record) -> Iterator[Question]:
+    """DPR's training files: `positive_ctxs`, `negative_ctxs` and `hard_negative_ctxs`. The file has
+    the positives first; the pool is in an order that follows from its texts alone."""
+    pool = []
+    for key in _CTXS:
+        pool += _contexts(where, key, record.get(key) or [], key == "positive_ctxs")
+    once = {(p.title, p.text): p for p in reversed(pool)}
+    shuffled = sorted(once.values(), key=lambda p: hashlib.sha256(p.text.encode()).digest())
+    yield from _with_contexts(where, record, shuffled)
+
+
+def fid(where: str, record: Record) -> Iterator[Question]:
+    """FiD's and DPR's retrieved files: `ctxs` in the order they were found; those flagged to hold
+    an answer (`hasanswer`, `has_answer`) are its gold, where there are flags."""
+    yield from _with_contexts(where, record, _contexts(where, "ctxs", record["ctxs"], False))
+
+
+def _contexts(where: str, key: str, entries: Any, gold: bool) -> list[PoolPassage]:
+    """Passages of `title` and `text`, their ids where they bring some; all gold, or those flagged
+    to hold an answer."""
+    if not isinstance(entries, list):
+        raise wrong(where, f"{key} is {repr(entries)[:40]}, not a list")
+    pool = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+            raise wrong(where, f"{key}[{number}] has no text")
+        names = (entry.get(name) for name in ("id", "passage_id", "psg_id"))
+        found = next((str(name) for name in names if name not in (None, "")), "")
+        flagged = (entry.get("hasanswer") or entry.get("has_answer")) is True
+        title = str(entry.get("title") or "")
+        pool.append(PoolPassage(found, title, entry["text"], gold or flagged))
+    return pool
+
+
+def _with_contexts(where: str, record: Record, pool: Sequence[PoolPassage]) -> Iterator[Question]:
+    """A question with its passages; their positions are their ids where not all have their own."""
+    ids = {passage.id for passage in pool}
+    if "" in ids or len(ids) < len(pool):
+        pool = [replace(passage, id=str(number)) for number, passage in enumerate(pool)]
+    asked = _asked(where, record, ["answers", "answer", "target"])
+    yield Question(id_of(record, where), *asked, tuple(pool), where)
+
+
 def popqa(where: str, record: Record) -> Iterator[Question]:
     """PopQA: `possible_answers`, a list or a string that holds one as JSON; no passages."""
     answers = record["possible_answers"]
@@ -187,6 +277,14 @@ def first_has(record: Record, key: str, inner: str) -> bool:
     return isinstance(first, dict) and inner in first
 
 
+def _has_contexts(record: Record) -> bool:
+    """Whether `ctxs` is a list of titled texts (of nothing, where nothing was found)."""
+    value = record.get("ctxs")
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and {"title", "text"} <= entry.keys() for entry in value
+    )
+
+
 Form = tuple[Callable[[Record], bool], Callable[[str, Record], Iterator[Question]]]
 FORMS: dict[str, Form] = {  # how a record of each form is told, and how it is read
     "hotpotqa": (lambda r: "context" in r and "supporting_facts" in r, hotpotqa),
@@ -194,7 +292,11 @@ FORMS: dict[str, Form] = {  # how a record of each form is told, and how it is r
     "squad": (lambda r: first_has(r, "paragraphs", "qas"), squad),
     "squad-row": (lambda r: isinstance(r.get("answers"), dict) and "context" in r, squad_row),
     "triviaqa": (lambda r: isinstance(r.get("answer"), dict), triviaqa),
+    "triviaqa-official": (lambda r: "Question" in r and "Answer" in r, triviaqa_official),
     "popqa": (lambda r: "possible_answers" in r, popqa),
+    "kilt": (lambda r: "input" in r and isinstance(r.get("output"), list), kilt),
+    "dpr": (lambda r: "question" in r and "positive_ctxs" in r, dpr),
+    "fid": (lambda r: "question" in r and _has_contexts(r), fid),
     "flashrag": (lambda r: "golden_answers" in r and has_context(r), flashrag),
 }
 

@@ -6,6 +6,7 @@ memory or answers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,23 +30,63 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pool:
-    """Passages in order; `whole` marks a corpus's worth of them, all its rows."""
+    """Passages in order; `whole` marks a corpus's worth of them, all its rows.
+
+    `excluded` are the ids of paragraphs that the question is not to be given: they stay among the
+    `pieces` of a whole corpus, whose index (of `shared`) serves every question, and a ranking of
+    positions or rows becomes passages by `at_positions` and `at_rows`, which pass over them.
+    """
 
     pieces: tuple[Piece, ...]
     whole: bool = False
+    excluded: frozenset[str] = frozenset()
+    shared: Pool | None = None
+
+    def without(self, excluded: Iterable[str]) -> Pool:
+        """The same passages for a question that is not to be given these paragraphs."""
+        ids = frozenset(excluded)
+        if not ids:
+            return self
+        if self.whole:
+            return Pool(self.pieces, True, ids, self)
+        return Pool(tuple(piece for piece in self.pieces if piece.given not in ids))
+
+    @cached_property
+    def spare(self) -> int:
+        """How many more passages to rank than are wanted, so that enough stay."""
+        counts = (self.shared or self)._counts
+        return sum(counts[key] for key in self.excluded)
+
+    def at_positions(self, positions: Iterable[int], count: int) -> tuple[Piece, ...]:
+        """The first `count` passages of a ranking of positions in `pieces`."""
+        ranked = (self.pieces[position] for position in positions)
+        return tuple(piece for piece in ranked if piece.given not in self.excluded)[:count]
+
+    def at_rows(self, rows: Iterable[int], count: int) -> tuple[Piece, ...]:
+        """The first `count` passages of a ranking of rows; equal passages share a row."""
+        by_row = (self.shared or self)._by_row
+        ranked = (piece for row in rows for piece in by_row.get(row, ()))
+        return tuple(piece for piece in ranked if piece.given not in self.excluded)[:count]
+
+    def bm25(self, question: str, count: int) -> tuple[Piece, ...]:
+        """The passages BM25 ranks highest, best first; fewer where too few share a word."""
+        index = (self.shared or self)._bm25
+        return self.at_positions(index.search(question, count + self.spare)[1], count)
 
     @cached_property
     def _bm25(self) -> BM25:
         return BM25.build(piece.text for piece in self.pieces)
 
-    def bm25(self, question: str, count: int) -> tuple[Piece, ...]:
-        """The passages BM25 ranks highest, best first; fewer where too few share a word."""
-        return tuple(self.pieces[row] for row in self._bm25.search(question, count)[1])
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        return Counter(piece.given for piece in self.pieces)
 
     @cached_property
-    def by_row(self) -> dict[int, Piece]:
-        """The first passage of each row."""
-        return {piece.row: piece for piece in reversed(self.pieces)}
+    def _by_row(self) -> dict[int, list[Piece]]:
+        by_row: dict[int, list[Piece]] = {}
+        for piece in self.pieces:
+            by_row.setdefault(piece.row, []).append(piece)
+        return by_row
 
 
 @dataclass(frozen=True)
@@ -91,16 +132,29 @@ class Library:
         return self._rows[text]
 
 
-def stored_pool(corpus: Corpus) -> Pool:
-    """All passages of a compressed corpus under their documents' ids."""
+def stored_pool(corpus: Corpus, *, by_page: bool) -> Pool:
+    """All passages of a compressed corpus under their documents' ids or, `by_page`, under their
+    titles, for data that names gold pages where the corpus has several documents of a page."""
     passages = enumerate(corpus.passages())
     return Pool(
         tuple(
-            Piece(p.document_id, model_text(p.title, p.text or ""), p.tokens, row)
+            Piece(
+                (by_page and p.title) or p.document_id,
+                model_text(p.title, p.text or ""),
+                p.tokens,
+                row,
+            )
             for row, p in passages
         ),
         whole=True,
     )
+
+
+def several_documents_a_title(corpus: Corpus) -> bool:
+    """Whether two documents of a compressed corpus have one title."""
+    owners: dict[str, str] = {}
+    titled = ((p.title, p.document_id) for p in corpus.passages() if p.title)
+    return any(owners.setdefault(title, document) != document for title, document in titled)
 
 
 @dataclass(frozen=True)

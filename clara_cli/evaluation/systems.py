@@ -243,9 +243,8 @@ class MemorySystem:
                     pass
                 self._compressed = True
             began = time.monotonic()
-            _, rows_K = scan(query_MD, self._memories.chunks(self._slots), top_k)
-            picked = [pool.by_row[row] for row in rows_K.tolist() if row in pool.by_row]
-            return picked, time.monotonic() - began
+            _, rows_K = scan(query_MD, self._memories.chunks(self._slots), top_k + pool.spare)
+            return list(pool.at_rows(rows_K.tolist(), top_k)), time.monotonic() - began
         memory_NMD = self._memories.rows([piece.row for piece in pool.pieces], self._slots)
         began = time.monotonic()
         scores_N = rescore(query_MD, memory_NMD)

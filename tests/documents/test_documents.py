@@ -389,3 +389,48 @@ def test_any_bytes_give_documents_or_reports(tmp_path_factory, garbage: list[byt
     documents, bad = read(path, skip=True)
     assert documents[0].text == "é"
     assert len(documents) + len(bad) <= 1 + len(garbage)
+
+
+# --- tab-separated collections ---
+
+
+def test_dprs_collection_is_read_with_its_quotes_undone(shared: Path) -> None:
+    (document,) = read(shared / "cases" / "dpr" / "psgs_w100.tsv")[0]
+    assert (document.id, document.title) == ("1", "Elmgate")
+    assert document.text == 'The mayor of "Elmgate" is Nora Velden.'
+
+
+@pytest.mark.parametrize(
+    ("line", "title", "metadata"),
+    [
+        ('7\t"Bees," she said, make "honey', "", {}),
+        ('7\t"Bees," she said, make "honey\tBees', "Bees", {}),
+        ('7\thttp://x.test\tBees\t"Bees," she said, make "honey', "Bees", {"url": "http://x.test"}),
+    ],
+)
+def test_a_collection_without_a_header_is_read_as_it_stands(
+    line: str, title: str, metadata: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "collection.tsv").write_text(f"{line}\n\n{line.replace('7', '8', 1)}\r\n")
+    first, second = read(tmp_path / "collection.tsv")[0]
+    assert (first.id, first.title, first.metadata) == ("7", title, metadata)
+    assert first.text == '"Bees," she said, make "honey'
+    assert (second.id, second.text, second.title) == ("8", first.text, title)
+    assert second.source.endswith("collection.tsv:3")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("pid\tpassage\n1\tx\n", "no column 'text' among 'pid', 'passage'"),
+        ("1\ta\tb\tc\td\n", "1: 5 cells and no header"),
+        ("who\t['Ann', \"Anna\"]\n", "questions with their answers, not documents"),
+        ("1\tx\n2\ty\tz\n", "2: 3 cells, the first line has 2"),
+        ("", "no documents"),
+    ],
+)
+def test_what_is_no_collection_says_so(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "c.tsv").write_text(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read(tmp_path / "c.tsv")
+    assert caught.value.hint
