@@ -149,9 +149,10 @@ class Answerer:
         return made
 
     def signals(self, found: Sequence[Found], answers: Sequence[Generated]) -> list[Signals]:
-        """What tells whether answers come from their passages; nothing for an empty answer, or one
-        from no passage."""
-        told = [i for i, one in enumerate(found) if answers[i].ids and one.hits]
+        """What tells whether answers come from their passages; nothing for an answer without text,
+        or from no passage."""
+        pairs = enumerate(zip(found, answers, strict=True))
+        told = [i for i, (one, given) in pairs if given.ids and given.text and one.hits]
         said = [support.Said(found[i].question, answers[i], self._other(found[i])) for i in told]
         made: list[Signals] = [{} for _ in found]
         for i, signals in zip(told, support.memory_signals(self.model, said), strict=True):

@@ -31,6 +31,8 @@ FILE, FORMAT, VERSION = "support.json", "clara-support", 1
 MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
 TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
 LEXICAL_THRESHOLD = 0.75
+_LARGEST = 1e9  # a weight beyond it is no weight
+_RESTORE = "delete the file (support is then judged by words), or restore the checkpoint"
 _FACT = re.compile(r"\b(?:[^\W\d_]*[A-Z\u00c0-\u00de]\w*|\w*\d\w*)\b")
 _LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
 
@@ -45,8 +47,11 @@ class Logistic:
     bias: float
 
     def __call__(self, signals: Signals) -> float:
-        """In 0-1."""
+        """In 0-1. Raises ArtefactError where signals and weights give no finite number."""
         z = self.bias + sum(weight * signals[name] for name, weight in self.weights.items())
+        if not math.isfinite(z):
+            message = f"{FILE}: its weights make no finite number of {signals}"
+            raise ArtefactError(message, _RESTORE)
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, z))))
 
 
@@ -82,15 +87,25 @@ def read_calibration(folder: Path, fingerprint: str) -> Calibration | None:
         if (raw["format"], raw["version"]) != (FORMAT, VERSION):
             raise ValueError(f"{raw['format']} version {raw['version']}")
         text, memory = _fit(raw["text"], TEXT_SIGNALS), _fit(raw["memory"], MEMORY_SIGNALS)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        hint = "delete the file (support is then judged by words), or restore the checkpoint"
-        raise ArtefactError(f"{file}: not a calibration of support: {error}", hint) from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ArtefactError(f"{file}: not a calibration of support: {error}", _RESTORE) from error
     return Calibration(*text, *memory) if raw.get("fingerprint") == fingerprint else None
 
 
 def _fit(raw: dict[str, Any], names: Sequence[str]) -> tuple[Logistic, float]:
-    weights = {name: float(raw["weights"][name]) for name in names}
-    return Logistic(weights, float(raw["bias"])), float(raw["threshold"])
+    weights = {name: _finite(raw["weights"], name) for name in names}
+    threshold = _finite(raw, "threshold")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, not above 0 and at most 1")
+    return Logistic(weights, _finite(raw, "bias")), threshold
+
+
+def _finite(raw: dict[str, Any], name: str) -> float:
+    """A finite number of a calibration. Raises ValueError, and KeyError where it is missing."""
+    value = raw[name]
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a finite number")
+    return float(value)
 
 
 @dataclass(frozen=True)

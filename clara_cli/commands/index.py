@@ -81,7 +81,8 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
 
 
 def check(folder: Path, started: float) -> IndexResult:
-    """Verify every file, the index's too, against its recorded checksum.
+    """Verify every file, the index's too, against its recorded checksum, and that all memory is
+    finite.
 
     Raises:
         ArtefactError: naming every damaged file, and the command that repairs just that.
@@ -99,6 +100,8 @@ def check(folder: Path, started: float) -> IndexResult:
         named = "; ".join(chain.from_iterable(found.values()))
         raise ArtefactError(f"{folder}: {named}", "repair it: " + "; then ".join(found))
     corpus = Corpus.open(folder)
+    for _ in corpus.memory_chunks():  # reading refuses what is not finite
+        pass
     seconds = round(time.monotonic() - started, 3)
     hidden, size = corpus.manifest.identity.hidden, corpus.manifest.bytes
     return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, size)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clara_cli.config.common import CheckpointOptions, PlacementOptions
 from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
+from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
 from clara_cli.core.info import CheckpointInfo, describe, read_info
 from clara_cli.core.model import ClaraModel
@@ -150,12 +151,14 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one of a checkpoint's files."""
+    """The tensors of one of a checkpoint's files, all finite."""
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         reason = "missing" if not file.exists() else f"damaged ({error})"
         raise ArtefactError(f"{file}: {reason}", "restore the checkpoint from a copy") from error
+    refuse_nonfinite_weights(str(file), tensors)
+    return tensors
 
 
 def set_tables(causal_lm: Any, rows: int, tensors: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clara_cli.core.backbone import head_logits
+from clara_cli.core.finite import refuse_nonfinite_logits
 from clara_cli.core.losses import IGNORE, chunk_size, labelled
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.rows import pad, until
@@ -79,6 +80,7 @@ def log_likelihoods(
     """Mean natural log-probability a token of each answer after its prompt, in one batch.
 
     Every answer has a token at least; `memory_ND` fills the prompts' memory positions in order.
+    Raises ArtefactError where a likelihood is not finite.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     hidden_BTD = model(role, model.embed(pad(rows, 0, model.device), memory_ND))
@@ -94,6 +96,7 @@ def log_likelihoods(
             for part_PD, part_P in parts
         ]
     )
+    refuse_nonfinite_logits(nll_P)
     return [-one.mean().item() for one in nll_P.cpu().split([len(answer) for answer in answers])]
 
 

@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from clara_cli.core.backbone import Backbone, head_logits, inner_model, is_whole
+from clara_cli.core.finite import LargestLogits
 from clara_cli.core.losses import IGNORE, hidden_nll, labelled
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad, until
@@ -319,7 +320,7 @@ class ClaraModel(nn.Module):
     ) -> list[list[int]]:
         """Greedy continuation of each prompt, its end token left out; none ends before
         `min_new_tokens`. A `streamer` (one prompt) is told every id as it comes, a `listener` the
-        logits of every step."""
+        logits of every step. Raises ArtefactError where logits are not finite."""
         from transformers import GenerationConfig
 
         width = max(map(len, rows))
@@ -337,14 +338,16 @@ class ClaraModel(nn.Module):
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )
+        largest = LargestLogits()
         with self.role(role):
             out_BT = self.causal_lm.generate(
                 inputs_embeds=embeds_BTD,
                 attention_mask=mask_BT,
                 generation_config=config,
                 streamer=streamer,
-                logits_processor=None if listener is None else [listener],
+                logits_processor=[largest] if listener is None else [largest, listener],
             )
+        largest.refuse_nonfinite()
         return [until(ids, ends) for ids in out_BT.tolist()]
 
     def end_ids(self) -> list[int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clara_cli.core.backbone import Backbone
 from clara_cli.core.checkpoint import Loaded, LoadOptions, fingerprint, load_role, set_tables
+from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import origin
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings
@@ -154,6 +155,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
         for inner, tensor in tensors.items():
             if not isinstance(tensor, Tensor) or not isinstance(inner, str):
                 raise ArtefactError(f"{file}: {inner!r} is no tensor", "download it again")
+        refuse_nonfinite_weights(str(file), tensors)
     return content
 
 

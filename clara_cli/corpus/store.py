@@ -135,10 +135,18 @@ class Corpus:
         return number, row - self._first_rows[number]
 
     def _read(self, number: int, start: int, end: int) -> Tensor:
-        """Some rows of a shard as [N, M, D] float32."""
+        """Some rows of a shard as [N, M, D] float32. Raises ArtefactError naming shard and row
+        where a value is not finite: what is read goes to the generator."""
         stored, scales = self._slices_of(number)
         packed = None if scales is None else scales[start:end]
-        return quantize.unpack(stored[start:end], packed, self.manifest.identity.dtype)
+        memory_NMD = quantize.unpack(stored[start:end], packed, self.manifest.identity.dtype)
+        row = _first_nonfinite(memory_NMD)
+        if row is not None:
+            path = self.folder / self.manifest.shards[number].memory
+            what = f"row {start + row} (passage {self._first_rows[number] + start + row} of all)"
+            hint = "compress the documents again with another --out (--store-dtype bf16 has room)"
+            raise ArtefactError(f"{path}: {what} has memory that is not finite", hint)
+        return memory_NMD
 
     def _slices_of(self, number: int) -> tuple[Any, Any]:
         """A shard's memory and its scales (or None), memory-mapped and sliced on demand; the last
@@ -209,6 +217,19 @@ class Corpus:
 
     def _damaged(self, path: Path, what: str) -> ArtefactError:
         return ArtefactError(f"{path}: {what}", _CHECK.format(self.folder))
+
+
+def _first_nonfinite(memory_NMD: Tensor) -> int | None:
+    """The first row with a value that is not finite, None where there is none. The product with
+    itself is as finite as all values, or they are very large; it takes a twentieth of the time."""
+    import numpy as np
+
+    values_NP = memory_NMD.flatten(1).numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(values_NP.ravel(), values_NP.ravel())):
+            return None
+    wrong_N = ~np.isfinite(values_NP).all(1)
+    return int(np.argmax(wrong_N)) if wrong_N.any() else None
 
 
 def _header(path: Path) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ class Heard:
         self.warnings.append(message)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def heard() -> type[Heard]:
     return Heard
 
