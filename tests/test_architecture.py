@@ -66,6 +66,13 @@ TOP_LEVEL = {
     "LICENSE",
     "findings",
 }
+LOADING = "clara_cli/core/loading.py"
+LOADS = {"from_pretrained", "from_config", "for_model", "from_single_file", "load_adapter"}
+LOADS_BY_ID = {  # libraries and their parts that fetch, and some that run, what a name stands for
+    *("sentence_transformers", "FlagEmbedding", "pylate", "colbert", "ragatouille", "diffusers"),
+    *("vllm", "llama_cpp", "xllamacpp", "ctransformers", "optimum", "onnxruntime", "spacy", "timm"),
+    *("torch.hub", "torchvision", "open_clip", "evaluate", "kernels", "tiktoken", "gensim"),
+}
 NOT_CORE = ("corpus", "documents", "search", "synthesis")
 
 
@@ -243,6 +250,41 @@ def test_only_declared_libraries_are_imported():
     assert_none(found, "libraries that pyproject.toml does not name")
 
 
+def names_in(module: str) -> Iterator[tuple[ast.AST, str]]:
+    """Every name a module reads, imports or asks an object for."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Attribute):
+            yield node, node.attr
+        elif isinstance(node, ast.Name):
+            yield node, node.id
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node, node.value  # getattr(model, "from_pretrained")
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node, alias.name) for alias in node.names)
+
+
+def test_one_place_loads_models():
+    """A folder is checked for code of its own in one place, so no other place may load one."""
+    found = [
+        f"{at(module, node)} {name}"
+        for module in MODULES
+        if module != LOADING
+        for node, name in names_in(module)
+        if name in LOADS or (name.startswith("Auto") and name[4:5].isupper())
+    ]
+    assert_none(found, f"loading outside {LOADING}")
+
+
+def test_no_library_that_loads_by_id_is_used():
+    found = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in imported(module)
+        if any(name == other or name.startswith(f"{other}.") for other in LOADS_BY_ID)
+    ]
+    assert_none(found, "libraries that load by a name")
+
+
 # --- what every module has, and what none does ---
 
 
@@ -284,9 +326,9 @@ def test_nothing_is_caught_blindly():
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = caught(node) & {"Exception", "BaseException"}
-            if node.type is None or (broad and module != "clara_cli/app.py"):
+            if node.type is None or (broad and module not in ("clara_cli/app.py", LOADING)):
                 found.append(at(module, node))
-    assert_none(found, "bare or blind except outside the error boundary")
+    assert_none(found, "bare or blind except outside the error boundaries")
 
 
 def test_no_error_is_swallowed():

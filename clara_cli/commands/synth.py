@@ -140,14 +140,10 @@ def token_counter(name: str | None) -> CountTokens:
     """How passages are measured: by a tokenizer, or by a careful estimate."""
     if name is None:
         return token_estimate
-    from transformers import AutoTokenizer
+    from clara_cli.core.backbone import tokenizer_folder
+    from clara_cli.core.loading import load_tokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        message = f"tokenizer {name}: {reason}"
-        raise ArtefactError(message, "give a directory or a Hub id") from error
+    tokenizer = load_tokenizer(tokenizer_folder(name), f"tokenizer {name}")
 
     def offsets(text: str) -> list[tuple[int, int]]:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from clara_cli.core import gguf, hub, int8
-from clara_cli.errors import ArtefactError, UsageError, first_line
+from clara_cli.core import gguf, hub, int8, loading
+from clara_cli.errors import ArtefactError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,31 +68,22 @@ def load_backbone(
     quantised: dict[str, Any] | None = None,
 ) -> Backbone:
     """Load a backbone from a directory or by Hub id, `quantised` as these arguments of
-    transformers say. Remote code is never run.
+    transformers say.
 
     Raises:
         ArtefactError: when it cannot be had; the message says why.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = backbone_folder(name, revision)  # first: its progress is shown
     quieten()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if (folder / int8.FILE).exists():
-            if quantised:
-                message = f"--load-in: the backbone {name} is stored in eight bits of its own"
-                raise UsageError(message, "leave --load-in away: it is small already")
-            model: Any = int8.load_backbone(folder, dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, **(quantised or {})
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(
-            f"backbone {name}: {first_line(error)}",
-            "its folder needs config.json, *.safetensors and the tokenizer's files",
-        ) from error
+    what = f"backbone {name}"
+    tokenizer = loading.load_tokenizer(folder, what)
+    if not (folder / int8.FILE).exists():
+        model = loading.load_model(folder, what, dtype, **(quantised or {}))
+    elif quantised:
+        message = f"--load-in: the backbone {name} is stored in eight bits of its own"
+        raise UsageError(message, "omit --load-in: it is small already")
+    else:
+        model = int8.load_backbone(folder, what, dtype)
     if not quantised:
         model.to(device)
     model.eval().requires_grad_(False)
@@ -111,12 +102,31 @@ def backbone_folder(name: str, revision: str | None, configs_only: bool = False)
         return gguf.unpack(file)
     if Path(name).is_dir():
         return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_owner_and_name(name):
         raise ArtefactError(
             f"backbone {name}: no such directory, and not a Hub id (owner/name)",
             "give the backbone's directory or Hub id with --backbone",
         )
     return hub.fetch_backbone(name, revision, configs_only)
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a tokenizer: a local one, or one fetched from the Hub without any weights.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not is_owner_and_name(name):
+        message = f"tokenizer {name}: no such directory, and not a Hub id (owner/name)"
+        raise ArtefactError(message, "give a directory or a Hub id")
+    return hub.fetch_tokenizer(name)
+
+
+def is_owner_and_name(name: str) -> bool:
+    """Whether a name has the form of a Hub id."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def quieten() -> None:
@@ -195,7 +205,8 @@ def saved_digest(folder: Path) -> str:
     """
     from safetensors import safe_open
 
-    wanted = {n: tuple(p.shape) for n, p in empty_model(folder).named_parameters()}
+    empty = loading.empty_model(folder, f"backbone {folder}")
+    wanted = {n: tuple(p.shape) for n, p in empty.named_parameters()}
     first: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
@@ -210,15 +221,6 @@ def saved_digest(folder: Path) -> str:
     for key, shape in sorted(wanted.items()):
         _add(digest, key, shape, first[key])
     return digest.hexdigest()
-
-
-def empty_model(folder: Path) -> Any:
-    """A backbone's architecture without weights, from its config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def window(causal_lm: Any) -> int | None:

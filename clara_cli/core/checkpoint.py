@@ -24,6 +24,7 @@ from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_d
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
 from clara_cli.core.info import CheckpointInfo, describe, read_info
+from clara_cli.core.loading import refuse_code
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, BackbonePlacement, spread
 from clara_cli.core.prompts import Prompter
@@ -121,6 +122,8 @@ def load(options: LoadOptions, dropout: float | None = None) -> Loaded:
 
 def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loaded:
     info = read_info(path)
+    for folder in (path, *(path / role for role in info.roles)):
+        refuse_code(folder, f"checkpoint {path}")
     bundled = path / "backbone"
     source = options.backbone or (str(bundled) if bundled.is_dir() else info.backbone)
     base = options.open_backbone(source, None if options.backbone else info.revision)

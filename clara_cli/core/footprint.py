@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from clara_cli.core.backbone import backbone_folder, empty_model
+from clara_cli.core.backbone import backbone_folder
 from clara_cli.core.checkpoint import LoadOptions, resolve
 from clara_cli.core.info import read_info
+from clara_cli.core.loading import empty_model
 from clara_cli.core.model import ROLES, LoraSettings
 from clara_cli.core.released import find_backbone, read_config
-from clara_cli.errors import ArtefactError, first_line
 from clara_cli.records import MemoryNeed
 
 FLOAT, BLOCK, NESTED = 4, 64, 256  # bytes of a float32; numbers of an NF4 block; blocks of a scale
@@ -69,13 +69,7 @@ def plan_model(plan: Plan) -> Any:
         ArtefactError: when its config cannot be had.
     """
     folder = backbone_folder(plan.backbone, plan.revision, configs_only=True)
-    try:
-        return empty_model(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(
-            f"backbone {plan.backbone}: its config cannot be had: {first_line(error)}",
-            "name it with --backbone DIR or --backbone OWNER/NAME",
-        ) from error
+    return empty_model(folder, f"backbone {plan.backbone}")
 
 
 def matrices(causal_lm: Any) -> dict[str, nn.Linear]:

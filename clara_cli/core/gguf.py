@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clara_cli.core.loading import load_gguf
 from clara_cli.disk import cache_folder
 from clara_cli.errors import ArtefactError
 
@@ -166,16 +167,11 @@ def as_artefact_errors(file: Path) -> Iterator[None]:
 def write_backbone(file: Path, folder: Path) -> None:
     """Write config, weights, tokenizer and end tokens of a GGUF file as a backbone folder."""
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     metadata = read_metadata(file)
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    model, tokenizer = load_gguf(file)
     set_split_rule(tokenizer.backend_tokenizer, metadata, file)
     tokenizer.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype="float32", trust_remote_code=False
-    )
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config["dtype"] = "float32"

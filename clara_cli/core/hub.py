@@ -18,6 +18,7 @@ NATIVE = ("clara.json", "memory.safetensors", "*/adapter_*", "backbone/*")
 CONFIGS = ("clara.json", "config.json", "backbone/config.json")
 RELEASED = ("config.json", "adapters.pth", "decoder_first_last_layers.pth")
 BACKBONE = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+TOKENIZER = ("*.json", "*.model", "*.jinja", "*.txt")
 NOT_BACKBONE = ("*/*", "consolidated*")  # other formats of the same weights
 BARE = "a backbone goes with --backbone, a checkpoint with --model or --init"
 SUBFOLDER = re.compile(r"^(.*\bcompression-(\d+))/adapters\.pth$")
@@ -140,6 +141,15 @@ def fetch_backbone(name: str, revision: str | None, configs_only: bool = False) 
     return download(name, patterns, revision, f"backbone {name}")
 
 
+def fetch_tokenizer(name: str) -> Path:
+    """The local folder of a tokenizer on the Hub, without any weights.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    return download(name, TOKENIZER, None, f"tokenizer {name}")
+
+
 def download(
     repository: str, patterns: Sequence[str], revision: str | None = None, label: str = ""
 ) -> Path:
@@ -149,7 +159,7 @@ def download(
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
     label = label or repository
-    ignored = list(NOT_BACKBONE) if patterns is BACKBONE else None
+    ignored = list(NOT_BACKBONE) if patterns in (BACKBONE, TOKENIZER) else None
     wanted: dict[str, Any] = {"allow_patterns": list(patterns), "ignore_patterns": ignored}
     try:
         return Path(snapshot_download(repository, revision=revision, **wanted))

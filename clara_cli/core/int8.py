@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clara_cli.core import loading
+
 FILE = "model.int8.safetensors"  # instead of model.safetensors, beside config.json
 SCALE = ".int8_scale"
 
@@ -59,24 +61,29 @@ def save_backbone(model: Any, folder: Path) -> None:
             parameter.copy_(expanded[name])
 
 
-def load_backbone(folder: Path, dtype: torch.dtype) -> Any:
-    """The model of such a folder. Raises OSError, ValueError or KeyError where it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+def load_backbone(folder: Path, what: str, dtype: torch.dtype) -> Any:
+    """The model of such a folder; `what` names it in errors.
 
-    try:
+    Raises:
+        ArtefactError: where it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    config = loading.load_config(folder, what)
+    loading.refuse_adapter(folder, what)
+    with loading.as_artefact_errors(f"{what}: {FILE}"):
         tensors = expand(load_file(folder / FILE), dtype)
-    except SafetensorError as error:
-        raise ValueError(f"{FILE}: {error}") from error
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if wanted != found:
-        odd = sorted(wanted.items() ^ found.items())[0]
-        raise ValueError(f"{FILE}: {odd[0]} {odd[1]} does not belong to {folder / 'config.json'}")
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    with loading.as_artefact_errors(what):
+        model = loading.new_model(config, dtype)
+        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if wanted != stored:
+            odd = sorted(wanted.items() ^ stored.items())[0]
+            place = folder / "config.json"
+            raise ValueError(f"{FILE}: {odd[0]} {odd[1]} does not belong to {place}")
+        model.load_state_dict(tensors, strict=False)
+        model.tie_weights()
+    settings = loading.load_generation_config(folder, what)
+    if settings is not None:
+        model.generation_config = settings
     return model

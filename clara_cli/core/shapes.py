@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clara_cli.core.backbone import Backbone, quieten
+from clara_cli.core.loading import new_config, new_model
 from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
 
@@ -75,16 +76,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype, seed: int) -> ClaraModel:
     """A shape's backbone with random weights and three fresh roles, 256 tokens a passage."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     quieten()
     kind, settings = SHAPES[shape]
     tokenizer = byte_tokenizer()
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(seed)
     with device:
-        made = AutoConfig.for_model(kind, **settings, **ends)
-        causal_lm: Any = AutoModelForCausalLM.from_config(made, dtype=dtype)
+        causal_lm = new_model(new_config(kind, **settings, **ends), dtype)
     causal_lm.eval().requires_grad_(False)
     seeded = torch.Generator().manual_seed(seed)
     backbone = Backbone(causal_lm, tokenizer, shape, None)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from clara_cli.core import footprint
 from clara_cli.core.backbone import load_backbone
+from clara_cli.core.checkpoint import LoadOptions
 from clara_cli.core.footprint import Plan, need
 from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.placement import BackbonePlacement
@@ -151,9 +152,9 @@ def test_plans_say_what_configs_say(shared):
     folder = shared / "reference" / "fixtures" / "mistral_256_32"
     backbone = str(shared / "reference" / "backbones" / "mistral-tiny")
     plans = [
-        footprint.read_plan(str(folder / f"ckpt_{stage}"), backbone, None)
+        footprint.read_plan(LoadOptions(str(folder / f"ckpt_{stage}"), backbone))
         for stage in ("stage1", "stage1_2", "stage2")
     ]
     assert [len(plan.roles) for plan in plans] == [2, 2, 3]
     assert dataclasses.astuple(plans[2])[3:] == (16, 8, 256)
-    assert footprint.read_plan("nano", None, 4).memory_tokens == 64
+    assert footprint.read_plan(LoadOptions("nano", ratio=4)).memory_tokens == 64

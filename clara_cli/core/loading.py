@@ -1,0 +1,234 @@
+"""The one place where a library loads models: configs, tokenizers, weights, empty models.
+
+Everything is read from a folder that is here; nothing is looked up by name. A folder that names
+code of its own is refused before a library sees it: nothing of a stranger's runs, and nobody is
+asked whether it may.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clara_cli.errors import ArtefactError, ClaraError, first_line, is_out_of_memory
+
+SETTINGS = ("*config*.json", "special_tokens_map.json", "clara.json")  # what may name code
+MOST_SETTINGS = 64 * 2**20  # bytes of one such file; a tokenizer's lists its added tokens
+CODE_KEYS = ("auto_map", "auto_mapping", "custom_code", "custom_generate", "custom_pipelines")
+KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+OWN_LIBRARIES = re.compile(r"(transformers|peft)(\.\w+)*")
+SCRIPT = re.compile(r"[\w./-]*\w\.py")
+ADAPTER = "adapter_config.json"
+NO_CODE = {"trust_remote_code": False}
+HINT = "its folder needs config.json, *.safetensors and the tokenizer's files"
+
+
+# --- what is refused ---
+
+
+def refuse_code(folder: Path, what: str) -> None:
+    """Refuse a folder whose settings name code that comes with them.
+
+    Raises:
+        ArtefactError: naming the file, the setting and its value.
+    """
+    for file in settings_files(folder):
+        settings = read_settings(file, what)
+        for key, value in code_named(settings):
+            shown = json.dumps(value, ensure_ascii=False)
+            shown = shown if len(shown) <= 120 else f"{shown[:120]}..."
+            raise ArtefactError(
+                f"{what}: {file.name} names code of its own: {key} = {shown}",
+                code_hint(settings, key),
+            )
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """The files of a folder in which a library looks for settings."""
+    return sorted({file for pattern in SETTINGS for file in folder.glob(pattern)})
+
+
+def read_settings(file: Path, what: str) -> Any:
+    """A JSON file of settings.
+
+    Raises:
+        ArtefactError: where it is none, or larger than any is.
+    """
+    try:
+        if file.stat().st_size > MOST_SETTINGS:
+            message = f"{what}: {file.name} has more than {MOST_SETTINGS >> 20} MiB"
+            raise ArtefactError(message, HINT)
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{what}: {file.name}: {error.strerror}", HINT) from error
+    except (ValueError, RecursionError) as error:
+        message = f"{what}: {file.name}: not JSON: {first_line(error)}"
+        raise ArtefactError(message, HINT) from error
+
+
+def code_named(settings: Any) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every setting, however deep, that names code which is not a library's."""
+    levels = [settings]
+    while levels:
+        level = levels.pop()
+        if isinstance(level, list):
+            levels += level
+        if not isinstance(level, dict):
+            continue
+        for key, value in level.items():
+            if names_code(key, value):
+                yield key, value
+            levels.append(value)
+
+
+def names_code(key: str, value: Any) -> bool:
+    """Whether one setting names code."""
+    if key == "auto_mapping" and isinstance(value, dict):  # PEFT's, of the class it adapts
+        return not OWN_LIBRARIES.fullmatch(str(value.get("parent_library") or "peft"))
+    if key in CODE_KEYS:
+        return bool(value)
+    if not isinstance(value, str):
+        return False
+    if key in KERNEL_KEYS:  # owner/name: compiled code from the Hub
+        return "/" in value
+    return key != "content" and SCRIPT.fullmatch(value) is not None
+
+
+def code_hint(settings: Any, key: str) -> str:
+    """What to do about a folder that names code."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind in CONFIG_MAPPING_NAMES:
+        known = f"transformers knows the kind {kind} itself"
+        return f"{known}: take {key} out of config.json in a copy of the folder, and give the copy"
+    return "clara runs no code that comes with a model: give one of a kind transformers knows"
+
+
+def refuse_adapter(folder: Path, what: str) -> None:
+    """Refuse a backbone with a LoRA adapter beside it, which would be in force or not by chance.
+
+    Raises:
+        ArtefactError: where there is one.
+    """
+    if (folder / ADAPTER).exists():
+        raise ArtefactError(
+            f"{what}: {ADAPTER}: an adapter lies in the backbone's folder",
+            "merge it into the weights (PEFT's merge_and_unload, then save_pretrained), or give "
+            "the folder without it",
+        )
+
+
+@contextmanager
+def as_artefact_errors(what: str, hint: str = HINT) -> Iterator[None]:
+    """Whatever a library raises over the files it loads, as one error that names them."""
+    try:
+        yield
+    except ClaraError:
+        raise
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"  # of a library written in Rust
+        if not (panic or isinstance(error, Exception)) or is_out_of_memory(error):
+            raise
+        raise ArtefactError(f"{what}: {first_line(error)}", hint) from error
+
+
+# --- what loads ---
+
+
+def load_tokenizer(folder: Path, what: str) -> Any:
+    """The tokenizer of a folder; `what` names it in errors.
+
+    Raises:
+        ArtefactError: where there is none, or it names code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    refuse_code(folder, what)
+    with as_artefact_errors(what):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **NO_CODE)
+
+
+def load_config(folder: Path, what: str) -> Any:
+    """The config of a backbone's folder.
+
+    Raises:
+        ArtefactError: where there is none, or the folder names code of its own.
+    """
+    from transformers import AutoConfig
+
+    refuse_code(folder, what)
+    with as_artefact_errors(what):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
+
+
+def load_model(folder: Path, what: str, dtype: torch.dtype, **placement: Any) -> Any:
+    """The causal language model of a backbone's folder, from safetensors, on the CPU or where
+    `placement` (transformers' `quantization_config` and `device_map`) puts it.
+
+    Raises:
+        ArtefactError: where it cannot be loaded; names code of its own; or has an adapter.
+    """
+    from transformers import AutoModelForCausalLM
+
+    refuse_code(folder, what)
+    refuse_adapter(folder, what)
+    with as_artefact_errors(what):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **NO_CODE, **placement
+        )
+
+
+def load_generation_config(folder: Path, what: str) -> Any:
+    """The generation settings of a folder; None where it has none."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return None
+    with as_artefact_errors(what):
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+def new_model(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """A model of a config, its weights random, on torch's current default device."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, **NO_CODE)
+
+
+def new_config(kind: str, **settings: Any) -> Any:
+    """A config of one of transformers' own kinds."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(kind, **settings)
+
+
+def empty_model(folder: Path, what: str) -> Any:
+    """A backbone's architecture without weights, from its config alone.
+
+    Raises:
+        ArtefactError: where there is no config, or the folder names code of its own.
+    """
+    config = load_config(folder, what)
+    with as_artefact_errors(what), torch.device("meta"):
+        return new_model(config)
+
+
+def load_gguf(file: Path) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a GGUF file; no other file of its folder is read."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="clara-gguf-") as folder:
+        (Path(folder) / file.name).symlink_to(file.absolute())
+        named: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, **NO_CODE}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **named)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **named), tokenizer
