@@ -27,6 +27,7 @@ from clara_cli.synthesis.desk import Outcome, Settings
 from clara_cli.synthesis.drive import Job, Work, drive
 from clara_cli.synthesis.gates import Limits
 from clara_cli.synthesis.journal import Journal, beside
+from clara_cli.synthesis.key import KeyGuard
 from clara_cli.synthesis.llm import LLM, ChatClient, ChatSettings
 from clara_cli.synthesis.prompts import VERSION
 from clara_cli.synthesis.words import token_estimate
@@ -64,7 +65,8 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
         pool_size=config.pool_size,
         seed=config.seed,
     )
-    with Journal(out, identity(config, settings, target)) as journal:
+    guard = KeyGuard(read_key() if target.urls else None)
+    with Journal(out, identity(config, settings, target), guard) as journal:
         meter = Meter(config, report, journal, total)
         try:
             asyncio.run(work(config, settings, target, reader, journal, meter))

@@ -25,8 +25,12 @@ _INSTALL = "install it: pip install 'clara-cli[milvus]'"
 
 
 def full_uri(uri: str) -> str:
-    """An address as it is, a file by its full path. Raises UsageError for another kind of file."""
+    """An address as it is, a file by its full path. Raises UsageError for another kind of file, and
+    for an address with a password in it: the index would keep it."""
     if "://" in uri:
+        if "@" in uri:
+            shown = uri.rpartition("@")[2]
+            raise UsageError(f"--uri ...@{shown}: a password in it", "put it into $MILVUS_TOKEN")
         return uri
     if not uri.endswith(".db"):
         raise UsageError(

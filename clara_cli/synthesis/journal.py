@@ -20,8 +20,10 @@ from typing import IO, Any, NoReturn
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.keyset import KeySet
 from clara_cli.synthesis.desk import Outcome
+from clara_cli.synthesis.key import KeyGuard
 
 FORMAT = 1
+GIVEN = frozenset(("id", "docs", "paragraphs", "passage_id"))  # of the documents, not a server
 
 
 def beside(out: Path, name: str) -> Path:
@@ -32,7 +34,8 @@ def beside(out: Path, name: str) -> Path:
 class Journal:
     """The files of one run, open and locked until closed."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], guard: KeyGuard | None = None) -> None:
+        self._guard = guard or KeyGuard(None)
         self.out, self.rejected = out, beside(out, "rejected.jsonl")
         self.progress = beside(out, "progress.jsonl")
         self.done = KeySet()
@@ -166,7 +169,7 @@ class Journal:
             records = []
             for outcome in outcomes:
                 for path, said in ((self.out, outcome.lines), (self.rejected, outcome.rejected)):
-                    data = b"".join(map(_line, said))
+                    data = b"".join(_line(self._guard.line(one, GIVEN)) for one in said)
                     lines[path] += data
                     ends[path] += len(data)
                 record = _progress(outcome) | {"seconds": spent}

@@ -2,7 +2,7 @@
 several servers sharing the load, replies of bounded size, errors a user can act on.
 
 Knows nothing of what is asked. The key comes from the caller, goes into one header, and is cut out
-of whatever a server says before anybody reads it.
+of whatever a server says of a refusal before anybody reads it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import httpx2
 
 from clara_cli.errors import ClaraError, UsageError
 from clara_cli.synthesis import wire
+from clara_cli.synthesis.key import KeyGuard
 from clara_cli.synthesis.wire import Broken, Reply
 
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
@@ -120,6 +121,7 @@ class ChatClient:
         say: Callable[[str], None],
     ) -> None:
         self._settings, self._key, self._say = settings, key, say
+        self._guard = KeyGuard(key)
         self._endpoints = [self._endpoint(url) for url in dict.fromkeys(map(base_url, urls))]
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._answered_at = -1.0
@@ -245,9 +247,10 @@ class ChatClient:
             message = f"{url} did not answer within {settings.timeout:g} s"
             raise _Transient(message, hung=True) from error
         except httpx2.ConnectError as error:
-            raise _Transient(f"no server answers at {url}: {error}", everyone=True) from error
+            reason = self._guard.refusal(str(error))
+            raise _Transient(f"no server answers at {url}: {reason}", everyone=True) from error
         except (httpx2.TransportError, httpx2.DecodingError, Broken) as error:
-            reason = str(error) or type(error).__name__
+            reason = self._guard.refusal(str(error)) or type(error).__name__
             raise _Transient(f"{url} broke off its answer: {reason}") from error
 
     async def _said(self, response: httpx2.Response) -> str:
@@ -261,9 +264,7 @@ class ChatClient:
         for key in ("error", "message", "detail"):
             said = said.get(key, said) if isinstance(said, dict) else said
         text = said if isinstance(said, str) else json.dumps(said)
-        if self._key:
-            text = text.replace(self._key, "***")
-        return " ".join(text.split())[:200]
+        return self._guard.refusal(" ".join(text.split()))[:200]
 
     def _failure(self, url: str, response: httpx2.Response, said: str) -> Exception:
         """What a status other than 200 means."""

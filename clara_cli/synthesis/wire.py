@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 
 REPLY_BYTES = 2**20  # more than any reply asked for here; beyond it nobody reads
+MOST_TOKENS = 2**24  # of one prompt or reply, more than any model reads; a higher count is none
 CHARACTERS_A_TOKEN = 4  # where a server does not count
 LAST_DIALECT = 2
 URL_HINT = "an address looks like http://127.0.0.1:8000/v1"
@@ -28,7 +29,8 @@ class Broken(Exception):  # noqa: N818  (a verdict on one response)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model said, and the tokens it took (estimated where the server does not count).
+    """What the model said, and the tokens it took (estimated where the server gives no count that
+    can be: an integer from 0 to `MOST_TOKENS`).
     `cut`: it ended at the token limit, or at the size bound."""
 
     text: str
@@ -149,13 +151,17 @@ def _choice(record: Any) -> dict[str, Any] | None:
 
 def _reply(text: str, choice: dict[str, Any], usage: Any, asked: str) -> Reply:
     counted = usage if isinstance(usage, dict) else {}
-    prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
     return Reply(
         text,
-        prompt if isinstance(prompt, int) else _estimate(asked),
-        completion if isinstance(completion, int) else _estimate(text),
+        _count(counted.get("prompt_tokens"), asked),
+        _count(counted.get("completion_tokens"), text),
         cut=choice.get("finish_reason") == "length",
     )
+
+
+def _count(said: Any, text: str) -> int:
+    """The tokens of a text as a server counts them, estimated where it does not."""
+    return said if type(said) is int and 0 <= said <= MOST_TOKENS else _estimate(text)
 
 
 def _estimate(text: str) -> int:

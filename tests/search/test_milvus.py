@@ -83,6 +83,9 @@ def test_a_lost_collection_and_a_server_away_are_named(tmp_path: Path) -> None:
 def test_a_uri_is_an_address_or_a_db_file(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert full_uri("http://host:19530") == "http://host:19530"
+    with pytest.raises(UsageError, match=r"--uri \.\.\.@host:19530: a password in it") as caught:
+        full_uri("http://root:Secret@host:19530")
+    assert "Secret" not in caught.value.message and "MILVUS_TOKEN" in caught.value.hint
     assert full_uri("keys.db") == str(tmp_path / "keys.db")
     with pytest.raises(UsageError, match="--uri keys: neither"):
         full_uri("keys")

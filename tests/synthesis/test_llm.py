@@ -122,6 +122,14 @@ def test_the_key_is_cut_out_of_every_refusal() -> None:
             talk(server.url, one, KEY)
 
 
+@pytest.mark.parametrize("part", [KEY[:8], KEY[-6:], KEY.upper(), f"{KEY[:6]}****{KEY[-4:]}"])
+def test_parts_of_the_key_are_cut_out_too(part: str) -> None:
+    with serving(lambda asked: error(400, f"Incorrect key: {part}.")) as server:
+        with pytest.raises(LLMError, match=r"Incorrect key: \*[*]+\.") as caught:
+            talk(server.url, one, KEY)
+    assert not any(KEY[n : n + 4] in caught.value.message.lower() for n in range(len(KEY) - 3))
+
+
 def test_an_unknown_model_is_named() -> None:
     with serving(lambda asked: error(404, "model m not found")) as server:
         with pytest.raises(LLMError, match="has no model 'm'.*404: model m not found") as caught:
@@ -173,6 +181,13 @@ def test_something_else_than_a_model() -> None:
     with serving(lambda asked: Raw(302, b"", {"location": "http://elsewhere/"})) as server:
         with pytest.raises(LLMError, match="redirects"):
             talk(server.url, one)
+
+
+def counted(prompt_tokens: object, completion_tokens: object) -> Raw:
+    """A reply of one word from a server that counts so."""
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    record = {"choices": [{"message": {"content": "four"}}], "usage": usage}
+    return Raw(200, json.dumps(record).encode())
 
 
 PASSING = {
@@ -249,6 +264,10 @@ def test_ten_megabytes_are_cut_off_and_cost_no_memory() -> None:
         (completion("", "length"), Reply("", 100, 10, cut=True)),
         (Raw(200, b'{"choices": [{"message": {"content": "abcde"}}]}'), Reply("abcde", 2, 2)),
         (Raw(200, b'{"choices": [{"message": null}], "usage": 3}'), Reply("", 2, 0)),
+        (counted(-1, 2**24 + 1), Reply("four", 2, 1)),
+        (counted(True, 1e999), Reply("four", 2, 1)),
+        (counted(10**400, "9"), Reply("four", 2, 1)),
+        (counted(2**24, 0), Reply("four", 2**24, 0)),
     ],
 )
 def test_replies_with_little_in_them(raw: Raw, expected: Reply) -> None:

@@ -639,6 +639,38 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
         assert b"sk-" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("shape", ["{}", "{:.12}", "x{}y", "escaped", "upper"])
+def test_a_server_that_repeats_the_key_puts_no_part_of_it_into_a_file(
+    shape: str, towns: Path, out: Path, report: Any, monkeypatch: Any
+) -> None:
+    key = "sk-Very7Secret1Key9"
+    said = {"escaped": "".join(f"\\u{ord(c):04x}" for c in key), "upper": key.upper()}
+    spoken = said.get(shape) or shape.format(key)
+    monkeypatch.setenv("CLARA_LLM_API_KEY", key)
+
+    def play(asked: Asked) -> str | Raw:
+        if asked.task == "verify":
+            return f'{{"correct": false, "reason": "{spoken}"}}'
+        if asked.task == "paraphrase":
+            return Raw(400, json.dumps({"error": f"no {spoken}"}).encode())
+        return competent(asked) if asked.task == "probe" else f'{{"paraphrase": "{spoken}"}}'
+
+    def pairs(asked: Asked) -> str | Raw:
+        if asked.task in ("simple", "repair"):
+            question, answer = asked.town.facts[0]  # type: ignore[union-attr]
+            return pairs_json([(f"{question[:-1]} KEY?", answer)]).replace("KEY", spoken)
+        return play(asked)
+
+    with serving(pairs) as server:
+        made(server, towns, out, report)
+    written = [path.read_bytes().lower() for path in out.parent.iterdir()]
+    assert any(b"***" in data for data in written)
+    parts = [key[at : at + 8].lower().encode() for at in range(len(key) - 7)]
+    assert not [part for part in parts for data in written if part in data]
+    documents = towns.read_text()
+    assert all(json.loads(line)["docs"][0] in documents for line in out.read_text().splitlines())
+
+
 @pytest.mark.parametrize("key", ["sk-sec\nret", "sk-sécret"])
 def test_a_key_that_cannot_be_sent_is_not_shown(
     key: str, towns: Path, out: Path, report: Any, monkeypatch: Any
