@@ -10,6 +10,8 @@ class Scorecard:
     """One row of `bench`: a system at a ratio (None where none applies). Scores are fractions 0-1
     over all questions, None where nothing can be said; `ci95` holds 95 % bootstrap intervals.
 
+    `answer_words` is the mean length of an answer in words (between white space), `empty_share` the
+    share of answers of none: F1 and Cover-EM depend on both.
     `context_tokens` are the tokens that stand for the passages in the prompt, memory or text, on
     average; `ms_per_question` is query, search and generation, with memory compressed before;
     `bytes_per_passage` what keeping a passage takes. `best` names the scores in which the row is
@@ -23,6 +25,8 @@ class Scorecard:
     em: float | None
     f1: float | None
     cover_em: float | None
+    answer_words: float | None
+    empty_share: float | None
     recall: dict[str, float | None]
     ci95: dict[str, list[float]]
     truncated: int

@@ -26,7 +26,7 @@ from clara_cli.measures import (
     SystemsResult,
 )
 
-WIDE = 98  # columns the whole table takes; below, it shows the scores alone
+WIDE = 100  # columns the whole table takes; below, it shows the scores alone
 
 
 def result_json(result: Any) -> dict[str, Any]:
@@ -49,7 +49,14 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
     lines: list[Any] = [f"{r.dataset}: {r.n:,} questions, setting {r.setting}, seed {r.seed}"]
     lines.append(_table(r.systems, wide=width >= WIDE))
     lines.append("in %, ± half the 95 % interval; * the highest, by a significant difference")
+    lines.append("words: mean length of an answer; empty: % of answers without a word")
     for row in r.systems:
+        if row.truncated:
+            ratio = "" if row.ratio is None else f" {row.ratio}x"
+            lines.append(
+                f"{row.name}{ratio}: the last passages of {row.truncated:,} questions did not fit "
+                "the window"
+            )
         if row.out_of_memory:
             ratio = "" if row.ratio is None else f" {row.ratio}x"
             lines.append(
@@ -70,9 +77,10 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
     return lines
 
 
-_NARROW = {"system": 17, "ratio": 5, "EM": 6, "F1": 6, "cover": 6}
-_WIDE = {"system": 24, "ratio": 5, "EM": 6, "F1": 11, "cover": 6, "R@1": 5, "R@5": 5}
-_WIDE |= {"ms": 7, "context": 7, "passage": 8, "cut": 3}
+_ANSWERS = {"cover": 6, "words": 5, "empty": 5}
+_NARROW = {"system": 17, "ratio": 5, "EM": 6, "F1": 6, **_ANSWERS}
+_WIDE = {"system": 24, "ratio": 5, "EM": 6, "F1": 10, **_ANSWERS, "R@1": 5, "R@5": 5}
+_WIDE |= {"ms": 6, "tokens": 6, "bytes": 6}
 
 
 def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
@@ -86,24 +94,32 @@ def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
         about = "" if half is None or not wide else f"±{100 * half:.1f}"
         scores = [("em", row.em, ""), ("f1", row.f1, about), ("cover_em", row.cover_em, "")]
         cells = [_score(value, more, marked=key in row.best) for key, value, more in scores]
+        words = "-" if row.answer_words is None else f"{row.answer_words:.1f}"
+        cells += [Text(words), _score(row.empty_share, "", marked=False)]
         if wide:
             cells += [_score(row.recall.get(k), "", marked=False) for k in ("1", "5")]
             figures = tuple(map(_whole, (row.ms_per_question, row.context_tokens)))
-            cut = str(row.truncated or "-")
-            cells += [Text(cell) for cell in (*figures, _bytes(row.bytes_per_passage), cut)]
+            cells += [Text(cell) for cell in (*figures, _bytes(row.bytes_per_passage))]
         ratio = "-" if row.ratio is None else str(row.ratio)
         table.add_row(Text(row.name), ratio, *cells)
     return table
 
 
 def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+    """A figure in six characters, as seconds are enough where milliseconds do not fit."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value < 99_999.5 else f"{value / 1000:,.0f}k"
 
 
 def _bytes(count: float | None) -> str:
+    """A size in three digits at most, and its unit."""
     if count is None:
         return "-"
-    return f"{count:.0f} B" if count < 1000 else size(round(count))
+    figure, _, unit = ("" if count < 1000 else size(round(count))).partition(" ")
+    if not unit:
+        return f"{count:.0f} B"
+    return f"{float(figure):.0f} {unit}" if float(figure) >= 10 else f"{figure} {unit}"
 
 
 def _score(value: float | None, more: str, *, marked: bool) -> Text:

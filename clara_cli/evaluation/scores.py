@@ -65,6 +65,7 @@ def score(
     errors = [str(m["error"]) for m in measures if "error" in m]
     phases = {p: _mean([1000 * m["seconds"][p] for m in answered]) for p in PHASES}
     intervals = {key: interval(found, seed) for key, found in told.items() if found}
+    lengths = [len(p["prediction"].split()) for p in predictions if p["prediction"] is not None]
     judged = [
         (p["hits"], p["gold"]) for p in predictions if p["gold"] and p["prediction"] is not None
     ]
@@ -74,6 +75,8 @@ def score(
         em=_mean(told["em"]),
         f1=_mean(told["f1"]),
         cover_em=_mean(told["cover_em"]),
+        answer_words=_mean(lengths),
+        empty_share=_mean([float(not length) for length in lengths]),
         recall={
             str(k): _mean([recall_at(h, g, k) for h, g in judged]) if k <= top_k else None
             for k in CUTOFFS

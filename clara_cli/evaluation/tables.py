@@ -89,8 +89,10 @@ def _scores(heading: str, about: str, rows: Sequence[Scored]) -> Table:
             ends = card.ci95.get(key)
             note = "" if ends is None else f"[{', '.join(map(percent, ends))}]"
             line.append(Cell(percent(value), note, key in card.best))
-        cells.append(line)
-    return _made(heading, ["system", "n", "EM", "F1", "Cover-EM"], cells, about)
+        cells.append([*line, _figure(card.answer_words), percent(card.empty_share)])
+    columns = ["system", "n", "EM", "F1", "Cover-EM", "words", "empty"]
+    about += "; words: the mean length of an answer; empty: % of answers without a word"
+    return _made(heading, columns, cells, about)
 
 
 def _retrieval(rows: Sequence[Scored]) -> Table:

@@ -21,11 +21,13 @@ from clara_cli.core.checkpoint import LoadOptions, load, save
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.evaluation import runs, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean
+from clara_cli.evaluation.scores import score
 from clara_cli.measures import BenchResult, CompareResult
 from clara_cli.scorecard import result_json
 
 ROW = [
-    *["name", "ratio", "em", "f1", "cover_em", "recall", "ci95", "truncated"],
+    *["name", "ratio", "em", "f1", "cover_em", "answer_words", "empty_share"],
+    *["recall", "ci95", "truncated"],
     *["ms_per_question", "context_tokens", "bytes_per_passage"],
 ]
 LINE = ["system", "ratio", "id", "question", "prediction", "golden_answers", "hits", "gold"]
@@ -105,6 +107,9 @@ def test_json_is_the_contract(
         assert all(list(p) == LINE for p in own)
         assert row["em"] == mean([exact_match(p["prediction"], p["golden_answers"]) for p in own])
         assert row["f1"] == mean([f1(p["prediction"], p["golden_answers"]) for p in own])
+        lengths = [len(p["prediction"].split()) for p in own]
+        assert row["answer_words"] == mean(lengths)
+        assert row["empty_share"] == mean([float(n == 0) for n in lengths])
         assert row["recall"]["5"] is None  # beyond --top-k
         for k in (1, 3):
             share = [len({*p["gold"]} & {*p["hits"][:k]}) / len(p["gold"]) for p in own]
@@ -116,6 +121,32 @@ def test_json_is_the_contract(
     }
 
 
+def test_lengths_and_empty_answers_stand_beside_f1(
+    mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four answers: of five words, of one, and two of none."""
+    answers = iter(["Nora Velden is the mayor", "Sand", "", " \n"])
+    monkeypatch.setattr(
+        systems.Reader, "generate", lambda self, prompts, memories: [next(answers) for _ in prompts]
+    )
+    done = go(mayors, checkpoint, system="closed-book", limit=4, out=tmp_path / "o")
+    (card,) = done.systems
+    assert (card.answer_words, card.empty_share) == (1.5, 0.5)
+    report = (tmp_path / "o" / "report.md").read_text()
+    heading, row = (next(line for line in report.splitlines() if line.startswith(start))
+                    for start in ("| system | n |", "| closed-book |"))  # fmt: skip
+    assert heading.endswith("| Cover-EM | words | empty |")
+    assert row.endswith("| 1.5 | 50.0 |")
+
+
+def test_a_row_without_answers_has_no_lengths() -> None:
+    card = score(
+        "text", None, [{**dict.fromkeys(LINE), "gold": []}], [{"error": "away"}],
+        top_k=5, seed=0, bytes_per_passage=None,
+    ).card  # fmt: skip
+    assert (card.answer_words, card.empty_share, card.unanswered) == (None, None, 1)
+
+
 def test_the_scorecard_fits_100_columns(mayors: Path, checkpoint: Path) -> None:
     words = ["--dataset", str(mayors), "--model", str(checkpoint), "--limit", "2", "--published"]
     words += ["--control", "counterfactual", "--max-new-tokens", "2", "--device", "cpu"]
@@ -124,6 +155,7 @@ def test_the_scorecard_fits_100_columns(mayors: Path, checkpoint: Path) -> None:
     assert "text+bm25/counterfactual" in said.stdout
     assert "reported by papers" in said.stdout
     assert max(map(len, said.stdout.splitlines()[1:])) <= 100
+    assert "cover words empty   R@1   R@5" in said.stdout
     assert "predictions" not in said.stdout
 
 
