@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from clara_cli.answering.facts import Fact, known_parts, read_facts
 from clara_cli.answering.reading import Generated, Prompt, joined, like_lengths, make_prompt
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.core.model import ClaraModel
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
-from clara_cli.search.bm25 import words
 
 FILE, FORMAT, VERSION = "support.json", "clara-support", 1
 MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
@@ -33,7 +32,6 @@ TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
 LEXICAL_THRESHOLD = 0.75
 _LARGEST = 1e9  # a weight beyond it is no weight
 _RESTORE = "delete the file (support is then judged by words), or restore the checkpoint"
-_FACT = re.compile(r"\b(?:[^\W\d_]*[A-Z\u00c0-\u00de]\w*|\w*\d\w*)\b")
 _LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
 
 Signals = dict[str, float]
@@ -147,24 +145,30 @@ def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Sig
     """Shares of the answer's names and numbers (its words, where it has none) and of the question's
     telling words that stand in the passages' text or titles."""
     known = known_words(passages)
-    facts = [word for fact in _FACT.findall(answer) for word in words(fact)] or words(answer)
-    opening = re.search(r"\w|$", question)  # its capital, if it has one, is the sentence's
-    named = [f.group() for f in _FACT.finditer(question) if opening and f.start() > opening.start()]
-    said = [word for word in named if word[0].isupper() or word[0].isdigit()]
-    long = [word for word in words(question) if len(word) >= _LEAST_ASKED]
-    asked = [word for name in said for word in words(name)] or long
-    return {"facts": _share(facts, known), "asked": _share(asked, known)}
+    answered, asked = list(read_facts(answer)), list(read_facts(question))
+    facts = _parts(fact for fact in answered if fact.is_name) or _parts(answered)
+    telling = (
+        _parts(  # not the first: its capital, if it has one, is the sentence's
+            fact for fact in asked[1:] if fact.is_name and not fact.written[0].islower()
+        )
+        or [part for part in _parts(asked) if len(part) >= _LEAST_ASKED]
+    )
+    return {"facts": _share(facts, known), "asked": _share(telling, known)}
 
 
 def lexical(answer: str, passages: Sequence[Passage]) -> float:
-    """Share of the answer's words that occur in the passages' kept text or titles, 0 for an empty
-    answer. Words only: it cannot tell a right use of a word from a wrong one."""
-    return round(_share(words(answer), known_words(passages)), 4)
+    """Share of the answer's words and numbers that occur in the passages' kept text or titles, 0
+    for an empty answer. Words only: it cannot tell a right use of a word from a wrong one."""
+    return round(_share(_parts(read_facts(answer)), known_words(passages)), 4)
 
 
 def known_words(passages: Sequence[Passage]) -> set[str]:
-    """Every word of the passages' text and titles."""
-    return {word for p in passages for word in words(model_text(p.title, p.text or ""))}
+    """Every word and number of the passages' text and titles."""
+    return set().union(*(known_parts(model_text(p.title, p.text or "")) for p in passages))
+
+
+def _parts(facts: Iterable[Fact]) -> list[str]:
+    return [part for fact in facts for part in fact.parts]
 
 
 def _share(said: Sequence[str], known: set[str]) -> float:
