@@ -12,44 +12,63 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
-from clara_cli.records import Answer, Explanation, Hit, PassageMatch, Retelling
+from clara_cli.records import Answer, Explanation, Hit, PassageMatch, Retelling, SearchResult
 from clara_cli.ui import clean, console, duration
 
 SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
+ABSTENTION = "not in the documents"
+SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count
 SHORT_WORD = 3  # letters below which a word is marked only where it stands capitalised or in digits
 SLOTS_SHOWN, WORDS_SHOWN = 3, 8
 _WORD = re.compile(r"\w+")
 
 
 class Stream:
-    """An answer's pieces, shown on stdout as they come."""
+    """An answer's pieces as they come, on a terminal: a draft, dim, that gives way to the answer
+    as `show` prints it once its support is known. Of a long one the last lines are shown."""
 
     def __init__(self) -> None:
         self._out = console(stderr=False)
-        self.said = False
+        self._text = Text(style="dim")
+        self._live = Live(
+            console=self._out,
+            transient=True,
+            refresh_per_second=12,
+            get_renderable=self._tail,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Stream:
+        if not self._out.is_dumb_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
 
     def say(self, piece: str) -> None:
         """Show one piece."""
-        self.said = True
-        self._out.print(Text(clean(piece), style="bold"), end="", soft_wrap=True)
-        self._out.file.flush()
+        self._text.append(clean(piece))
 
-    def end(self) -> None:
-        """End the line, if one was begun."""
-        if self.said:
-            self._out.print()
+    def _tail(self) -> Text:
+        lines = self._text.wrap(self._out, self._out.width)
+        return Text("\n").join(lines[-max(1, self._out.height - 2) :])
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
     """The JSON object of one answer (a contract with scripts). What there is nothing to say of is
-    left out: `support_method`, `read` other than memory, a source's `corpus` among several, its
-    `file` and `line`, `explain`."""
+    omitted: `support_method`, `read` other than memory, a source's `corpus` among several, its
+    `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained from,
+    `answer` says so and `generated` is what was not shown."""
     record = dataclasses.asdict(answer)
     record["sources"] = [_source_json(hit) for hit in answer.sources]
+    if record.pop("abstained"):
+        record |= {"answer": ABSTENTION, "generated": answer.answer}
     if answer.support_method is None:
         del record["support_method"]
     if answer.read == "memory":
@@ -61,10 +80,20 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return record
 
 
+def search_json(result: SearchResult) -> dict[str, Any]:
+    """The JSON object of the passages of a question alone (a contract with scripts)."""
+    sources = [_source_json(hit) for hit in result.sources]
+    return {"question": result.question, "sources": sources, "seconds": result.seconds}
+
+
 def _source_json(hit: Hit) -> dict[str, Any]:
     record: dict[str, Any] = {"rank": hit.rank}
     record |= {key: getattr(hit.passage, key) for key in SOURCE_KEYS}
     record["score"] = hit.score
+    if hit.sentence is not None:
+        record["sentence"] = dataclasses.asdict(hit.sentence)
+        if not hit.sentence.line:
+            del record["sentence"]["line"]
     if hit.corpus:
         record["corpus"] = hit.corpus
     if hit.read != "memory":
@@ -118,19 +147,37 @@ def show_retelling(retelling: Retelling) -> None:
     out.print(Text(clean(passage.text or "") or "(text not kept)"), soft_wrap=False)
 
 
-def show(answer: Answer, *, titled: bool = False, said: bool = False) -> None:
-    """An answer and the passages it was read from; `titled` repeats the question above it, `said`
-    leaves out the answer's words: they were streamed."""
+def show(answer: Answer, *, titled: bool = False) -> None:
+    """An answer and the passages it was read from; `titled` repeats the question above it. Where
+    the passages do not support it, their best sentences come first, and the generated text small
+    and marked below them."""
     out = console(stderr=False)
     if titled:
         out.print(Text(clean(answer.question), style="cyan"), soft_wrap=False)
-    if not said:
+    if answer.abstained:
+        out.print(Text(ABSTENTION, style="bold"), soft_wrap=False)
+    elif answer.supported is not False:
         out.print(Text(clean(answer.answer) or "(no answer)", style="bold"), soft_wrap=False)
     out.print(_balance(answer), soft_wrap=False)
     for hit in answer.sources:
-        _show_source(out, hit, answer, whole=False)
+        _show_hit(out, hit, answer.question, answer.answer)
+    if answer.supported is False and not answer.abstained:
+        generated = clean(answer.answer) or "(no answer)"
+        out.print(Text(f"generated, NOT supported: {generated}", style="dim"), soft_wrap=False)
     if answer.explain is not None:
         _show_explanation(out, answer.explain)
+    out.print()
+
+
+def show_search(result: SearchResult, *, titled: bool = False) -> None:
+    """The passages of a question alone: the best sentence of each, and where it stands."""
+    out = console(stderr=False)
+    if titled:
+        out.print(Text(clean(result.question), style="cyan"), soft_wrap=False)
+    for hit in result.sources:
+        _show_hit(out, hit, result.question, "", large=True)
+    if not result.sources:
+        out.print(Text("no passage was found", style="bold"), soft_wrap=False)
     out.print()
 
 
@@ -138,33 +185,46 @@ def show_sources(answer: Answer) -> None:
     """The passages of an answer in full, the answer's words marked."""
     out = console(stderr=False)
     for hit in answer.sources:
-        _show_source(out, hit, answer, whole=True)
+        out.print(Text(f"{hit.rank}. {_details(hit)}", style="bold"), soft_wrap=False)
+        file, line = _place(hit)
+        if file:
+            out.print(Text(f"   {clean(f'{file}:{line}')}", style=_link(file)), soft_wrap=False)
+        marked = Text(clean(hit.passage.text or "") or "(text not kept)")
+        mark(marked, telling_words(answer.answer))
+        out.print(marked, soft_wrap=False)
 
 
-def _show_source(out: Console, hit: Hit, answer: Answer, *, whole: bool) -> None:
-    """A heading (rank, title, document and span, score, place) and the text, or of a line of it
-    what surrounds the answer's first word."""
+def _show_hit(out: Console, hit: Hit, question: str, answer: str, *, large: bool = False) -> None:
+    """The best sentence of a passage, the words of the answer (else of the question) marked; then
+    its place, and the passage: title, document and span, score."""
+    sentence = "(text not kept)" if hit.sentence is None else clean(hit.sentence.text)
+    words = telling_words(answer or question)
+    shown = Text(excerpt(sentence, words, SENTENCE_CHARACTERS), style="bold" if large else "")
+    mark(shown, words)
+    out.print(_hanging(out, Text(f"{hit.rank}. ", style="cyan"), shown), soft_wrap=False)
+    details = Text(_details(hit), style="dim")
+    file, line = _sentence_place(hit)
+    if not file:
+        out.print(Text("   ") + details, soft_wrap=False)
+        return
+    place = Text(clean(f"{file}:{line}"), style=_link(file))
+    beside = 3 + place.cell_len + 2 + details.cell_len <= out.width
+    out.print(Text.assemble("   ", place, "  " if beside else "\n   ", details), soft_wrap=False)
+
+
+def _hanging(out: Console, heading: Text, text: Text) -> Text:
+    """A text behind its heading, its further lines below its first."""
+    lines = text.wrap(out, max(1, out.width - heading.cell_len))
+    return heading + Text("\n" + " " * heading.cell_len).join(lines)
+
+
+def _details(hit: Hit) -> str:
+    """A passage in a line: title, document and span, score, how it was read, its corpus."""
     passage = hit.passage
-    parts = [passage.title, f"{passage.document_id} [{passage.start}:{passage.end}]"]
-    head = Text(f"{hit.rank}. ", style="cyan")
-    head.append(clean(" ".join([*filter(None, parts), f"{hit.score:.3f}"])), style="bold")
-    if hit.read != "memory":
-        head.append(f" read as {hit.read}")
-    if hit.corpus:
-        head.append(f" {clean(hit.corpus)}", style="dim")
-    file, line = _place(hit)
-    if file:
-        place = clean(f"{file}:{line}")
-        beside = head.cell_len + 2 + cell_len(place) <= out.width
-        head.append("  " if beside else "\n   ")
-        head.append(place, style=_link(file))
-    out.print(head, soft_wrap=False)
-    text = clean(passage.text or "") or "(text not kept)"
-    if not whole:
-        text = excerpt(text, telling_words(answer.answer), out.width - 4)
-    marked = Text(text if whole else f"   {text}")
-    mark(marked, telling_words(answer.answer))
-    out.print(marked, soft_wrap=False)
+    span = f"{passage.document_id} [{passage.start}:{passage.end}]"
+    read = "" if hit.read == "memory" else f"read as {hit.read}"
+    parts = [passage.title, span, f"{hit.score:.3f}", read, hit.corpus]
+    return clean(" ".join(filter(None, parts)))
 
 
 def telling_words(answer: str) -> set[str]:
@@ -200,6 +260,12 @@ def _place(hit: Hit) -> tuple[str, int]:
     """(file, line) a passage came from; an empty file where it is not known."""
     file, _, line = hit.passage.source.rpartition(":")
     return (file, int(line)) if file and line.isdecimal() else ("", 0)
+
+
+def _sentence_place(hit: Hit) -> tuple[str, int]:
+    """(file, line) of a passage's best sentence, else of the passage."""
+    file, line = _place(hit)
+    return file, (hit.sentence.line if hit.sentence is not None else 0) or line
 
 
 def _link(file: str) -> str:

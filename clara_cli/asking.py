@@ -17,7 +17,7 @@ from pathlib import Path
 from clara_cli import answers, repl, scorecard, slash, ui
 from clara_cli.config import AskConfig, CompressConfig, default_model
 from clara_cli.errors import DataError, NotSupportedError, UsageError
-from clara_cli.records import Answer
+from clara_cli.records import Answer, SearchResult
 from clara_cli.ui import TerminalReport
 
 
@@ -44,7 +44,7 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
         config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
-        if config.file is None and not as_json and sys.stdout.isatty():
+        if not (config.file or config.search or as_json) and sys.stdout.isatty():
             session = module.open_session(config, report)
             given: Iterable[Answer] = [_streamed(session, config.question or "", report)]
         else:
@@ -136,12 +136,14 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         session: slash.Session = ask.open_session(_with_documents(config, report, held), report)
         return session
 
-    def show(answer: Answer) -> None:
+    def show(answer: Answer | SearchResult) -> None:
         shown = _shown([answer], report, as_json=as_json, titled=False)
         _check_support(shown, required=config.require_support)
 
     def reply(session: slash.Session, question: str) -> None:
-        if as_json or not sys.stdout.isatty():
+        if config.search:
+            show(session.search(question))
+        elif as_json or not sys.stdout.isatty():
             show(session.ask(question))
         else:
             answered = _streamed(session, question, report)
@@ -152,28 +154,35 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _streamed(session: slash.Session, question: str, report: TerminalReport) -> Answer:
-    """The answer, its words shown as they come, its sources after it."""
+    """The answer, a draft of it shown as its words come."""
     report.pause()
-    stream = answers.Stream()
-    try:
+    with answers.Stream() as stream:
         answer = session.ask(question, stream.say)
-    finally:
-        stream.end()
-    answers.show(answer, said=stream.said)
+    answers.show(answer)
     return answer
 
 
 def _shown(
-    given: Iterable[Answer], report: TerminalReport, *, as_json: bool, titled: bool
+    given: Iterable[Answer | SearchResult],
+    report: TerminalReport,
+    *,
+    as_json: bool,
+    titled: bool,
 ) -> Iterator[Answer]:
-    """Pass answers on, each shown as soon as it is there."""
-    for answer in given:
+    """Show answers, and passages found, as soon as they are there; pass the answers on."""
+    for result in given:
         report.pause()
+        if isinstance(result, SearchResult):
+            if as_json:
+                ui.write_json(answers.search_json(result))
+            else:
+                answers.show_search(result, titled=titled)
+            continue
         if as_json:
-            ui.write_json(answers.as_json(answer))
+            ui.write_json(answers.as_json(result))
         else:
-            answers.show(answer, titled=titled)
-        yield answer
+            answers.show(result, titled=titled)
+        yield result
 
 
 def _check_support(given: Iterable[Answer], *, required: bool) -> None:

@@ -8,16 +8,21 @@ terminal. K passages given, M memory tokens, D hidden.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clara_cli.answering.answerer import Answerer, Asking, Found
+from clara_cli.answering.answerer import Answerer, Found
+from clara_cli.answering.passage_search import (
+    Asking,
+    EncodeQuestions,
+    PassageSearch,
+    refuse_odd_text,
+    shortened,
+)
 from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
 from clara_cli.config import default_model
@@ -26,12 +31,10 @@ from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.records import Answer, Hit, Retelling, Task
-from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
-from clara_cli.search.bm25 import pooled_idf
+from clara_cli.records import Answer, Hit, Retelling, SearchResult, Task
+from clara_cli.retrieval import FirstStage, Retriever
 
 _COMPARED = 5000  # passage ids looked through for one like a wrong one
-NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory
 
 
 class Clara:
@@ -40,8 +43,8 @@ class Clara:
     def __init__(self, loaded: Loaded, retriever: Retriever, *more: Retriever) -> None:
         self.loaded, self.retriever, self.corpus = loaded, retriever, retriever.corpus
         self.retrievers = (retriever, *more)
-        folders = [str(one.corpus.folder) for one in self.retrievers]
-        self.names = folders if more else [""]  # how sources name their corpus
+        self.passage_search = PassageSearch(self.retrievers)
+        self.names = self.passage_search.names
         self.model, self.prompter = loaded.model, loaded.model.prompter
         for one in self.retrievers:
             refuse_mismatch(loaded, one.corpus)
@@ -74,7 +77,7 @@ class Clara:
     @property
     def has_text(self) -> bool:
         """Whether every corpus kept its passages' text."""
-        return all(one.has_text for one in self.retrievers)
+        return self.passage_search.has_text
 
     def slots(self, ratio: int | None) -> int:
         """Memory tokens read per passage; a ratio higher than a corpus's reads the first ones, and
@@ -114,20 +117,13 @@ class Clara:
         self._question_row(question)
 
     def _question_row(self, question: str) -> list[int]:
-        shown = question if len(question) <= 40 else f"{question[:40]}..."
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8, too
-            odd = question[error.start]
-            raise UsageError(
-                f"the question {shown!r} holds {odd!r}, no character", "give it as UTF-8 text"
-            ) from error
+        refuse_odd_text(question)
         row = self.prompter.passage(question)
         full = len(row) >= self.prompter.max_passage + 3
         if full and row[-1] != self.prompter.tokenizer.eos_token_id:  # its end was cut off
             raise UsageError(
-                f"the question {shown!r} has more than {self.prompter.max_passage} tokens, "
-                "the longest this checkpoint reads",
+                f"the question {shortened(question)!r} has more than {self.prompter.max_passage} "
+                "tokens, the longest this checkpoint reads",
                 "ask it more briefly",
             )
         return row
@@ -171,56 +167,48 @@ class Clara:
         return self.answer(self.find(questions, how), how, on_text)
 
     def find(self, questions: Sequence[str], how: Asking) -> list[Found]:
-        """The passages of each question, found in every corpus and ranked together."""
+        """The passages of each question, found in every corpus and ranked together, with their
+        memory."""
         for question in questions:
             self.check_question(question)
-        if how.where is not None:
-            refuse_idle_filter(self.retrievers, how.where)
-        slots, began = self.slots(how.ratio), time.monotonic()
-        stage = how.first_stage or ("bm25" if self.has_text else "latent")
-        queries: dict[int, Tensor] = {}
-        if stage != "bm25" or how.explain:
-            queries = dict(enumerate(self.queries(questions, slots)))
-        queried, found = time.monotonic(), []
-        for number, question in enumerate(questions):
-            hits = self._search(question, queries.get(number, NO_QUERY), stage, how)
-            if not hits and how.first_stage is None and stage == "bm25":  # no word in common
-                queries[number] = self.query(question, slots)
-                hits = self._search(question, queries[number], "latent", how)
-            found.append((question, hits, queries.get(number)))
-        searched = time.monotonic()
-        seconds = {"query": queried - began, "search": searched - queried}
-        seconds = {phase: spent / len(questions) for phase, spent in seconds.items()}
+        slots = self.slots(how.ratio)
+        rankings = self.passage_search.rank(questions, how, self.encoder(how.ratio))
         return [
-            Found(question, hits, self.memory(hits, slots), query_MD, seconds)
-            for question, hits, query_MD in found
+            Found(
+                question=ranking.question,
+                hits=ranking.hits,
+                memory_KMD=self.memory(ranking.hits, slots),
+                query_MD=ranking.query_MD,
+                seconds=ranking.seconds,
+                searched=ranking.question,
+                word_weights=ranking.word_weights,
+            )
+            for ranking in rankings
         ]
 
-    def _search(
-        self, question: str, query_MD: Tensor, stage: FirstStage, how: Asking
-    ) -> tuple[Hit, ...]:
-        """The best of all corpora, by score; ties to the corpus named first."""
-        found, idf = [], None
-        if stage == "bm25" and len(self.retrievers) > 1:
-            idf = pooled_idf([retriever.bm25 for retriever in self.retrievers], question)
-        for name, retriever in zip(self.names, self.retrievers, strict=True):
-            ranked = retriever.search(
-                question, query_MD, how.top_k, stage, how.candidates, how.where, idf
-            )
-            passages = retriever.corpus.passages_at([row for _, row in ranked])
-            pairs = zip(ranked, passages, strict=True)
-            found += [Hit(0, row, score, p, name) for (score, row), p in pairs]
-        best = sorted(found, key=lambda hit: -hit.score)[: how.top_k]
-        return tuple(replace(hit, rank=rank) for rank, hit in enumerate(best, 1))
+    def search(self, question: str, how: Asking | None = None) -> SearchResult:
+        """The passages of a question alone, each with its best sentence; nothing is generated."""
+        return self.search_all([question], how or Asking())[0]
+
+    def search_all(self, questions: Sequence[str], how: Asking) -> list[SearchResult]:
+        """The passages of several questions, in their order."""
+        return self.passage_search.passages(questions, how, self.encoder(how.ratio))
+
+    def encoder(self, ratio: int | None) -> EncodeQuestions:
+        """What gives questions their memory, at a ratio; raises UsageError for a question that the
+        query reasoner cannot read."""
+        slots = self.slots(ratio)
+
+        def encode(questions: Sequence[str]) -> Tensor:
+            for question in questions:
+                self.check_question(question)
+            return self.queries(questions, slots)
+
+        return encode
 
     def memory(self, hits: Sequence[Hit], slots: int) -> Tensor:
         """memory_KMD of passages, wherever they are stored."""
-        memory_KMD = torch.empty(len(hits), slots, self.corpus.manifest.identity.hidden)
-        for name, retriever in zip(self.names, self.retrievers, strict=True):
-            places = [i for i, hit in enumerate(hits) if hit.corpus == name]
-            rows = [hits[i].row for i in places]
-            memory_KMD[places] = retriever.corpus.memory(rows)[:, :slots]
-        return memory_KMD
+        return self.passage_search.memory(hits, slots, self.corpus.manifest.identity.hidden)
 
     def answer(
         self,

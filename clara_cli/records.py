@@ -87,9 +87,21 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a passage; `start` and `end` are code points of the document's text, `line` is
+    the line of its file, 0 where none is known."""
+
+    text: str
+    start: int
+    end: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A passage given to the generator: its 1-based rank, its row in `corpus`, the score that
-    ranked it, and whether it was `read` as memory or as text."""
+    ranked it, whether it was `read` as memory or as text, and the sentence that serves the question
+    best (None where no text was kept)."""
 
     rank: int
     row: int
@@ -97,6 +109,7 @@ class Hit:
     passage: Passage
     corpus: str = ""
     read: str = "memory"
+    sentence: Sentence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +146,8 @@ class Answer:
 
     `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict,
     `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `lexical`, by
-    words alone. `read` is how the generator was given its passages.
+    words alone. `read` is how the generator was given its passages; `abstained`: the answer is not
+    to be shown, since it is not supported.
     """
 
     question: str
@@ -148,6 +162,17 @@ class Answer:
     support_method: str | None = None
     read: str = "memory"
     explain: Explanation | None = None
+    abstained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The passages of a question alone, best first; `seconds` per phase, a question's share where
+    several were searched together."""
+
+    question: str
+    sources: tuple[Hit, ...]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

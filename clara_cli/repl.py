@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import Output
 
-    from clara_cli.records import Answer
+    from clara_cli.records import Answer, SearchResult
 
 
 class Terminated(KeyboardInterrupt):
@@ -79,7 +79,7 @@ class Repl:
         self,
         open_session: Callable[[], Session],
         reply: Callable[[Session, str], object],
-        show: Callable[[Answer], None],
+        show: Callable[[Answer | SearchResult], None],
         prompt: PromptSession[str],
     ) -> None:
         self._reply, self._show, self._prompt = reply, show, prompt
@@ -170,7 +170,7 @@ class Repl:
 def run(
     open_session: Callable[[], Session],
     reply: Callable[[Session, str], object],
-    show: Callable[[Answer], None],
+    show: Callable[[Answer | SearchResult], None],
     *,
     terminal: Input | None = None,
     screen: Output | None = None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from clara_cli.errors import UsageError, nearest
-from clara_cli.records import Answer
+from clara_cli.records import Answer, SearchResult
 
 LEAVE = ("/quit", "exit", "quit")
 
@@ -27,6 +27,9 @@ class Session(Protocol):
     @property
     def corpus_name(self) -> str:
         """The corpora as the user knows them."""
+
+    def search(self, question: str) -> SearchResult:
+        """The passages of a question alone."""
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """The answer to one question; `on_text` is told each piece as it comes."""
@@ -47,7 +50,7 @@ class Talk:
 
     session: Session
     say: Callable[[str], None]
-    show: Callable[[Answer], None]
+    show: Callable[[Answer | SearchResult], None]
     show_sources: Callable[[Answer], None]
     saved: set[Path] = field(default_factory=set)
 
@@ -68,6 +71,12 @@ def _help(talk: Talk, rest: str) -> None:
 
 def _sources(talk: Talk, rest: str) -> None:
     talk.show_sources(talk.last())
+
+
+def _search(talk: Talk, rest: str) -> None:
+    if not rest:
+        raise UsageError("/search needs a question", "write /search opening hours")
+    talk.show(talk.session.search(rest))
 
 
 def _explain(talk: Talk, rest: str) -> None:
@@ -141,6 +150,7 @@ def markdown(said: list[Answer]) -> str:
 
 COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
     "/help": ("this list", _help),
+    "/search": ("QUESTION: passages alone, the best sentence of each", _search),
     "/sources": ("the last answer's passages in full", _sources),
     "/explain": ("the last answer again, and why", _explain),
     "/top-k": ("N: read N passages", _top_k),

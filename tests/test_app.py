@@ -69,7 +69,16 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         "--dry-run",
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
-        *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
+        *{
+            "--abstain",
+            "--passage",
+            "--require-support",
+            "--search",
+            "--task",
+            "--text-tokens",
+            "--top-k",
+            "--where",
+        },
     },
 }
 

@@ -13,7 +13,7 @@ from test_ui import make_answer
 
 from clara_cli import repl
 from clara_cli.errors import ArtefactError, DataError, UsageError
-from clara_cli.records import Answer
+from clara_cli.records import Answer, SearchResult
 
 
 class FakeSession:
@@ -37,6 +37,9 @@ class FakeSession:
 
     def explain(self) -> Answer:
         return make_answer(self.said[-1].question, answer="because")
+
+    def search(self, question: str) -> SearchResult:
+        return SearchResult(question, make_answer().sources, {})
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         faults: dict[str, BaseException] = {
@@ -206,6 +209,15 @@ def test_the_ratio_and_the_corpus_change_or_stay_as_they_were(
     assert "memory is read as it was stored" in err and err.count("ratio is 32") == 2
     assert "it serves 16, 32" in err and "/ratio x: not a number" in err
     assert err.count("a.clara, b.clara") == 2 and "c: no such corpus" in err
+
+
+def test_search_shows_passages_alone(
+    converse: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = converse("/search\n/search the mayor\n/quit\n")
+    assert [type(result) for result in shown] == [SearchResult]
+    assert shown[0].question == "the mayor"
+    assert "/search needs a question" in capsys.readouterr().err
 
 
 def test_the_why_of_the_last_answer(converse: Callable[..., list[Answer]]) -> None:

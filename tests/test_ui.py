@@ -24,6 +24,8 @@ from clara_cli.records import (
     IndexResult,
     Passage,
     Progress,
+    SearchResult,
+    Sentence,
     TrainResult,
 )
 
@@ -46,7 +48,8 @@ class Clock:
 def make_answer(question: str = "Who?", **changes: Any) -> Answer:
     text = "Ann was\nelected [bold]mayor[/bold]. " * 20
     passages = [Passage(f"d{i}:0", f"document-{i}", f"Title {i}", text, 0, 9, 3) for i in (1, 2)]
-    hits = tuple(Hit(i, i, 0.5 / i, p) for i, p in enumerate(passages, 1))
+    sentence = Sentence("Ann was\nelected [bold]mayor[/bold].", 0, 34, 0)
+    hits = tuple(Hit(i, i, 0.5 / i, p, sentence=sentence) for i, p in enumerate(passages, 1))
     seconds = {"query": 0.1, "search": 0.2, "generate": 0.3}
     made = Answer(question, "Ann [x].", 0.9, True, hits, 32, 60, 1200, seconds)
     return dataclasses.replace(made, **changes)
@@ -189,7 +192,7 @@ def test_answer_and_sources_at_every_width(
     assert "0.250" in out
     assert "supported (0.90)" in out
     assert "Ann was elected" in out
-    assert out.count("elected") <= 2 * (columns // 20)  # the text is shortened
+    assert out.count("elected") == 2  # the best sentence of each passage, no more of it
 
 
 def test_answer_on_a_terminal_names_ranks_in_order(
@@ -285,8 +288,67 @@ def test_answer_json_has_the_contracts_keys_in_order() -> None:
         *("prompt_tokens", "text_tokens_replaced", "seconds"),
     ]
     assert list(record["sources"][0]) == [
-        *("rank", "passage_id", "document_id", "title", "text", "start", "end", "score")
+        *("rank", "passage_id", "document_id", "title", "text", "start", "end", "score"),
+        "sentence",
     ]
+    assert list(record["sources"][0]["sentence"]) == ["text", "start", "end"]
+
+
+def test_an_unsupported_answer_comes_small_and_marked_after_the_best_sentences(
+    columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers.show(make_answer(answer="Bob.", supported=False, support=0.1))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("NOT supported (0.10)")
+    shown = " ".join(lines)
+    assert shown.index("Ann was") < shown.index("generated, NOT supported: Bob.")
+
+
+def test_an_answer_abstained_from_is_not_shown_and_is_in_the_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer = make_answer(answer="Bob.", supported=False, abstained=True)
+    answers.show(answer)
+    out = capsys.readouterr().out
+    assert out.startswith("not in the documents\n") and "Bob" not in out
+    assert "Ann was" in out
+    record = answers.as_json(answer)
+    assert (record["answer"], record["generated"]) == ("not in the documents", "Bob.")
+    assert "abstained" not in record and "generated" not in answers.as_json(make_answer())
+
+
+def test_passages_alone_are_their_best_sentences_and_places(
+    columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hit = make_answer().sources[0]
+    assert hit.sentence is not None
+    passage = dataclasses.replace(hit.passage, source="notes/a.md:3")
+    sentence = dataclasses.replace(hit.sentence, line=17)
+    placed = dataclasses.replace(hit, passage=passage, sentence=sentence)
+    answers.show_search(SearchResult("Who was mayor?", (placed,), {"query": 0.0, "search": 0.1}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1. Ann was elected") and max(map(len, lines)) <= columns
+    assert any("notes/a.md:17" in line for line in lines)
+    answers.show_search(SearchResult("Who?", (), {}))
+    assert "no passage was found" in capsys.readouterr().out
+    record = answers.search_json(SearchResult("Who?", (placed,), {"search": 0.1}))
+    assert list(record) == ["question", "sources", "seconds"]
+    assert record["sources"][0]["sentence"]["line"] == 17 and record["sources"][0]["line"] == 3
+
+
+def test_a_draft_gives_way_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyte = pytest.importorskip("pyte", reason="reads a terminal's codes: pip install pyte")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with answers.Stream() as stream:
+        for number in range(60):
+            stream.say(f"piece {number}\n")
+    answers.show(make_answer(answer="Ann."))
+    screen = pyte.Screen(80, 24)
+    pyte.Stream(screen).feed(terminal.getvalue().replace("\n", "\r\n"))
+    assert "piece 5" in terminal.getvalue()
+    assert not any("piece" in line for line in screen.display)
+    assert screen.display[0].strip() == "Ann."
 
 
 def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,56 +6,43 @@ Tensor letters: K passages given, M memory tokens, D hidden.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from clara_cli.answering import support
 from clara_cli.answering.explain import matches, words_of
+from clara_cli.answering.passage_search import Asking
 from clara_cli.answering.reading import (
     Generated,
     Prompt,
-    Read,
     generate,
     make_prompt,
     refuse_overflow,
     texts_within,
 )
+from clara_cli.answering.sentences import with_best_sentences
 from clara_cli.answering.support import Signals
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Answer, Explanation, Hit
-from clara_cli.retrieval import FirstStage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How questions are answered. `text_tokens` bounds what `read="auto"` gives as text, `where`
-    filters the passages that are searched (search/where.py)."""
-
-    top_k: int = 5
-    first_stage: FirstStage | None = None
-    candidates: int | None = None
-    max_new_tokens: int = 128
-    ratio: int | None = None
-    read: Read = "memory"
-    text_tokens: int = 256
-    explain: bool = False
-    where: str | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """A question with its passages, best first, their memory_KMD, and its own memory where it was
-    computed; `seconds` of finding them."""
+    computed; `seconds` of finding them. `searched` is what was searched with: the question, after
+    what it leans on; `word_weights` is how rare its words are, where words were searched."""
 
     question: str
     hits: tuple[Hit, ...]
     memory_KMD: Tensor
     query_MD: Tensor | None
     seconds: dict[str, float]
+    searched: str
+    word_weights: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +168,8 @@ class Answerer:
         kinds = ["text"] * prompt.as_text + ["memory"] * (len(found.hits) - prompt.as_text)
         hits = [replace(h, read=kind) for h, kind in zip(found.hits, kinds, strict=True)]
         as_memory = hits[prompt.as_text :]
+        trusted = "" if verdict.supported is False else text
+        sources = with_best_sentences(hits, found.searched, trusted, found.word_weights)
         explanation = None
         if how.explain:
             explanation = self._explain(found, prompt, seconds, verdict.signals)
@@ -189,7 +178,7 @@ class Answerer:
             answer=text,
             support=verdict.support,
             supported=verdict.supported,
-            sources=tuple(hits),
+            sources=sources,
             memory_tokens=found.memory_KMD.shape[1] * len(as_memory),
             prompt_tokens=len(prompt.ids),
             text_tokens_replaced=sum(hit.passage.tokens for hit in as_memory),
@@ -197,6 +186,7 @@ class Answerer:
             support_method=verdict.method,
             read=how.read,
             explain=explanation,
+            abstained=how.abstain and verdict.supported is False,
         )
 
     def _explain(

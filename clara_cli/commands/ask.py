@@ -1,4 +1,5 @@
-"""`clara ask`: one question, a file of them answered in batches, or a session for the REPL."""
+"""`clara ask`: one question, a file of them in batches, or a session for the REPL; answered, or
+only searched for (`--search`)."""
 
 from __future__ import annotations
 
@@ -7,8 +8,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from clara_cli.answering.passage_search import PassageSearch
 from clara_cli.commands.needs import of_answering
-from clara_cli.commands.session import Session, refuse_unreadable
+from clara_cli.commands.session import (
+    ClaraSession,
+    PassageSession,
+    Session,
+    refuse_empty,
+    refuse_unreadable,
+)
 from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig, default_model
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
@@ -21,21 +29,25 @@ from clara_cli.documents.sources import not_utf8
 from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
-from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling
+from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, SearchResult
 from clara_cli.retrieval import Retriever
 from clara_cli.search.where import parse
 
 IDLE_IN_TASK = (
     *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
-    *("explain", "require_support"),
+    *("explain", "require_support", "search", "abstain"),
 )
+IDLE_IN_SEARCH = ("max_new_tokens", "read", "explain", "require_support", "abstain")
 TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
 NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
 TOGETHER = 256  # questions of a file found, answered and judged together
 
 
-def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | MemoryNeed]:
-    """Answer `question`, or every question of `file` in order; or do the `task`."""
+def run(
+    config: AskConfig, report: Report
+) -> Iterator[Answer | SearchResult | Retelling | MemoryNeed]:
+    """Answer `question`, or every question of `file` in order, or find their passages; or do the
+    `task`."""
     check_options(config)
     if config.dry_run:
         yield needed(config, report)
@@ -50,9 +62,10 @@ def run(config: AskConfig, report: Report) -> Iterator[Answer | Retelling | Memo
         keep_heap()
     questions = [question for _, question in asked]
     session = open_session(config, report)
-    check_questions(session.clara, asked)
+    check_questions(session, asked)
     for first in range(0, len(questions), TOGETHER):
-        yield from session.ask_all(questions[first : first + TOGETHER])
+        together = questions[first : first + TOGETHER]
+        yield from session.search_all(together) if config.search else session.ask_all(together)
         if config.file is not None:
             done = min(first + TOGETHER, len(questions))
             report.progress(Progress("ask", done, len(questions), "questions"))
@@ -73,6 +86,8 @@ def check_options(config: AskConfig) -> None:
     documents are compressed or a model is loaded."""
     if config.task is not None or config.passage is not None:
         check_task(config)
+    if config.search:
+        refuse_idle(config, IDLE_IN_SEARCH, "--search", "nothing is generated: omit it")
     if config.read != "auto" and config.text_tokens != Asking.text_tokens:
         message = f"--text-tokens with --read {config.read}"
         raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
@@ -85,28 +100,52 @@ def check_task(config: AskConfig) -> None:
     if config.task is None or config.passage is None:
         given, other = ("--passage", "--task") if config.task is None else ("--task", "--passage")
         raise UsageError(f"{given} without {other}", "clara ask --task paraphrase --passage ID")
+    refuse_idle(config, IDLE_IN_TASK, f"--task {config.task}", TASK_HINT)
+
+
+def refuse_idle(config: AskConfig, idle: tuple[str, ...], beside: str, hint: str) -> None:
+    """Raise UsageError for a given option that would do nothing beside another."""
     for f in dataclasses.fields(config):
-        if f.name in IDLE_IN_TASK and getattr(config, f.name) != f.default:
+        if f.name in idle and getattr(config, f.name) != f.default:
             named = "a question" if f.name == "question" else flag_name(f)
-            raise UsageError(f"--task {config.task} and {named} do not go together", TASK_HINT)
+            raise UsageError(f"{beside} and {named} do not go together", hint)
 
 
 def retell(config: AskConfig, report: Report) -> Retelling:
     """Write from the memory of one passage."""
     assert config.task is not None and config.passage is not None, "checked before"
-    clara = open_session(config, report).clara
+    clara = open_clara(config, report)
     longest = config.max_new_tokens
     return clara.retell(config.task, config.passage, longest, config.ratio, config.seed)
 
 
 def open_session(config: AskConfig, report: Report) -> Session:
-    """Find and open the corpora, their checkpoint and their indexes."""
+    """Find and open the corpora and their indexes; their checkpoint too, but to search alone."""
     check_options(config)
-    retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
-    first = retrievers[0].corpus
+    if config.search:
+        return open_search(config, report)
+    return ClaraSession(open_clara(config, report), config, report)
+
+
+def open_search(config: AskConfig, report: Report) -> PassageSession:
+    """Open the corpora; a checkpoint is loaded for the first question that words do not find."""
+    search = PassageSearch([Retriever.open(folder) for folder in find_corpora(config.corpus)])
+    refuse_empty(search)
+    return PassageSession(search, lambda some: with_checkpoint(config, some), config, report)
+
+
+def with_checkpoint(config: AskConfig, search: PassageSearch) -> Clara:
+    """Corpora with the checkpoint that reads them, loaded."""
+    first = search.retrievers[0].corpus
     ratio = first.manifest.identity.ratio
     loaded = load(LoadOptions.of(config, named_model(first, config.model), ratio))
-    clara = Clara(loaded, *retrievers)
+    return Clara(loaded, *search.retrievers)
+
+
+def open_clara(config: AskConfig, report: Report) -> Clara:
+    """Find and open the corpora, their checkpoint and their indexes."""
+    retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
+    clara = with_checkpoint(config, PassageSearch(retrievers))
     found = tell(clara.loaded, report)
     found.need("generator")
     if config.task is None and not found.answers:
@@ -114,7 +153,7 @@ def open_session(config: AskConfig, report: Report) -> Session:
     if config.task is not None and not found.writes_from_memory:
         report.note(f"{found.name} was trained last to answer, not to write from memory")
     refuse_unreadable(clara, config, report)
-    return Session(clara, config, report)
+    return clara
 
 
 def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
@@ -144,12 +183,12 @@ def find_corpora(given: tuple[Path, ...]) -> list[Path]:
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 
 
-def check_questions(clara: Clara, asked: list[tuple[str, str]]) -> None:
+def check_questions(session: Session, asked: list[tuple[str, str]]) -> None:
     """Raise DataError for the first question of a file, of (place, question) pairs, that cannot be
     read: before any is answered."""
     for place, question in asked:
         try:
-            clara.check_question(question)
+            session.check_question(question)
         except UsageError as error:
             if not place:
                 raise

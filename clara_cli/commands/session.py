@@ -1,55 +1,64 @@
-"""Corpora held open for questions: what `clara ask` answers with, and a conversation's memory."""
+"""Corpora held open for questions: what `clara ask` answers and searches with, and a conversation's
+memory.
+
+`ClaraSession` answers from memory by a checkpoint; `PassageSession` finds passages, and loads a
+checkpoint only for a question that words do not find.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from clara_cli.answering.answerer import Asking
 from clara_cli.answering.followup import completed
+from clara_cli.answering.passage_search import (
+    Asking,
+    EncodeQuestions,
+    PassageSearch,
+    refuse_odd_text,
+)
 from clara_cli.config import AskConfig
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.records import Answer, Report
+from clara_cli.records import Answer, Report, SearchResult
 from clara_cli.retrieval import Retriever
 
 
-class Session:
+class Session(ABC):
     """Corpora held open, and a conversation over them; `top_k` and `ratio` may change between
     questions."""
 
-    def __init__(self, clara: Clara, config: AskConfig, report: Report) -> None:
-        self.clara, self.config, self._report = clara, config, report
+    def __init__(self, config: AskConfig, report: Report) -> None:
+        self.config, self._report = config, report
         self.top_k, self.ratio = config.top_k, config.ratio
         self.said: list[Answer] = []
 
     @property
+    @abstractmethod
+    def passage_search(self) -> PassageSearch:
+        """The corpora."""
+
+    @property
     def corpus_name(self) -> str:
         """The corpora as the user knows them."""
-        return ", ".join(str(one.corpus.folder) for one in self.clara.retrievers)
+        return ", ".join(str(one.corpus.folder) for one in self.passage_search.retrievers)
 
-    def read_at(self, ratio: int) -> None:
-        """Read at another ratio from now on.
+    def search(self, question: str) -> SearchResult:
+        """The passages of a question alone, searched with what was said before where the question
+        leans on it."""
+        whole = completed(non_empty(question), self.said[-1] if self.said else None)
+        (result,) = self.search_all([whole])
+        return replace(result, question=question)
 
-        Raises:
-            UsageError: for one that checkpoint or corpus does not serve.
-        """
-        self.clara.slots(ratio)
-        self.ratio = ratio
+    def search_all(self, questions: list[str]) -> list[SearchResult]:
+        """The passages of questions that have nothing to do with each other, in their order."""
+        how = self._how()
+        questions = [non_empty(question) for question in questions]
+        return self.passage_search.passages(questions, how, self._encoder(how))
 
-    def change_corpus(self, folders: list[Path]) -> None:
-        """Ask other corpora from now on; on an error the present ones stay."""
-        clara = Clara(self.clara.loaded, *(Retriever.open(folder) for folder in folders))
-        refuse_unreadable(clara, self.config, self._report)
-        clara.slots(self.ratio)
-        self.clara = clara
-
-    def ask(
-        self,
-        question: str,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Answer:
+    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer one question, searching with what was said before where the question leans on
         it; `on_text` is told each piece of the answer as it comes."""
         answer = self._answer(question, self.said, on_text)
@@ -68,11 +77,27 @@ class Session:
         self.said[-1] = self._answer(last.question, before, explain=True)
         return self.said[-1]
 
+    @abstractmethod
     def ask_all(self, questions: list[str]) -> list[Answer]:
         """Answer questions that have nothing to do with each other, in their order."""
-        how = self._how()
-        return self.clara.ask_all([asked(question) for question in questions], how)
 
+    @abstractmethod
+    def check_question(self, question: str) -> None:
+        """Raise UsageError for a question that cannot be read."""
+
+    @abstractmethod
+    def read_at(self, ratio: int) -> None:
+        """Read at another ratio from now on; raises UsageError for one that is not served."""
+
+    @abstractmethod
+    def change_corpus(self, folders: list[Path]) -> None:
+        """Ask other corpora from now on; on an error the present ones stay."""
+
+    @abstractmethod
+    def _encoder(self, how: Asking) -> EncodeQuestions:
+        """What gives questions their memory."""
+
+    @abstractmethod
     def _answer(
         self,
         question: str,
@@ -81,11 +106,6 @@ class Session:
         explain: bool = False,
     ) -> Answer:
         """The answer to a question asked after others."""
-        how = self._how(explain)
-        whole = completed(asked(question), before[-1] if before else None)
-        (found,) = self.clara.find([whole], how)
-        (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
-        return answer
 
     def _how(self, explain: bool = False) -> Asking:
         config = self.config
@@ -99,22 +119,142 @@ class Session:
             text_tokens=config.text_tokens,
             explain=explain or config.explain,
             where=config.where,
+            abstain=config.abstain,
         )
 
 
-def asked(question: str) -> str:
+class ClaraSession(Session):
+    """A session that answers from memory, by a checkpoint."""
+
+    def __init__(self, clara: Clara, config: AskConfig, report: Report) -> None:
+        super().__init__(config, report)
+        self.clara = clara
+
+    @property
+    def passage_search(self) -> PassageSearch:
+        """The corpora."""
+        return self.clara.passage_search
+
+    def read_at(self, ratio: int) -> None:
+        """Read at another ratio from now on.
+
+        Raises:
+            UsageError: for one that checkpoint or corpus does not serve.
+        """
+        self.clara.slots(ratio)
+        self.ratio = ratio
+
+    def change_corpus(self, folders: list[Path]) -> None:
+        """Ask other corpora from now on; on an error the present ones stay."""
+        clara = Clara(self.clara.loaded, *(Retriever.open(folder) for folder in folders))
+        refuse_unreadable(clara, self.config, self._report)
+        clara.slots(self.ratio)
+        self.clara = clara
+
+    def check_question(self, question: str) -> None:
+        """Raise UsageError for a question that cannot be read."""
+        self.clara.check_question(question)
+
+    def ask_all(self, questions: list[str]) -> list[Answer]:
+        """Answer questions that have nothing to do with each other, in their order."""
+        return self.clara.ask_all([non_empty(question) for question in questions], self._how())
+
+    def _encoder(self, how: Asking) -> EncodeQuestions:
+        return self.clara.encoder(how.ratio)
+
+    def _answer(
+        self,
+        question: str,
+        before: list[Answer],
+        on_text: Callable[[str], None] | None = None,
+        explain: bool = False,
+    ) -> Answer:
+        how = self._how(explain)
+        whole = completed(non_empty(question), before[-1] if before else None)
+        (found,) = self.clara.find([whole], how)
+        (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
+        return answer
+
+
+class PassageSession(Session):
+    """A session that finds passages and answers nothing. `open_clara` loads the checkpoint of some
+    corpora; it is called once a question needs one."""
+
+    def __init__(
+        self,
+        search: PassageSearch,
+        open_clara: Callable[[PassageSearch], Clara],
+        config: AskConfig,
+        report: Report,
+    ) -> None:
+        super().__init__(config, report)
+        self._search, self._open_clara = search, open_clara
+        self._clara: Clara | None = None
+
+    @property
+    def passage_search(self) -> PassageSearch:
+        """The corpora."""
+        return self._search
+
+    @property
+    def clara(self) -> Clara:
+        """The corpora with their checkpoint, loaded the first time it is asked for."""
+        if self._clara is None:
+            self._clara = self._open_clara(self._search)
+        return self._clara
+
+    def read_at(self, ratio: int) -> None:
+        """Compare questions and passages at another ratio from now on."""
+        self.clara.slots(ratio)
+        self.ratio = ratio
+
+    def change_corpus(self, folders: list[Path]) -> None:
+        """Search other corpora from now on; on an error the present ones stay."""
+        search = PassageSearch([Retriever.open(folder) for folder in folders])
+        refuse_empty(search)
+        self._search, self._clara = search, None
+
+    def check_question(self, question: str) -> None:
+        """Raise UsageError for a question that is no text."""
+        refuse_odd_text(question)
+
+    def ask_all(self, questions: list[str]) -> list[Answer]:
+        """Nothing is answered here; raises UsageError."""
+        raise UsageError("--search finds passages and answers nothing", "omit --search")
+
+    def _encoder(self, how: Asking) -> EncodeQuestions:
+        return lambda questions: self.clara.encoder(how.ratio)(questions)
+
+    def _answer(
+        self,
+        question: str,
+        before: list[Answer],
+        on_text: Callable[[str], None] | None = None,
+        explain: bool = False,
+    ) -> Answer:
+        raise UsageError("--search finds passages and answers nothing", "omit --search")
+
+
+def non_empty(question: str) -> str:
     """The question; raises UsageError for an empty one."""
     if not question.strip():
         raise UsageError("the question is empty", 'ask something: clara ask "Who ...?"')
     return question
 
 
+def refuse_empty(search: PassageSearch) -> None:
+    """Raise ArtefactError for a corpus without passages."""
+    for retriever in search.retrievers:
+        if not len(retriever.corpus):
+            folder = retriever.corpus.folder
+            raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
+
+
 def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
     """Corpora need passages; what a reader may want to know of them and the checkpoint is said."""
+    refuse_empty(clara.passage_search)
     for retriever in clara.retrievers:
         folder = retriever.corpus.folder
-        if not len(retriever.corpus):
-            raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
         if not (folder / "index").exists() and not config.documents:
             report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
     if clara.query_role == "compressor" and config.task is None:

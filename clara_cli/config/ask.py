@@ -17,6 +17,7 @@ class AskConfig(PlacementOptions):
     Examples:
       clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
       clara ask "When is the next release?" ./notes
+      clara ask --search "mayor of Frostmouth" --corpus sample.clara
       clara ask -f questions.txt --corpus sample.clara --json
       clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
       clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
@@ -79,8 +80,18 @@ class AskConfig(PlacementOptions):
         METHOD,
     )
     passage: str | None = option("The passage of --task, by its id.", None, INPUT)
+    search: bool = option(
+        "Find passages and answer nothing: the best sentence of each, with its place.",
+        False,
+        METHOD,
+    )
     require_support: bool = option(
         "Exit 5 when the sources do not support the answer.", False, METHOD
+    )
+    abstain: bool = option(
+        "Say 'not in the documents' instead of an answer that the sources do not support.",
+        False,
+        METHOD,
     )
     dry_run: bool = option(
         "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT

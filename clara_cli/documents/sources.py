@@ -125,6 +125,11 @@ def _kind(path: Path) -> str:
     return KINDS.get(suffixes[-1], "") if suffixes else ""
 
 
+def counts_lines(file: str) -> bool:
+    """Whether the lines of a file are those of the text it holds (.txt, .md), not records."""
+    return _kind(Path(file)) == "text"
+
+
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     """The kind of a source and its bytes, decompressed where their magic says so.

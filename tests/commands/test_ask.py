@@ -24,7 +24,7 @@ KEYS = [
     *["prompt_tokens", "text_tokens_replaced", "seconds"],
 ]
 SOURCE = ["rank", "passage_id", "document_id", "title", "text", "start", "end", "score"]
-PLACE = ["file", "line"]
+PLACE = ["sentence", "file", "line"]
 
 
 def once(question: str, corpus: Path, report, **changes):

@@ -109,7 +109,8 @@ def index(corpus: Path, **changes: Any) -> IndexConfig:
 
 def ask(question: str | None, corpus: Path | None, **changes: Any) -> AskConfig:
     named = () if corpus is None else (corpus,)
-    settings = {**MACHINE, "question": question, "corpus": named, "max_new_tokens": 8}
+    longest = {} if changes.get("search") else {"max_new_tokens": 8}
+    settings = {**MACHINE, "question": question, "corpus": named, **longest}
     return AskConfig(**{**settings, **changes})
 
 
