@@ -46,7 +46,15 @@ LAYERS = [
 ]
 HELPERS = {
     f"clara_cli.commands.{name}"
-    for name in ("learning", "needs", "retrieved", "session", "telling", "validation")
+    for name in (
+        "chat_server",
+        "learning",
+        "needs",
+        "retrieved",
+        "session",
+        "telling",
+        "validation",
+    )
 }
 ONLY_IN = {
     "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),

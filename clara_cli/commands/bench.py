@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clara_cli.commands.chat_server import ServerChat
 from clara_cli.config import BenchConfig, default_model
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
@@ -21,6 +23,8 @@ from clara_cli.evaluation.compare import compare_runs
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.report import write_reports
 from clara_cli.evaluation.rivals import registry
+from clara_cli.evaluation.rivals.build import RivalTools
+from clara_cli.evaluation.rivals.server import ChatOpener
 from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
@@ -70,21 +74,36 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
     dataset = datasets.load(name)
     for note in dataset.notes:
         report.warn(note)
-    plan = prepare(config, dataset, load_checkpoint(config, corpus), corpus, report)
-    settings = identity(config, plan)
-    ranks.agree(settings)
-    try:
-        answered = answer_all(plan.rows, plan.cases, config.out, settings, ranks, report)
-        facts = measure_survival(plan) if ranks.first else ()
-    except KeyboardInterrupt:
-        kept = f"; the questions answered so far are in {config.out}" if config.out else ""
-        hint = "run the same command again: it goes on" if config.out else "--out DIR keeps answers"
-        raise Interrupted(f"interrupted{kept}", hint) from None
+    with contextlib.ExitStack() as resources:
+        tools = RivalTools(chat_opener(config, report), config.answer_timeout, resources)
+        loaded = load_checkpoint(config, corpus)
+        plan = prepare(config, dataset, loaded, corpus, tools, report)
+        settings = identity(config, plan)
+        ranks.agree(settings)
+        try:
+            answered = answer_all(plan.rows, plan.cases, config.out, settings, ranks, report)
+            facts = measure_survival(plan) if ranks.first else ()
+        except KeyboardInterrupt:
+            raise interrupted(config.out) from None
     scored = mark_best([score_row(row, answered, config, plan) for row in plan.rows], config.seed)
     done = result(config, plan, scored, facts)
     if config.out is not None and ranks.first:
         write_reports(config.out, done, scored, settings, plan.loaded.model.device, report)
     return done
+
+
+def chat_opener(config: BenchConfig, report: Report) -> ChatOpener:
+    """What opens a server for a rival."""
+    return lambda model, url: ServerChat(
+        model, url, config.answer_timeout, config.seed, report.warn
+    )
+
+
+def interrupted(out: Path | None) -> Interrupted:
+    """What Ctrl-C ends in."""
+    kept = f"; the questions answered so far are in {out}" if out else ""
+    hint = "run the same command again: it goes on" if out else "--out DIR keeps answers"
+    return Interrupted(f"interrupted{kept}", hint)
 
 
 def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
+from clara_cli.commands.chat_server import read_key
 from clara_cli.config import SynthConfig
 from clara_cli.corpus.files import write_atomic
 from clara_cli.documents.chunk import CountTokens, Split, model_text, split_document
@@ -33,7 +34,6 @@ from clara_cli.synthesis.prompts import VERSION
 from clara_cli.synthesis.words import token_estimate
 
 PAIRS, POOLED = ("simple", "complex", "paraphrase"), ("e2e", "instruct")
-KEYS = ("CLARA_LLM_API_KEY", "OPENAI_API_KEY")
 SPLITS = ("sentences", "tokens", "none")
 
 
@@ -257,17 +257,6 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
         hint = "give --llm a model's directory, its Hub id, or an address with http://"
         raise ArtefactError(f"--llm {target.model}: {reason}", hint) from error
     return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed)
-
-
-def read_key() -> str | None:
-    """The server's key from the environment, None where there is none."""
-    for name in KEYS:
-        key = os.environ.get(name, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise UsageError(f"${name} holds characters that no key has", "set it again")
-        if key:
-            return key
-    return None
 
 
 def worker(settings: Settings, llm: LLM, library: pools.Library | None) -> Work:

@@ -61,6 +61,12 @@ class BenchConfig(CheckpointOptions):
     )
     top_k: int = option("Passages given by the systems that choose.", 5, METHOD, low=1)
     max_new_tokens: int = option("Longest answer, in tokens.", 32, METHOD, low=1)
+    answer_timeout: float = option(
+        "Seconds a server or another program may take for an answer; four times that to start.",
+        300.0,
+        MACHINE,
+        low=0.01,
+    )
     control: str | None = option(
         "Controls, comma-separated: none, wrong, counterfactual, survival.", None, METHOD
     )

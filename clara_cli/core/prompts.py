@@ -139,9 +139,7 @@ class Prompter:
 
     def text_chat(self, question: str, texts: Sequence[str]) -> tuple[str, str]:
         """(system, user): the same question over passages given as text; none: closed book."""
-        docs = "\n\n".join(self.plain(text) for text in texts)
-        background = f"Background:\n{docs}\n\n" if texts else ""
-        return ANSWER_SYSTEM, f"{background}Question:{self.plain(question)}"
+        return text_chat(self.plain(question), [self.plain(text) for text in texts])
 
     def prompt(self, chat: tuple[str, str]) -> list[int]:
         """Ids of a prompt, up to where the answer begins."""
@@ -192,6 +190,13 @@ class Prompter:
             add_generation_prompt=messages[-1]["role"] == "user",
             enable_thinking=False,
         )
+
+
+def text_chat(question: str, texts: Sequence[str]) -> tuple[str, str]:
+    """(system, user): a question over passages given as text; none: closed book."""
+    docs = "\n\n".join(texts)
+    background = f"Background:\n{docs}\n\n" if texts else ""
+    return ANSWER_SYSTEM, f"{background}Question:{question}"
 
 
 def list_target(questions: Sequence[str], answers: Sequence[str]) -> str:

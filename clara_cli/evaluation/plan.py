@@ -20,7 +20,7 @@ from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls, datasets
 from clara_cli.evaluation.memory import ComputedMemories, Memories, StoredMemories
 from clara_cli.evaluation.pools import Case, Library
-from clara_cli.evaluation.rivals.build import Workbench, build_systems
+from clara_cli.evaluation.rivals.build import RivalTools, Workbench, build_systems
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.runs import BATCH, Row
 from clara_cli.evaluation.settings import FIRST_STAGE, Cases
@@ -61,6 +61,7 @@ def prepare(
     dataset: datasets.Dataset,
     loaded: Loaded,
     corpus: Corpus | None,
+    tools: RivalTools,
     report: Report,
 ) -> Plan:
     """Cut the passages, build the rows."""
@@ -79,7 +80,7 @@ def prepare(
     memories = make_memories(config, loaded, library, corpus)
     torch.manual_seed(config.seed)
     reader = Reader(loaded, config.max_new_tokens)
-    bench = Workbench(reader, memories, slots, config.top_k, report.warn)
+    bench = Workbench(reader, memories, slots, config.top_k, report.warn, tools)
     rows = [Row(system) for system in build_systems(specs, bench)]
     for control in wanted:
         rows += control_rows(control, rows, cases, made, library, config)

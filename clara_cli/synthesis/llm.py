@@ -32,15 +32,16 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One thing to ask. `schema` is the JSON the reply should be, `salt` makes a second asking
-    another sample."""
+    """One thing to ask. `schema` is the JSON the reply should be (None: plain text), `system` the
+    system turn, `salt` makes a second asking another sample."""
 
     task: str
     text: str
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     max_tokens: int = 1024
     temperature: float = 0.0
     salt: int = 0
+    system: str = ""
 
     def seed(self, seed: int) -> int:
         """The sampling seed: the same for the same prompt, whatever the order of the work."""
@@ -145,11 +146,12 @@ class ChatClient:
         for endpoint in self._endpoints:
             await endpoint.http.aclose()
 
-    async def check(self) -> None:
-        """Ask each server for a few tokens, and learn what it understands. A server that does not
-        answer is said and left out; raises LLMError where none does."""
+    async def check(self, system: str = "") -> None:
+        """Ask each server for a few tokens, with a system turn if there is to be one, and learn
+        what it understands. A server that does not answer is said and left out; raises LLMError
+        where none does."""
         asked = self._endpoints
-        found = await asyncio.gather(*(self._probe(e) for e in asked))
+        found = await asyncio.gather(*(self._probe(e, system) for e in asked))
         errors = [error for error in found if error is not None]
         if len(errors) == len(found):
             raise errors[0]
@@ -157,8 +159,9 @@ class ChatClient:
             self._say(f"{error.message}; going on without it")
         self._endpoints = [e for e, error in zip(asked, found, strict=True) if error is None]
 
-    async def _probe(self, endpoint: _Endpoint) -> LLMError | None:
-        prompt = Prompt("probe", 'Reply with {"ready": true}', {"type": "object"}, max_tokens=16)
+    async def _probe(self, endpoint: _Endpoint, system: str) -> LLMError | None:
+        text, schema = 'Reply with {"ready": true}', {"type": "object"}
+        prompt = Prompt("probe", text, schema, max_tokens=16, system=system)
         for attempt in range(self._settings.retries + 1):
             try:
                 await self._send(endpoint, prompt)
@@ -228,6 +231,7 @@ class ChatClient:
             endpoint.dialect,
             model=settings.model,
             text=prompt.text,
+            system=prompt.system,
             schema=prompt.schema,
             max_tokens=prompt.max_tokens,
             temperature=prompt.temperature,

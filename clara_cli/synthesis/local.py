@@ -54,7 +54,7 @@ class LocalLLM:
 
     async def ask(self, prompt: Prompt) -> Reply:
         """The reply, from the next batch with room."""
-        ids = self._encode(prompt.text)
+        ids = self._encode(f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text)
         room = prompt.max_tokens
         if self._window is not None:
             room = min(room, self._window - len(ids))

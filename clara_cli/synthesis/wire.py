@@ -20,7 +20,14 @@ CHARACTERS_A_TOKEN = 4  # where a server does not count
 LAST_DIALECT = 2
 URL_HINT = "an address looks like http://127.0.0.1:8000/v1"
 START_HINT = "start the server, or correct --llm; what is finished is kept"
-_TOO_LONG = ("context length", "context window", "maximum context", "too long", "too many tokens")
+_TOO_LONG = (
+    "context length",
+    "context size",  # llama.cpp
+    "context window",
+    "maximum context",
+    "too long",
+    "too many tokens",
+)
 
 
 class Broken(Exception):  # noqa: N818  (a verdict on one response)
@@ -30,13 +37,14 @@ class Broken(Exception):  # noqa: N818  (a verdict on one response)
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What the model said, and the tokens it took (estimated where the server gives no count that
-    can be: an integer from 0 to `MOST_TOKENS`).
-    `cut`: it ended at the token limit, or at the size bound."""
+    can be: an integer from 0 to `MOST_TOKENS`). `cut`: it ended at the token limit, or at the size
+    bound. `textless`: its message holds no text, which is not the same as an empty one."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     cut: bool = False
+    textless: bool = False
 
 
 def body(
@@ -44,27 +52,30 @@ def body(
     *,
     model: str,
     text: str,
-    schema: dict[str, Any],
+    system: str,
+    schema: dict[str, Any] | None,
     max_tokens: int,
     temperature: float,
     seed: int,
     stream: bool,
 ) -> dict[str, Any]:
     """A request. Dialect 0 asks for the JSON schema; 1 leaves that to the prompt (transformers
-    serve); 2 is what is left for servers that refuse a seed, a temperature or `max_tokens`."""
-    made: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": text}],
-        "stream": stream,
-    }
+    serve); 2 is what is left for servers that refuse a seed, a temperature, `max_tokens` or a
+    system turn."""
+    messages = [{"role": "user", "content": text}]
+    if system and dialect == LAST_DIALECT:
+        messages = [{"role": "user", "content": f"{system}\n{text}"}]
+    elif system:
+        messages = [{"role": "system", "content": system}, *messages]
+    made: dict[str, Any] = {"model": model, "messages": messages, "stream": stream}
     if dialect == LAST_DIALECT:
         return made | {"max_completion_tokens": max_tokens}
     made |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    if dialect == 0:
+    if dialect == 0 and schema is not None:
         named = {"name": "reply", "schema": schema}
         made["response_format"] = {"type": "json_schema", "json_schema": named}
-        if stream:
-            made["stream_options"] = {"include_usage": True}
+    if dialect == 0 and stream:
+        made["stream_options"] = {"include_usage": True}
     return made
 
 
@@ -95,8 +106,17 @@ async def read_reply(response: httpx2.Response, asked: str) -> Reply:
     if choice is None:
         raise Broken("no choices in it")
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else None
-    return _reply(text if isinstance(text, str) else "", choice, record.get("usage"), asked)
+    text = _text(message.get("content")) if isinstance(message, dict) else None
+    return _reply(text, choice, record.get("usage"), asked)
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message: a string, or the text parts of a list; None where there is none."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if texts else None
+    return content if isinstance(content, str) else None
 
 
 async def _read_stream(response: httpx2.Response, asked: str) -> Reply:
@@ -149,13 +169,14 @@ def _choice(record: Any) -> dict[str, Any] | None:
     return None
 
 
-def _reply(text: str, choice: dict[str, Any], usage: Any, asked: str) -> Reply:
+def _reply(text: str | None, choice: dict[str, Any], usage: Any, asked: str) -> Reply:
     counted = usage if isinstance(usage, dict) else {}
     return Reply(
-        text,
+        text or "",
         _count(counted.get("prompt_tokens"), asked),
-        _count(counted.get("completion_tokens"), text),
+        _count(counted.get("completion_tokens"), text or ""),
         cut=choice.get("finish_reason") == "length",
+        textless=text is None,
     )
 
 

@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted import write_towns
+from serving import transformers_serve
 
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 
-for needed in ("fastapi", "uvicorn", "openai"):
-    pytest.importorskip(needed, reason="transformers serve needs transformers[serving]")
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: Any) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    words = ["serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    code = "import sys; from transformers.cli.transformers import main; main()"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdout=stream,
-            stderr=stream,
-        )
-        try:
-            wait(f"http://127.0.0.1:{port}/health", process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 240
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+    with transformers_serve(tmp_path_factory.mktemp("serve") / "log") as url:
+        yield url
 
 
 @pytest.mark.slow

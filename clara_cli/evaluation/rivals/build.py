@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.rivals.registry import SystemSpec
 from clara_cli.evaluation.rivals.rival import Rival
-from clara_cli.evaluation.systems import Reader, System, build
+from clara_cli.evaluation.rivals.server import ChatOpener, ServerReader
+from clara_cli.evaluation.systems import AllGiven, BM25Picker, Reader, System, TextSystem, build
+
+
+@dataclass(frozen=True)
+class RivalTools:
+    """What rivals are given from outside: `open_chat` reaches a server, `timeout` is the seconds an
+    answer may take, and what a rival holds open is closed with `resources`."""
+
+    open_chat: ChatOpener
+    timeout: float
+    resources: ExitStack
 
 
 @dataclass(frozen=True)
@@ -22,12 +34,24 @@ class Workbench:
     slots: dict[int, int]
     top_k: int
     warn: Callable[[str], None]
+    tools: RivalTools
 
 
 Opener = Callable[[SystemSpec, Workbench, int | None], System]
 """Makes a rival: of this spec, with these parts, at this ratio (None: its own, or none)."""
 
-OPENERS: dict[str, tuple[bool, Opener]] = {}
+
+def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    chat = bench.tools.open_chat(*spec.server)
+    bench.tools.resources.callback(chat.close)
+    picker = AllGiven() if spec.name == "server" else BM25Picker(bench.top_k)
+    return TextSystem(spec.label, ServerReader(chat, bench.reader.max_new_tokens), picker)
+
+
+OPENERS: dict[str, tuple[bool, Opener]] = {
+    "server": (False, _server),
+    "server+bm25": (True, _server),
+}
 """By name: whether it chooses from the pool, and what makes it."""
 
 
