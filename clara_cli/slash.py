@@ -118,9 +118,9 @@ def _save(talk: Talk, rest: str) -> None:
     path = Path(words[0]).expanduser()
     if path.exists() and path.resolve() not in talk.saved:
         raise UsageError(f"/save {path}: it exists", "name another file")
-    from clara_cli.corpus.files import write_atomic
+    from clara_cli.storage.files import write_atomic
 
-    write_atomic(path, markdown(talk.session.said).encode())
+    write_atomic(path.parent, path.name, markdown(talk.session.said).encode())
     talk.saved.add(path.resolve())
     talk.say(f"{len(talk.session.said)} answers saved to {path}")
 

@@ -40,7 +40,7 @@ LAYERS = [
     {"documents"},
     {"config"},
     {"fields"},
-    {"launch", "disk", "keyset"},
+    {"launch", "storage"},
     {"records", "measures"},
     {"errors"},
 ]
@@ -182,7 +182,7 @@ def test_layers_beside_each_other_are_the_ones_designed():
         if part(dotted(module)) in NOT_CORE:
             assert "core" not in names, module
         if part(dotted(module)) == "core":
-            assert names <= {"core", "config", "disk", "launch", "records", "errors"}, module
+            assert names <= {"core", "config", "launch", "storage", "records", "errors"}, module
 
 
 def test_commands_never_import_each_other():

@@ -9,12 +9,10 @@ into a probability; without one the share of the answer's words in the text is a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from clara_cli.core.model import ClaraModel
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
+from clara_cli.storage.artefact import Fields, read_object
 
 FILE, FORMAT, VERSION = "support.json", "clara-support", 1
 MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
@@ -77,33 +76,20 @@ def read_calibration(folder: Path, fingerprint: str) -> Calibration | None:
     Raises:
         ArtefactError: where the file is damaged.
     """
-    file = folder / FILE
-    if not file.is_file():
+    fields = read_object(folder / FILE, _RESTORE, FORMAT, VERSION)
+    if fields is None:
         return None
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if (raw["format"], raw["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"{raw['format']} version {raw['version']}")
-        text, memory = _fit(raw["text"], TEXT_SIGNALS), _fit(raw["memory"], MEMORY_SIGNALS)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtefactError(f"{file}: not a calibration of support: {error}", _RESTORE) from error
-    return Calibration(*text, *memory) if raw.get("fingerprint") == fingerprint else None
+    text = _fit(fields.object("text"), TEXT_SIGNALS)
+    memory = _fit(fields.object("memory"), MEMORY_SIGNALS)
+    return Calibration(*text, *memory) if fields.values.get("fingerprint") == fingerprint else None
 
 
-def _fit(raw: dict[str, Any], names: Sequence[str]) -> tuple[Logistic, float]:
-    weights = {name: _finite(raw["weights"], name) for name in names}
-    threshold = _finite(raw, "threshold")
+def _fit(fields: Fields, names: Sequence[str]) -> tuple[Logistic, float]:
+    weights, threshold = fields.object("weights"), fields.number("threshold")
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, not above 0 and at most 1")
-    return Logistic(weights, _finite(raw, "bias")), threshold
-
-
-def _finite(raw: dict[str, Any], name: str) -> float:
-    """A finite number of a calibration. Raises ValueError, and KeyError where it is missing."""
-    value = raw[name]
-    if type(value) not in (int, float) or not abs(value) <= _LARGEST:
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not a finite number")
-    return float(value)
+        raise fields.wrong("threshold", f"{threshold}, not above 0 and at most 1")
+    given = {name: weights.number(name, _LARGEST) for name in names}
+    return Logistic(given, fields.number("bias", _LARGEST)), threshold
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.ranks import join
-from clara_cli.corpus.files import make_folder, write_atomic
 from clara_cli.corpus.store import Corpus
 from clara_cli.engine import refuse_mismatch
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
@@ -38,6 +37,7 @@ from clara_cli.measures import (
     SystemsResult,
 )
 from clara_cli.records import Report
+from clara_cli.storage.files import make_folder, write_atomic
 
 Result = BenchResult | CompareResult | PublishedResult | SpeedResult | SystemsResult
 
@@ -132,7 +132,7 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
         return done
     make_folder(config.out)
     told = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
-    write_atomic(config.out / "speed.json", told.encode())
+    write_atomic(config.out, "speed.json", told.encode())
     return dataclasses.replace(done, out=str(config.out))
 
 

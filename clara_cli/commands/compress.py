@@ -306,8 +306,7 @@ def store(job: Job) -> CompressResult:
 def opened(job: Job) -> AbstractContextManager[CorpusWriter]:
     """The corpus, locked for this command."""
     extends = job.additions.manifest.sha256 if job.additions else None
-    command = "clara compress " + " ".join(job.config.inputs)
-    return open_writer(job.out, job.identity, command, job.part, extends)
+    return open_writer(job.out, job.identity, job.part, extends)
 
 
 def command_words(config: CompressConfig) -> list[str]:

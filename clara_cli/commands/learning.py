@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import random
 from array import array
@@ -29,14 +28,15 @@ from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule,
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import refuse_offloaded
 from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder, room
+from clara_cli.core.runs import RunFolder
 from clara_cli.core.shard import shard
 from clara_cli.core.stages import TRAINED
 from clara_cli.core.trackers import check_tracker, open_trackers
-from clara_cli.corpus.files import locked
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.report import environment
 from clara_cli.records import Report, TrainResult
+from clara_cli.storage.history import History
+from clara_cli.storage.lock import locked
 
 Record = TypeVar("Record")
 UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
@@ -260,8 +260,7 @@ def note_environment(run: RunFolder, model: ClaraModel) -> None:
     """Add to the run folder what this start of the run computes with."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     found = {"began": began, "processes": run.ranks.size, **environment(model.device)}
-    with (run.path / "environment.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+    History(run.path, "environment.jsonl", "").append([found])
 
 
 def conclude(
@@ -318,11 +317,7 @@ def finish(
     if config.ratios:
         info = replace(info, ratios=tuple(sorted({*config.ratios, *info.ratios})))
     bundled = loaded.path / "backbone"
-    files = bundled.rglob("*") if bundled.is_dir() else ()
-    parts = [p for role in loaded.model.roles for p in loaded.model.role_parameters(role).values()]
-    needed = sum(p.numel() * p.element_size() for p in [*parts, loaded.model.memory_MD])
-    with room(config.out / name, needed + sum(file.stat().st_size for file in files)):
-        save(loaded.model, info, config.out / name, bundled if bundled.is_dir() else None)
+    save(loaded.model, info, config.out / name, bundled if bundled.is_dir() else None)
 
 
 def result(

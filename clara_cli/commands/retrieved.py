@@ -23,11 +23,12 @@ from clara_cli.config import TrainConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.ranks import Ranks
-from clara_cli.corpus.files import make_folder, write_atomic
 from clara_cli.engine import refuse_mismatch
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Progress, Question, Report
 from clara_cli.retrieval import Retriever
+from clara_cli.storage.artefact import read_object
+from clara_cli.storage.files import make_folder, write_atomic
 
 REFRESH_EVERY = 100
 QUERY_VALUES = 2**26  # numbers of questions' memory searched with at once
@@ -88,7 +89,6 @@ class RetrievedPools:
         refuse_mismatch(loaded, self.retriever.corpus)
         self.by_query = config.pool_by == "query"
         self.every = config.refresh_every or REFRESH_EVERY
-        self.folder = config.out / "pools"
         self._first: int | None = None
         self._pools: dict[int, list[int]] = {}
         if not self.by_query:
@@ -155,15 +155,15 @@ class RetrievedPools:
         first = step - step % self.every
         if first == self._first:
             return
-        file = self.folder / f"{first:08d}.json"
+        out, name = self.config.out, f"pools/{first:08d}.json"
         if step == first:
             self._pools = self._search(first)
             if self.ranks.first:
-                make_folder(self.folder)
+                make_folder(out, "pools")
                 kept = {str(number): rows for number, rows in self._pools.items()}
-                write_atomic(file, json.dumps(kept).encode())
+                write_atomic(out, name, json.dumps(kept).encode())
         else:
-            self._pools = self.ranks.lead(lambda: read_pools(file))
+            self._pools = self.ranks.lead(lambda: read_pools(out / name))
         self._first = first
 
     def _search(self, first: int) -> dict[int, list[int]]:
@@ -199,11 +199,10 @@ def read_pools(file: Path) -> dict[int, list[int]]:
     Raises:
         ArtefactError: where they are missing or damaged; no later weights could find them again.
     """
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        return {int(number): [int(row) for row in rows] for number, rows in kept.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ArtefactError(
-            f"{file}: the pools of this part of the run are missing or damaged: {error}",
-            "begin the run anew with another --out",
-        ) from error
+    hint = "begin the run anew with another --out"
+    fields = read_object(file, hint)
+    if fields is None:
+        raise ArtefactError(f"{file}: the pools of this part of the run are missing", hint)
+    if not all(number.isdecimal() for number in fields.values):
+        raise ArtefactError(f"{file}: its keys are not numbers of questions", hint)
+    return {int(number): list(fields.list_of(number, int)) for number in fields.values}

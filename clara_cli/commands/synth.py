@@ -17,12 +17,12 @@ from typing import Any, cast
 
 from clara_cli.commands.chat_server import read_key
 from clara_cli.config import SynthConfig
-from clara_cli.corpus.files import write_atomic
 from clara_cli.documents.chunk import CountTokens, Split, model_text, split_document
 from clara_cli.documents.documents import read_documents
 from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
-from clara_cli.keyset import KeySet
 from clara_cli.records import Passage, Progress, Report, SynthResult
+from clara_cli.storage.disk_set import DiskSet
+from clara_cli.storage.files import write_atomic
 from clara_cli.synthesis import figures, pools, rounds
 from clara_cli.synthesis.desk import Outcome, Settings
 from clara_cli.synthesis.drive import Job, Work, drive
@@ -81,7 +81,7 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
         prices = config.prompt_price, config.reply_price
         made = figures.result(journal, kinds, prices, config.seed)
         text = figures.summary(journal, made, identity(config, settings, target))
-        write_atomic(beside(out, "summary.json"), text.encode())
+        write_atomic(out.parent, beside(out, "summary.json").name, text.encode())
     return made
 
 
@@ -161,12 +161,12 @@ class Reader:
     config: SynthConfig
     count_tokens: CountTokens
     report: Report
-    seen: KeySet = field(default_factory=KeySet)
+    seen: DiskSet = field(default_factory=DiskSet)
     repeated: int = 0
 
     def jobs(self) -> Iterator[Job]:
         """Every passage, up to the limit; a text that was there before is passed over."""
-        self.seen = KeySet()
+        self.seen = DiskSet()
         self.repeated = 0
         return islice(self._all(), self.config.limit)
 

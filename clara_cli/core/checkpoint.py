@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clara_cli.config.common import CheckpointOptions, PlacementOptions
 from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
-from clara_cli.core.info import CheckpointInfo, describe, read_info
+from clara_cli.core.info import RESTORE, CheckpointInfo, describe, read_info
 from clara_cli.core.loading import refuse_code
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, BackbonePlacement, spread
 from clara_cli.core.prompts import Prompter
 from clara_cli.errors import ArtefactError
+from clara_cli.storage.files import copy_tree, make_folder, new_folder, write_atomic
+from clara_cli.storage.tensors import read_tensors, save_tensors
 
 PREFIX = "base_model.model."
 NANO = Path(__file__).parent.parent / "models" / "nano"
@@ -132,11 +130,11 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
             f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
             "leave --backbone out, or give a copy of that very model",
         )
-    tensors = read_tensors(path / "memory.safetensors")
+    tensors = read_weights(path / "memory.safetensors")
     expected = (info.memory_tokens, base.hidden)
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
         message = f"{path / 'memory.safetensors'}: no `memory` of shape {expected}"
-        raise ArtefactError(message, "restore the checkpoint from a copy")
+        raise ArtefactError(message, RESTORE)
     if info.table_rows is not None:
         set_tables(base.model, info.table_rows, tensors)
     lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
@@ -144,7 +142,7 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
     for role in info.roles:
         file = path / role / "adapter_model.safetensors"
-        load_role(model, role, read_tensors(file), str(file))
+        load_role(model, role, read_weights(file), str(file))
     if fingerprint(model, info.backbone_digest) != info.fingerprint:
         raise ArtefactError(
             f"{path}: the compressor's weights do not match the fingerprint in clara.json",
@@ -153,13 +151,9 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     return Loaded(model, info, path, options.name)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one of a checkpoint's files, all finite."""
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        reason = "missing" if not file.exists() else f"damaged ({error})"
-        raise ArtefactError(f"{file}: {reason}", "restore the checkpoint from a copy") from error
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of one of a checkpoint's files, all finite. Raises ArtefactError."""
+    tensors = read_tensors(file, RESTORE)
     refuse_nonfinite_weights(str(file), tensors)
     return tensors
 
@@ -229,28 +223,28 @@ def save(
     model: ClaraModel, info: CheckpointInfo, path: Path, backbone: Path | None = None
 ) -> CheckpointInfo:
     """Write a native checkpoint, with a copy of its `backbone` if given, whole or not at all."""
-    work = path.with_name(path.name + ".writing")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    if backbone is not None:
-        shutil.copytree(backbone, work / "backbone")
-    for role in model.roles:
-        (work / role).mkdir()
-        config = model.lora.config()
-        config.base_model_name_or_path = info.backbone
-        config.inference_mode = True
-        found: Any = model.peft.peft_config[role]
-        config.target_modules = sorted(found.target_modules or [])
-        config.save_pretrained(str(work / role))
-        save_file(role_tensors(model, role), work / role / "adapter_model.safetensors")
+    info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
     extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     extra |= {} if info.table_rows is None else kept_rows(model, info)
-    extra = {name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}
-    save_file(extra, work / "memory.safetensors")
-    info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
-    described = json.dumps(describe(info), indent=2, ensure_ascii=False)
-    (work / "clara.json").write_text(described + "\n", encoding="utf-8")
-    replace_folder(work, path)
+    parts = [p for role in model.roles for p in model.role_parameters(role).values()]
+    needed = sum(t.numel() * t.element_size() for t in [*parts, *extra.values()])
+    bundled = backbone.rglob("*") if backbone is not None else ()
+    needed += sum(file.stat().st_size for file in bundled)
+    with new_folder(path.parent, path.name, needed) as work:
+        if backbone is not None:
+            copy_tree(backbone, work, "backbone")
+        for role in model.roles:
+            folder = make_folder(work, role)
+            config = model.lora.config()
+            config.base_model_name_or_path = info.backbone
+            config.inference_mode = True
+            found: Any = model.peft.peft_config[role]
+            config.target_modules = sorted(found.target_modules or [])
+            config.save_pretrained(str(folder))
+            save_tensors(folder / "adapter_model.safetensors", role_tensors(model, role))
+        save_tensors(work / "memory.safetensors", extra)
+        described = json.dumps(describe(info), indent=2, ensure_ascii=False)
+        write_atomic(work, "clara.json", f"{described}\n".encode())
     return info
 
 
@@ -261,13 +255,3 @@ def kept_rows(model: ClaraModel, info: CheckpointInfo) -> dict[str, Tensor]:
     if not causal.config.tie_word_embeddings:
         rows["head_rows"] = causal.get_output_embeddings().weight
     return rows
-
-
-def replace_folder(work: Path, path: Path) -> None:
-    """Put a finished folder in place of an older one."""
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(work, path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.core.loading import load_gguf
-from clara_cli.disk import cache_folder
 from clara_cli.errors import ArtefactError
+from clara_cli.storage.cache import cache_folder
 
 SUFFIX, NOTE = ".gguf", "gguf.json"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")

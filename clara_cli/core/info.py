@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from clara_cli.core.model import ROLES, LoraSettings
 from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.storage.artefact import Fields, read_object
 
 FORMAT, VERSION = "clara-checkpoint", 1
+RESTORE = "restore the checkpoint from a copy"
 
 
 @dataclass(frozen=True)
@@ -58,65 +59,58 @@ class CheckpointInfo:
 def read_info(path: Path) -> CheckpointInfo:
     """`clara.json`, checked field by field."""
     file = path / "clara.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{file}: {error.strerror}", "is this a checkpoint folder?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{file}: not JSON: {error}", "restore the file from a copy") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise ArtefactError(f"{file}: not a clara checkpoint", "is this another program's file?")
-    if raw.get("version") != VERSION:
-        raise ArtefactError(
-            f"{file}: format version {raw.get('version')!r}, this clara reads {VERSION}",
-            "upgrade clara, or make the checkpoint again",
-        )
-    try:
-        backbone = raw["backbone"]
-        info = CheckpointInfo(
-            backbone=backbone["name"],
-            revision=backbone["revision"],
-            backbone_digest=backbone["digest"],
-            max_passage_tokens=raw["max_passage_tokens"],
-            memory_tokens=raw["memory_tokens"],
-            ratio=raw["ratio"],
-            ratios=tuple(raw["ratios"]),
-            lora=LoraSettings(**{**raw["lora"], "targets": _frozen(raw["lora"]["targets"])}),
-            roles=tuple(raw["roles"]),
-            prompt_version=raw["prompt_version"],
-            stage=raw["stage"],
-            provenance=tuple(raw["provenance"]),
-            licence=raw["licence"],
-            markers=Markers(**{k: _frozen(v) for k, v in raw["markers"].items()}),
-            table_rows=raw["table_rows"],
-            fingerprint=raw["fingerprint"],
-        )
-        _check(info)
-    except (KeyError, TypeError, ValueError) as error:
-        message = f"{file}: bad or missing field: {error}"
-        raise ArtefactError(message, "restore the file from a copy") from error
+    fields = read_object(file, RESTORE, FORMAT, VERSION)
+    if fields is None:
+        raise ArtefactError(f"{file}: no such file", "is this a checkpoint folder?")
+    backbone, lora, markers = (fields.object(key) for key in ("backbone", "lora", "markers"))
+    info = CheckpointInfo(
+        backbone=backbone.get("name", str),
+        revision=backbone.optional("revision", str),
+        backbone_digest=backbone.get("digest", str),
+        max_passage_tokens=fields.count("max_passage_tokens", 1),
+        memory_tokens=fields.count("memory_tokens", 1),
+        ratio=fields.count("ratio", 1),
+        ratios=fields.list_of("ratios", int),
+        lora=LoraSettings(
+            rank=lora.count("rank", 1),
+            alpha=lora.count("alpha", 1),
+            dropout=lora.number("dropout"),
+            targets=_targets(lora),
+        ),
+        roles=fields.list_of("roles", str),
+        prompt_version=fields.get("prompt_version", str),
+        stage=fields.get("stage", str),
+        provenance=fields.list_of("provenance", dict),
+        licence=fields.optional("licence", str),
+        markers=Markers(
+            memory=markers.list_of("memory", str),
+            others=markers.list_of("others", str),
+            encode=markers.get("encode", str),
+            separator=markers.get("separator", str),
+        ),
+        table_rows=None if fields.values.get("table_rows") is None else fields.count("table_rows"),
+        fingerprint=fields.get("fingerprint", str),
+    )
+    _check(info, fields)
     return info
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _targets(lora: Fields) -> str | tuple[str, ...]:
+    """Names of layers, or PEFT's word for all of them."""
+    if isinstance(lora.values.get("targets"), str):
+        return lora.get("targets", str)
+    return lora.list_of("targets", str)
 
 
-def _check(info: CheckpointInfo) -> None:
-    for name in ("max_passage_tokens", "memory_tokens", "ratio"):
-        value = getattr(info, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} is {value!r}")
+def _check(info: CheckpointInfo, fields: Fields) -> None:
     for ratio in (info.ratio, *info.ratios):
-        slots = info.max_passage_tokens // ratio if type(ratio) is int and ratio > 0 else 0
+        slots = info.max_passage_tokens // ratio if ratio > 0 else 0
         if not 1 <= slots <= info.memory_tokens:
-            raise ValueError(f"ratio {ratio!r} with {info.memory_tokens} memory tokens")
+            raise fields.wrong("ratios", f"{ratio} with {info.memory_tokens} memory tokens")
     if not info.roles or set(info.roles) - set(ROLES):
-        raise ValueError(f"roles are {info.roles!r}")
+        raise fields.wrong("roles", f"{list(info.roles)}, known: {', '.join(ROLES)}")
     if info.prompt_version != PROMPT_VERSION:
-        raise ValueError(f"prompt_version is {info.prompt_version!r}, not {PROMPT_VERSION!r}")
-    if not all(isinstance(v, str) for v in (info.backbone, info.fingerprint, info.stage)):
-        raise ValueError("backbone name, fingerprint and stage are strings")
+        raise fields.wrong("prompt_version", f"{info.prompt_version!r}, not {PROMPT_VERSION!r}")
 
 
 def describe(info: CheckpointInfo) -> dict[str, Any]:

@@ -18,10 +18,11 @@ import torch
 from clara_cli.core.batch import Batch
 from clara_cli.core.checks import Checks
 from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder, Trained, undisturbed
+from clara_cli.core.runs import RunFolder, Trained
 from clara_cli.core.stages import Losses
 from clara_cli.errors import ClaraError, Interrupted
 from clara_cli.records import Progress, Report
+from clara_cli.storage.files import undisturbed
 
 LossFunction = Callable[[Batch, float], Losses]
 """Losses of a micro-batch; the number multiplies its alignment loss's weight (see `gradients`)."""

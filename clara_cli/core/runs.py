@@ -7,30 +7,27 @@ start ran on. State is kept as safetensors, never pickled. Knows no stage and no
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clara_cli.core.checkpoint import replace_folder
 from clara_cli.core.ranks import Ranks
-from clara_cli.disk import cannot_write, no_space
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Tracker
+from clara_cli.storage import files
+from clara_cli.storage.artefact import Fields, read_object, refuse_difference
+from clara_cli.storage.history import History
+from clara_cli.storage.tensors import read_tensors, save_tensors
 
 Trained = dict[str, nn.Parameter]
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+RUN = "run.json"
+_MEND = "mend or delete that line, or use another --out"
+_ANEW = "delete that folder to start this run anew"
 
 
 class RunFolder:
@@ -45,77 +42,55 @@ class RunFolder:
     ) -> None:
         self.path, self.settings = path, settings
         self.ranks, self.trackers = ranks or Ranks(), trackers
-        self.metrics, self.last = path / "metrics.jsonl", path / "last"
-        self.checks, self.best = path / "validation.jsonl", path / "best"
+        self.metrics = History(path, "metrics.jsonl", _MEND)
+        self.checks = History(path, "validation.jsonl", _MEND)
+        self.last, self.best = path / "last", path / "best"
 
     def open(self) -> None:
         """Create the folder, or check that an existing one was begun with the same settings; one
         that is recorded no longer decides nothing."""
-        file = self.path / "run.json"
-        if file.exists():
-            found = self._begun(file)
-            for key, now in sorted(self.settings.items()):
-                if found.get(key) != now:
-                    raise ArtefactError(
-                        f"{self.path}: begun with {key} = {found.get(key)!r}, now {now!r}",
-                        "use another --out, or the settings it was begun with",
-                    )
-        elif self.path.exists() and not self.path.is_dir():
+        begun = read_object(self.path / RUN, "use another --out")
+        if begun is not None:
+            before = {key: begun.values.get(key) for key in self.settings}
+            hint = "use another --out, or the settings it was begun with"
+            refuse_difference(self.path, before, self.settings, hint)
+            return
+        if self.path.exists() and not self.path.is_dir():
             raise ArtefactError(f"{self.path}: a file, not a run folder", "use another --out")
-        elif self.path.exists() and {item.name for item in self.path.iterdir()} - {"run.tmp"}:
+        names = [item.name for item in self.path.iterdir()] if self.path.exists() else []
+        if not all(map(files.is_temporary, names)):
             raise ArtefactError(f"{self.path}: not empty and not a run folder", "use another --out")
-        else:
-            text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                (self.path / "run.tmp").write_text(text, encoding="utf-8")
-                os.replace(self.path / "run.tmp", file)
-            except OSError as error:
-                cannot_write(file, len(text), error)
-
-    @staticmethod
-    def _begun(file: Path) -> dict[str, Any]:
-        """The settings a folder was begun with."""
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtefactError(f"{file}: unreadable: {error}", "use another --out") from error
-        if not isinstance(found, dict):
-            raise ArtefactError(f"{file}: not the settings of a run", "use another --out")
-        return found
+        files.make_folder(self.path)
+        text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
+        files.write_atomic(self.path, RUN, text.encode())
 
     @property
     def finished(self) -> bool:
         """Whether the result is there."""
         return (self.path / "checkpoint" / "clara.json").is_file()
 
-    def log(self, file: Path, line: dict[str, Any], prefix: str = "train/") -> None:
-        """Add the line of a step to one of the folder's files, and tell the trackers its figures.
+    def log(self, history: History, line: dict[str, Any], prefix: str = "train/") -> None:
+        """Add the line of a step to one of the folder's histories, and tell the trackers its
+        figures.
 
         Raises:
             ClaraError: on a full disk; half a line is dropped on the next start.
         """
         if not self.ranks.first:
             return
-        data = (json.dumps(line) + "\n").encode()
-        try:
-            with file.open("ab", buffering=0) as stream:
-                if stream.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, "no space left")
-        except OSError as error:
-            cannot_write(file, len(data), error)
+        history.append([line], sync=False)
         figures = {prefix + k: v for k, v in line.items() if v is not None and k != "step"}
         for tracker in self.trackers:
             tracker.log(figures, line["step"])
 
-    def lines(self, file: Path) -> list[dict[str, Any]]:
-        """The lines of a file of this folder; none where it is not there.
+    def lines(self, history: History) -> list[dict[str, Any]]:
+        """The lines of a history of this folder; none where it is not there.
 
         Raises:
             ArtefactError: naming a line that is damaged.
         """
-        found = file.read_bytes().splitlines() if file.exists() else []
-        return [_parsed(file, number, line) for number, line in enumerate(found, 1)]
+        needed = ("ce", "cut") if history is self.metrics else (self.settings["best_by"],)
+        return [_step_line(fields, needed).values for fields in history.lines()]
 
     def save(self, step: int, trained: Trained, optimizer: torch.optim.AdamW) -> None:
         """Keep everything needed to go on after `step` steps."""
@@ -138,16 +113,10 @@ class RunFolder:
         """
         if not self.ranks.first:
             return
-        work = folder.with_name(folder.name + ".writing")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        with room(folder, needed):
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            save_file(tensors, work / "state.safetensors")
-            (work / "step.json").write_text(json.dumps({"step": step}))
-        with undisturbed():
-            replace_folder(work, folder)
+        with files.new_folder(self.path, folder.name, needed) as work:
+            save_tensors(work / "state.safetensors", tensors)
+            files.write_atomic(work, "step.json", json.dumps({"step": step}).encode())
 
     def restore(self, trained: Trained, optimizer: torch.optim.AdamW) -> int:
         """Put a kept state back, in every process; returns the number of steps already done."""
@@ -162,9 +131,8 @@ class RunFolder:
         return step
 
     def _read(self, trained: Trained, optimizer: torch.optim.AdamW) -> int:
-        replaced = self.path / "last.old"
-        if not self.last.exists() and replaced.is_dir():  # killed between two renames
-            os.replace(replaced, self.last)
+        if not self.last.exists() and (self.path / "last.old").is_dir():
+            files.rename(self.path, "last.old", "last")  # killed between two renames
         step = 0
         if (self.last / "step.json").is_file():
             step, tensors = self._load(self.last, trained, ("exp_avg", "exp_avg_sq"))
@@ -177,8 +145,9 @@ class RunFolder:
                             "exp_avg": tensors[f"exp_avg/{name}"].to(parameter),
                             "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter),
                         }
-        for file in (self.metrics, self.checks):
-            _keep_until(file, step)
+        for history in (self.metrics, self.checks):
+            kept = takewhile(lambda line: line["step"] <= step, self.lines(history))
+            history.keep(sum(1 for _ in kept))
         return step
 
     def restore_best(self, trained: Trained) -> None:
@@ -197,95 +166,24 @@ class RunFolder:
         self, folder: Path, trained: Trained, moments: Sequence[str] = ()
     ) -> tuple[int, dict[str, Tensor]]:
         """Step and tensors of a kept state, all of them there and of the right shape."""
-        try:
-            step = int(json.loads((folder / "step.json").read_text())["step"])
-            tensors = load_file(folder / "state.safetensors")
-            for name, parameter in trained.items():
-                wanted = [name, *(f"{key}/{name}" for key in moments if step)]
-                if any(tensors[key].shape != parameter.shape for key in wanted):
-                    raise ValueError(f"{name} has another shape")
-        except _DAMAGE as error:
-            raise ArtefactError(
-                f"{folder}: the state to resume from is damaged: {error}",
-                "delete that folder to start this run anew",
-            ) from error
+        kept = read_object(folder / "step.json", _ANEW)
+        if kept is None:
+            raise ArtefactError(f"{folder / 'step.json'}: missing", _ANEW)
+        step = kept.count("step")
+        file = folder / "state.safetensors"
+        tensors = read_tensors(file, _ANEW)
+        for name, parameter in trained.items():
+            for key in (name, *(f"{moment}/{name}" for moment in moments if step)):
+                if key not in tensors or tensors[key].shape != parameter.shape:
+                    message = f"{file}: {key} is missing or has another shape"
+                    raise ArtefactError(message, _ANEW)
         return step, tensors
 
 
-def _parsed(file: Path, number: int, line: bytes) -> dict[str, Any]:
-    """One line of a run's history."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        found = None
-    if isinstance(found, dict) and isinstance(found.get("step"), int):
-        return found
-    message = f"{file}:{number}: not the line of a step: {line[:60]!r}"
-    raise ArtefactError(message, "mend or delete that line, or use another --out")
-
-
-def _keep_until(file: Path, step: int) -> None:
-    """Drop the lines after a step, and half a line that a kill or a full disk left; a failure
-    leaves the file as it was.
-
-    Raises:
-        ClaraError: for a line that is damaged, and on a full disk.
-    """
-    if not file.exists():
-        return
-    lines = file.read_bytes().splitlines(keepends=True)
-    whole = [(n, line) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
-    kept = [line for n, line in whole if _parsed(file, n, line)["step"] <= step]
-    if len(kept) == len(lines):
-        return
-    work = file.with_name(file.name + ".writing")
-    try:
-        if kept:
-            with work.open("wb") as stream:
-                stream.write(b"".join(kept))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(work, file)
-        else:
-            file.unlink()
-    except OSError as error:
-        work.unlink(missing_ok=True)
-        cannot_write(file, sum(map(len, kept)), error)
-
-
-@contextmanager
-def room(folder: Path, needed: int) -> Iterator[None]:
-    """Where writing `folder` fails for want of space, take back what was written of it.
-
-    Raises:
-        ClaraError: with the bytes needed and free.
-    """
-    work = folder.with_name(folder.name + ".writing")
-    try:
-        yield
-    except SafetensorError as error:  # carries the system's error as text only
-        shutil.rmtree(work, ignore_errors=True)
-        if f"os error {errno.ENOSPC}" not in str(error):
-            raise
-        raise no_space(folder, needed) from error
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        cannot_write(folder, needed, error)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block is done, so that it happens whole or not."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main one
-        yield
-        return
-    held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda n, _: held.append(n)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler or signal.SIG_DFL)
-    if held:
-        signal.raise_signal(held[0])
+def _step_line(fields: Fields, needed: Sequence[str]) -> Fields:
+    """A line whose figures are numbers, the `needed` ones among them."""
+    fields.count("step")
+    for key in {*fields.values, *needed}:
+        if fields.values.get(key, ...) is not None:
+            fields.number(key)
+    return fields

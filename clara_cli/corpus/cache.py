@@ -11,15 +11,16 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clara_cli.corpus import files
 from clara_cli.corpus.manifest import MANIFEST
-from clara_cli.disk import cache_folder, cannot_write
 from clara_cli.documents.sources import list_sources
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.storage import files
+from clara_cli.storage.cache import cache_folder
+from clara_cli.storage.errors import cannot_write
+from clara_cli.storage.lock import lock_folder, locked
 
 KEY_LETTERS = 20
 KEPT = 8  # corpora, the last used
@@ -56,7 +57,7 @@ def in_use(corpus: Path) -> Iterator[None]:
     while True:
         files.make_folder(corpus)
         try:
-            folder = _lock(corpus, fcntl.LOCK_SH)
+            folder = lock_folder(corpus, fcntl.LOCK_SH)
         except FileNotFoundError:  # dropped in this instant
             continue
         except OSError as error:
@@ -90,26 +91,10 @@ def _last_used(corpus: Path) -> float:
 
 
 def _drop(corpus: Path) -> None:
-    folder = _lock(corpus, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    folder = lock_folder(corpus, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        with files.locked(corpus):
-            files.remove(corpus / MANIFEST)  # first: what a kill leaves is no finished corpus
-            shutil.rmtree(corpus)
-    except OSError as error:
-        cannot_write(corpus, 0, error)
+        with locked(corpus):
+            files.remove(corpus, MANIFEST)  # first: what a kill leaves is no finished corpus
+            files.remove_tree(corpus)
     finally:
         os.close(folder)
-
-
-def _lock(corpus: Path, how: int) -> int:
-    """A descriptor that holds the lock of a folder; raises FileNotFoundError where the folder went
-    while it was waited for."""
-    folder = os.open(corpus, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, how)
-        if not os.path.samestat(os.fstat(folder), corpus.stat()):
-            raise FileNotFoundError(corpus)
-    except OSError:
-        os.close(folder)
-        raise
-    return folder

@@ -7,13 +7,14 @@ costs one line whatever the corpus holds. Every key is checked. Knows no tensors
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clara_cli.corpus import files, manifest
+from clara_cli.corpus import manifest
 from clara_cli.corpus.manifest import Identity, Shard
+from clara_cli.storage import artefact, files
+from clara_cli.storage.history import History
 
 JOURNAL, LINES = "journal.json", "journal"
 
@@ -32,16 +33,15 @@ def write(folder: Path, identity: Identity, shards: Mapping[int, Shard], extends
     """Begin (again): record all that is known in one file. Raises ClaraError."""
     done = {str(number): asdict(shard) for number, shard in sorted(shards.items())}
     data = {"format": "clara-journal", "version": manifest.VERSION, **asdict(identity)}
-    encoded = manifest.encode({**data, "extends": extends, "shards": done})
-    files.write_atomic(folder / JOURNAL, encoded)
-    _remove_lines(folder)
+    encoded = artefact.encode({**data, "extends": extends, "shards": done})
+    files.write_atomic(folder, JOURNAL, encoded)
+    files.remove_tree(folder, LINES)
 
 
 def append(folder: Path, rank: int, number: int, shard: Shard) -> None:
     """Record one more shard; it is on the disk when this returns. Raises ClaraError."""
-    line = json.dumps({"number": number, **asdict(shard)}, sort_keys=True) + "\n"
-    files.make_folder(folder / LINES)
-    files.append(folder / LINES / f"{rank:05d}.jsonl", line.encode())
+    files.make_folder(folder, LINES)
+    _history(folder, f"{rank:05d}.jsonl").append([{"number": number, **asdict(shard)}])
 
 
 def read(folder: Path) -> Journal | None:
@@ -50,41 +50,29 @@ def read(folder: Path) -> Journal | None:
     Raises ArtefactError naming the file and the key where it is malformed.
     """
     path = folder / JOURNAL
-    found = manifest.read_json(path, "clara-journal")
-    if found is None:
+    fields = artefact.read_object(path, manifest.REPAIR, "clara-journal", manifest.VERSION)
+    if fields is None:
         return None
-    value, _ = found
-    records = manifest.get(path, value, "shards", dict)
-    if not all(name.isascii() and name.isdigit() for name in records):
-        raise manifest.malformed(path, "shards", "its keys are not shard numbers")
-    shards = {int(name): manifest.shard_of(path, r, int(name)) for name, r in records.items()}
+    records = fields.object("shards")
+    if not all(name.isascii() and name.isdigit() for name in records.values):
+        raise fields.wrong("shards", "its keys are not shard numbers")
+    shards = {int(n): manifest.shard_of(records.object(n), int(n)) for n in records.values}
     shards.update(_lines(folder))
-    extends = manifest.get(path, value, "extends", str)
-    return Journal(manifest.read_identity(path, value), shards, extends)
+    return Journal(manifest.read_identity(fields), shards, fields.get("extends", str))
 
 
 def _lines(folder: Path) -> Iterator[tuple[int, Shard]]:
     for path in sorted((folder / LINES).glob("*.jsonl")):
-        *whole, torn = path.read_bytes().split(b"\n")  # a killed process leaves half a line
-        for position, line in enumerate(whole, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise manifest.malformed(path, f"line {position}", str(error)) from error
-            number = record.pop("number", None) if isinstance(record, dict) else None
-            if type(number) is not int:
-                raise manifest.malformed(path, f"line {position}", "no shard number")
-            yield number, manifest.shard_of(path, record, number)
+        for fields in _history(folder, path.name).lines():
+            number = fields.count("number")
+            yield number, manifest.shard_of(fields, number)
+
+
+def _history(folder: Path, name: str) -> History:
+    return History(folder, f"{LINES}/{name}", manifest.REPAIR)
 
 
 def remove(folder: Path) -> None:
     """Forget: the corpus is finished. Raises ClaraError."""
-    files.remove(folder / JOURNAL)
-    _remove_lines(folder)
-
-
-def _remove_lines(folder: Path) -> None:
-    if (folder / LINES).is_dir():
-        for path in sorted((folder / LINES).iterdir()):
-            files.remove(path)
-        files.remove_folder(folder / LINES)
+    files.remove(folder, JOURNAL)
+    files.remove_tree(folder, LINES)

@@ -12,19 +12,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from clara_cli.corpus import files, journal, manifest, quantize
+from clara_cli.corpus import journal, manifest, quantize
 from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.records import Passage
+from clara_cli.storage import files
+from clara_cli.storage.lock import LOCK_NAME, locked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _OURS = {
-    *{files.LOCK_NAME, manifest.MANIFEST, journal.JOURNAL, journal.LINES},
+    *{LOCK_NAME, manifest.MANIFEST, journal.JOURNAL, journal.LINES},
     *{"shards", "passages", "index"},
 }
 _GZIP_LEVEL = 6
@@ -32,7 +34,7 @@ _GZIP_LEVEL = 6
 
 @contextmanager
 def open_writer(
-    folder: Path, identity: Identity, command: str = "", part: int = 0, extends: str | None = None
+    folder: Path, identity: Identity, part: int = 0, extends: str | None = None
 ) -> Iterator[CorpusWriter]:
     """Open a corpus for writing, holding its lock meanwhile: part 0 is what the corpus was made
     of, the part after the last adds to it. `extends` is the fingerprint the corpus must have.
@@ -44,7 +46,7 @@ def open_writer(
     """
     _refuse_foreign(folder)
     files.make_folder(folder)
-    with files.locked(folder, command):
+    with locked(folder):
         begun = journal.read(folder)
         if begun and not begun.shards:  # nothing is done, so nothing was decided
             journal.remove(folder)
@@ -53,8 +55,8 @@ def open_writer(
             message = f"{folder} was changed by another command meanwhile"
             raise ArtefactError(message, "run the same command again")
         for name in ("", "shards", "passages"):
-            files.make_folder(folder / name)
-            files.remove_temporaries(folder / name)
+            files.make_folder(folder, name)
+            files.remove_temporaries(folder, name)
         writer.begin()
         yield writer
 
@@ -189,8 +191,8 @@ class CorpusWriter:
         kept = {name for shard in done.shards for name in (shard.memory, shard.passages)}
         for sub in ("shards", "passages"):
             for path in sorted((self.folder / sub).iterdir()):
-                if f"{sub}/{path.name}" not in kept:
-                    files.remove(path)
+                if (name := f"{sub}/{path.name}") not in kept:
+                    files.remove(self.folder, name)
 
     def _other(self, what: str) -> ArtefactError:
         hint = f"use another --out, or delete {self.folder}; --into {self.folder} adds documents"
@@ -216,8 +218,8 @@ def write_shard(
     memory = save(stored)
     names = manifest.shard_names(number)
     for name, data in zip(names, (memory, encoded), strict=True):
-        files.make_folder((folder / name).parent)
-        files.write_atomic(folder / name, data)
+        files.make_folder(folder, str(PurePath(name).parent))
+        files.write_atomic(folder, name, data)
     return Shard(
         memory=names[0],
         passages=names[1],

@@ -21,8 +21,8 @@ from typing import IO, Any, NoReturn
 from clara_cli.documents import hub, sources
 from clara_cli.documents.sources import Source
 from clara_cli.errors import DataError, UsageError
-from clara_cli.keyset import KeySet
 from clara_cli.records import Document
+from clara_cli.storage.disk_set import DiskSet
 
 TEXT_HINT = "save the file as UTF-8, in parts where it is large; --skip-bad leaves bad files out"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
@@ -89,7 +89,7 @@ class Reading(Iterator[Document]):
         return min(1.0, self._bytes / self._total) if self._total else None
 
     def _read(self) -> Iterator[Document]:
-        seen = KeySet()
+        seen = DiskSet()
         for source, where, record in self._records():
             number = where.rpartition(":")[2]
             default_id = source.label if where == source.name else f"{source.label}:{number}"
@@ -120,7 +120,7 @@ class Reading(Iterator[Document]):
             before += source.path.stat().st_size if self._total else 0
 
 
-def _refuse_second(document_id: str, seen: KeySet) -> None:
+def _refuse_second(document_id: str, seen: DiskSet) -> None:
     if not seen.add(hashlib.blake2b(document_id.encode(), digest_size=12).hexdigest()):
         raise _Bad(f"the id {_short(document_id)} was used before")
 

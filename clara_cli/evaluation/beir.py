@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_cli.corpus.files import sha256_file
 from clara_cli.documents.examples import read_records
 from clara_cli.errors import DataError
 from clara_cli.records import GoldName, PoolPassage, Question
+from clara_cli.storage.files import sha256_file
 
 _SPLITS = ("test", "dev", "train")
 

@@ -59,10 +59,7 @@ def _rows(folder: Path) -> dict[RowKey, dict[tuple[str, int], Line]]:
         raise ArtefactError(f"{folder}: no {PREDICTIONS} in it", _HINT)
     rows: dict[RowKey, dict[tuple[str, int], Line]] = {}
     seen: dict[tuple[RowKey, str], int] = {}
-    for number, line in enumerate(read_lines(path), 1):
-        missing = {"system", "ratio", "id", "prediction", "golden_answers"} - line.keys()
-        if missing:
-            raise DataError(f"{path}:{number}: no {sorted(missing)[0]}", _HINT)
+    for line in read_lines(folder, PREDICTIONS):
         key = (line["system"], line["ratio"])
         again = seen[key, line["id"]] = seen.get((key, line["id"]), -1) + 1
         rows.setdefault(key, {})[line["id"], again] = line

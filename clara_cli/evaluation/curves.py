@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from clara_cli.corpus.files import write_atomic
+from clara_cli.storage.files import write_atomic
 
 _COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
 _FAINT: dict[str, Any] = {"color": "#0072B2", "alpha": 0.25, "linewidth": 1}
@@ -46,7 +46,7 @@ def draw_losses(
     axes.set(xlabel="step")
     image = io.BytesIO()
     figure.savefig(image, format="svg", metadata={"Date": None})
-    write_atomic(file, image.getvalue())
+    write_atomic(file.parent, file.name, image.getvalue())
 
 
 def _checked(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_cli.corpus.files import sha256_file
 from clara_cli.documents import sources
 from clara_cli.documents.examples import (
     QUESTION_HINT,
@@ -25,6 +24,7 @@ from clara_cli.evaluation import tab_separated
 from clara_cli.evaluation.beir import read_beir
 from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question
+from clara_cli.storage.files import sha256_file
 
 LOOKED_FOR = (
     "looked for: JSON lines with `question` and `answers` (and `paragraphs` or `docs`), passages "

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clara_cli.corpus.files import sha256_file
 from clara_cli.documents.examples import read_records
 from clara_cli.errors import DataError
 from clara_cli.evaluation.native import flashrag, has_context, open_question
 from clara_cli.records import PoolPassage, Question
+from clara_cli.storage.files import sha256_file
 
 _SPLITS = ("test", "dev", "train")
 

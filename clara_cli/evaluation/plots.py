@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from clara_cli.corpus.files import write_atomic
 from clara_cli.evaluation.scores import Scored, label
+from clara_cli.storage.files import write_atomic
 
 _INK = "#1d2431"  # text and axes; becomes currentColor on a page
 _COLOURS = {  # one a system, told apart on light and on dark ground, by the colour-blind as well
@@ -89,7 +89,7 @@ def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float
     axes.set_axisbelow(True)
     plot(axes)
     for kind in ("svg", "png"):
-        write_atomic(folder / f"{name}.{kind}", _image(figure, kind, transparent=False))
+        write_atomic(folder, f"{name}.{kind}", _image(figure, kind, transparent=False))
     page = _image(figure, "svg", transparent=True).decode()
     return page[page.index("<svg") :].replace(_INK, "currentColor")
 

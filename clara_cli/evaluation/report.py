@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from clara_cli import __version__
-from clara_cli.corpus.files import write_atomic
 from clara_cli.evaluation.page import markdown, page
 from clara_cli.evaluation.scores import Scored, differences, label
 from clara_cli.evaluation.tables import tables
 from clara_cli.measures import BenchResult
 from clara_cli.records import Report
+from clara_cli.storage.files import write_atomic
 
 
 def write_reports(
@@ -53,7 +53,7 @@ def write_reports(
         "settings": dict(settings),
         "environment": machine,
     }
-    write_atomic(folder / "results.json", (json.dumps(everything, indent=2) + "\n").encode())
+    write_atomic(folder, "results.json", (json.dumps(everything, indent=2) + "\n").encode())
     title = f"clara bench: {Path(result.dataset).name}"
     said = f"{result.n:,} questions, setting {result.setting}, seed {result.seed}; "
     said += f"{settings['model']} on {machine['device']}, clara {machine['clara']}."
@@ -61,7 +61,7 @@ def write_reports(
     pages = {"report.md": markdown(title, said, told, list(plots))}
     pages["report.html"] = page(title, said, told, plots)
     for name, text in pages.items():
-        write_atomic(folder / name, text.encode("utf-8", "replace"))
+        write_atomic(folder, name, text.encode("utf-8", "replace"))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

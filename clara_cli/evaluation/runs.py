@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,18 @@ from typing import Any
 import torch
 
 from clara_cli.core.ranks import Ranks
-from clara_cli.corpus.files import locked, make_folder, write_atomic
 from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.pools import Case
 from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
 from clara_cli.records import Progress, Report
+from clara_cli.storage.artefact import Fields, read_object, refuse_difference
+from clara_cli.storage.files import make_folder, write_atomic
+from clara_cli.storage.history import History, encode_line
+from clara_cli.storage.lock import locked
 
 BATCH = 8  # questions answered together: those at positions 0-7, 8-15, ... of the data set
 PREDICTIONS, MEASURES, SETTINGS = "predictions.jsonl", "measures.jsonl", "bench.json"
+_ANEW = "delete the folder and run again"
 Line = dict[str, Any]
 
 
@@ -93,7 +95,6 @@ def answer_all(
     """
     answered, keep = Answered(), contextlib.ExitStack()
     with keep:
-        write = None
         if folder is not None and ranks.first:
             make_folder(folder)
             keep.enter_context(locked(folder))
@@ -109,30 +110,17 @@ def answer_all(
         done = ranks.lead(begin)
         if folder is not None:
             _ask_again(answered, rows, cases, done, folder, ranks)
-        if folder is not None and ranks.first:
-            write = keep.enter_context(_writing(folder))
-            if done:
+            if ranks.first and done:
                 report.note(f"{folder}: {done:,} questions answered before, going on from there")
         for first in range(done, len(cases), BATCH * ranks.size):
             own = list(_batch(rows, cases, first + BATCH * ranks.rank))
             lines = [line for part in ranks.gathered(own) for line in part]
-            if write is not None:
-                write(lines)
+            if folder is not None and ranks.first:  # the predictions last: they count
+                _history(folder, MEASURES).append(measure for _, measure in lines)
+                _history(folder, PREDICTIONS).append(prediction for prediction, _ in lines)
             answered.add(lines)
             _show(report, first + BATCH * (ranks.size - 1), len(cases))
     return answered
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[Callable[[Sequence[tuple[Line, Line]]], None]]:
-    """Append (prediction, measure) pairs to the folder's two files."""
-    with _appending(folder / MEASURES) as measures, _appending(folder / PREDICTIONS) as predictions:
-
-        def write(lines: Sequence[tuple[Line, Line]]) -> None:
-            measures([measure for _, measure in lines])
-            predictions([prediction for prediction, _ in lines])
-
-        yield write
 
 
 def _ask_again(
@@ -253,30 +241,25 @@ def _measure(answer: Prediction | Failure) -> Line:
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the run's settings, or refuse a folder of others, naming the first difference."""
-    path = folder / SETTINGS
-    wanted = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtefactError(f"{path}: not JSON: {error}", "choose another --out") from error
-        keys = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
-        if keys:
-            was, now = (repr(s.get(keys[0]))[:60] for s in (found, wanted))
-            what = f"{folder} holds a run with other settings: {keys[0]} is {was} there, {now} here"
-            raise ArtefactError(what, "choose another --out, or delete it first")
+    hint = "choose another --out, or delete it first"
+    begun = read_object(folder / SETTINGS, hint)
+    if begun is not None:
+        refuse_difference(folder, begun.values, settings, hint)
         return
     others = [name for name in (PREDICTIONS, MEASURES) if (folder / name).exists()]
     if others:
-        what = f"{folder}: has {others[0]} but no {SETTINGS}"
-        raise ArtefactError(what, "choose another --out, or delete it first")
-    write_atomic(path, (json.dumps(wanted, indent=2) + "\n").encode())
+        raise ArtefactError(f"{folder}: has {others[0]} but no {SETTINGS}", hint)
+    write_atomic(folder, SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _history(folder: Path, name: str) -> History:
+    return History(folder, name, _ANEW)
 
 
 def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[Answered, int]:
     """What whole batches of questions are there, with the files cut back to them; and how many
     questions that is."""
-    predictions, measures = (read_lines(folder / name) for name in (PREDICTIONS, MEASURES))
+    predictions, measures = (read_lines(folder, name) for name in (PREDICTIONS, MEASURES))
     kept, done = 0, 0
     for first in range(0, len(cases), BATCH):
         last = min(first + BATCH, len(cases))
@@ -290,53 +273,44 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
             said = tuple(predictions[place].get(key) for key in ("system", "ratio", "id"))
             if said != wanted:
                 what = f"{folder / PREDICTIONS}:{place + 1}: {said}, expected {wanted}"
-                raise ArtefactError(what, "delete the folder and run again")
+                raise ArtefactError(what, _ANEW)
         kept, done = kept + len(expected), last
-    answered = Answered(predictions[:kept], measures[:kept])
-    paths = [folder / name for name in (PREDICTIONS, MEASURES)]
-    whole = all(path.exists() and path.read_bytes().endswith(b"\n") for path in paths)
-    if len(predictions) > kept or len(measures) > kept or not whole:
-        _rewrite(folder, answered)
-    return answered, done
+    for name in (PREDICTIONS, MEASURES):
+        _history(folder, name).keep(kept)
+    return Answered(predictions[:kept], measures[:kept]), done
 
 
 def _rewrite(folder: Path, answered: Answered) -> None:
     """Write both files anew."""
-    write_atomic(folder / PREDICTIONS, b"".join(map(encode, answered.predictions)))
-    write_atomic(folder / MEASURES, b"".join(map(encode, answered.measures)))
+    write_atomic(folder, PREDICTIONS, b"".join(map(encode_line, answered.predictions)))
+    write_atomic(folder, MEASURES, b"".join(map(encode_line, answered.measures)))
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The whole lines of a file that may end in the middle of one."""
-    if not path.exists():
-        return []
-    lines: list[Line] = []
-    for number, raw in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(raw)
-        except (UnicodeDecodeError, ValueError) as error:
-            raise ArtefactError(f"{path}:{number}: {error}", "delete it and run again") from error
-        if not isinstance(line, dict):
-            raise ArtefactError(f"{path}:{number}: not an object", "delete it and run again")
-        lines.append(line)
+def read_lines(folder: Path, name: str) -> list[Line]:
+    """The predictions or measures in a run's folder. Raises ArtefactError naming a line that is
+    none."""
+    check = _check_prediction if name == PREDICTIONS else _check_measure
+    lines = []
+    for fields in _history(folder, name).lines():
+        check(fields)
+        lines.append(fields.values)
     return lines
 
 
-def encode(line: Line) -> bytes:
-    """A JSON line; letters as they are wherever UTF-8 has them."""
-    try:
-        return (json.dumps(line, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # a lone surrogate in the data
-        return (json.dumps(line) + "\n").encode()
+def _check_prediction(fields: Fields) -> None:
+    for key in ("system", "id"):
+        fields.get(key, str)
+    for key, kind in (("ratio", int), ("prediction", str)):
+        fields.optional(key, kind)
+    for key in ("golden_answers", "hits", "gold"):
+        fields.list_of(key, str)
 
 
-@contextmanager
-def _appending(path: Path) -> Iterator[Callable[[list[Line]], None]]:
-    with path.open("ab") as stream:
-
-        def append(lines: list[Line]) -> None:
-            stream.write(b"".join(map(encode, lines)))
-            stream.flush()
-            os.fsync(stream.fileno())
-
-        yield append
+def _check_measure(fields: Fields) -> None:
+    if fields.values.keys() & {"out_of_memory", "error"}:
+        return
+    fields.count("context_tokens")
+    fields.get("truncated", bool)
+    seconds = fields.object("seconds")
+    for phase in seconds.values:
+        seconds.number(phase)

@@ -4,7 +4,7 @@ beside the roles of the checkpoint that is measured, so that both read the same 
 
 from __future__ import annotations
 
-from clara_cli.core.checkpoint import Loaded, load_role, read_tensors, resolve
+from clara_cli.core.checkpoint import Loaded, load_role, read_weights, resolve
 from clara_cli.core.info import read_info
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.systems import SUP_ROLE
@@ -33,6 +33,6 @@ def add_supervised(loaded: Loaded, name: str) -> None:
             f"train it from this one: clara train --stage retrieval --init {loaded.name}",
         )
     file = path / "query_reasoner" / "adapter_model.safetensors"
-    tensors = read_tensors(file)
+    tensors = read_weights(file)
     loaded.model.add_role(SUP_ROLE, None)
     load_role(loaded.model, SUP_ROLE, tensors, str(file))

@@ -1,29 +1,34 @@
-"""The output files of a run and what makes it resumable: a progress file with one line a finished
+"""The output files of a run and what makes it resumable: a history with one line a finished
 passage, written and flushed after the lines it tells of.
 
-A line of the progress file holds how long the other two files were by then. Whatever lies beyond
-the last whole line was in flight when the process died, and is cut off when the next one begins.
-Knows nothing of how lines come about. The lock is flock(2) on the progress file.
+A line of the history holds how long the other two files were by then. Whatever lies beyond the last
+whole line was in flight when the process died, and is cut off when the next one begins. Knows
+nothing of how lines come about.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any
 
-from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.keyset import KeySet
+from clara_cli.errors import ArtefactError
+from clara_cli.storage import files
+from clara_cli.storage.artefact import Fields, refuse_difference
+from clara_cli.storage.disk_set import DiskSet
+from clara_cli.storage.history import History, encode_line
+from clara_cli.storage.lock import locked
 from clara_cli.synthesis.desk import Outcome
 from clara_cli.synthesis.key import KeyGuard
 
 FORMAT = 1
 GIVEN = frozenset(("id", "docs", "paragraphs", "passage_id"))  # of the documents, not a server
+_ANEW = "restore it, or start anew with another --out"
 
 
 def beside(out: Path, name: str) -> Path:
@@ -32,129 +37,71 @@ def beside(out: Path, name: str) -> Path:
 
 
 class Journal:
-    """The files of one run, open and locked until closed."""
+    """The files of one run, locked until closed. `out` may be a link, the files beside it not."""
 
     def __init__(self, out: Path, settings: dict[str, Any], guard: KeyGuard | None = None) -> None:
         self._guard = guard or KeyGuard(None)
         self.out, self.rejected = out, beside(out, "rejected.jsonl")
-        self.progress = beside(out, "progress.jsonl")
-        self.done = KeySet()
+        self.progress = History(out.parent, beside(out, "progress.jsonl").name, _ANEW)
+        self.done = DiskSet()
         self.counts: dict[str, float] = {}
         self.rounds = 0
         self.seconds = 0.0
         self._settings = json.loads(json.dumps(settings))
         self._writing, self._broken = threading.Lock(), False
-        self._files: dict[Path, IO[bytes]] = {}
+        self._lock = ExitStack()
+        self._written = {Path(os.path.realpath(out)): 0, self.rejected: 0}  # bytes of each
         self._since = time.monotonic()
 
     def __enter__(self) -> Journal:
-        new = not self.progress.exists()
-        if new and self.out.exists():
-            message = f"{self.out} exists, and no {self.progress.name} beside it"
-            raise ArtefactError(message, "it is not from an unfinished run: choose another --out")
-        try:
-            self._open(self.progress)
-            self._lock()
-            ends = self._read()
-            for path, end in ends.items():
-                self._open(path)
-                self._cut(path, end)
-        except OSError as error:
-            self._cannot_write(error)
+        files.make_folder(self.out.parent)
+        with ExitStack() as stack:
+            name = beside(self.out, "lock").name
+            stack.enter_context(locked(self.out.parent, name, self.out))
+            if self.out.exists() and not self.progress.path.exists():
+                message = f"{self.out} exists, and no {self.progress.name} beside it"
+                hint = "it is not from an unfinished run: choose another --out"
+                raise ArtefactError(message, hint)
+            self._read()
+            for path, size in self._written.items():
+                self._cut(path, size)
+            self._lock = stack.pop_all()
         self._since = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Close; files in which nothing was ever written go."""
-        with self._writing:
+        with self._writing, self._lock:
+            self._broken = True
             if not self.done:
-                for path in self._files:
-                    path.unlink(missing_ok=True)
-            for stream in self._files.values():
-                stream.close()
-            self._files.clear()
+                for path in (*self._written, self.progress.path):
+                    files.remove(path.parent, path.name)
 
-    def _open(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._files[path] = os.fdopen(descriptor, "r+b", buffering=0)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._files[self.progress], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._files.clear()  # they are another run's
-            message = f"{self.out} is being written by another clara synth"
-            raise ArtefactError(message, "wait for it to end, or choose another --out") from error
-
-    def _read(self) -> dict[Path, int]:
-        """Take in the finished passages; how long each file is by them."""
-        end, ends = 0, {self.out: 0, self.rejected: 0}
-        header: dict[str, Any] | None = None
-        with self.progress.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    break  # the process died while it wrote this
-                record = self._record(line, number)
-                if header is None:
-                    header = record
-                else:
-                    self._take(record, number, ends)
-                end += len(line)
-        if self.done:
-            self._compare(header or {})
-            self._cut(self.progress, end)
+    def _read(self) -> None:
+        """Take in the finished passages, and how long each file is by them."""
+        lines = self.progress.lines()
+        header, count = next(lines, None), 1
+        if header is not None and "clara_synth" not in header.values:
+            raise header.wrong("clara_synth", "missing")
+        for count, fields in enumerate(lines, 2):  # noqa: B007  (the last one's is read below)
+            self._add(_checked(fields))
+            self._written = dict(
+                zip(self._written, (fields.count("out"), fields.count("rejected")), strict=True)
+            )
+        if header is not None and self.done:
+            refuse_difference(self.out, header.object("settings").values, self._settings)
+            self.progress.keep(count)
         else:  # nothing is finished: these settings may replace those
-            self._cut(self.progress, 0)
-            header = {"clara_synth": FORMAT, "settings": self._settings}
-            self._append(self.progress, _line(header))
-        return ends
+            self.progress.keep(0)
+            self.progress.append([{"clara_synth": FORMAT, "settings": self._settings}])
 
-    def _record(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or (number == 1 and "clara_synth" not in record):
-            self._damaged(number)
-        return record
-
-    def _take(self, record: dict[str, Any], number: int, ends: dict[Path, int]) -> None:
-        try:
-            self._add(record)
-            ends[self.out], ends[self.rejected] = record["out"], record["rejected"]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            self._damaged(number)
-
-    def _damaged(self, number: int) -> NoReturn:
-        message = f"{self.progress}:{number}: not a line of a progress file"
-        raise ArtefactError(message, "restore it, or start anew with another --out")
-
-    def _compare(self, header: dict[str, Any]) -> None:
-        before = header.get("settings", {})
-        for key in sorted(before.keys() | self._settings.keys()):
-            was, now = before.get(key), self._settings.get(key)
-            if was != now:
-                message = f"{self.out} was begun with {key} {was!r}, not {now!r}"
-                raise ArtefactError(message, "use the same settings, or another --out")
-
-    def _cut(self, path: Path, end: int) -> None:
-        stream = self._files[path]
-        size = os.fstat(stream.fileno()).st_size
-        if size < end:
-            message = f"{path} is {size:,} bytes long, {self.progress.name} knows {end:,}"
-            raise ArtefactError(message, "restore it, or start anew with another --out")
-        if size > end:
-            stream.truncate(end)
-        stream.seek(end)
-
-    def _append(self, path: Path, data: bytes) -> None:
-        """Write lines and flush them to the disk."""
-        stream, rest = self._files[path], memoryview(data)
-        while rest:
-            rest = rest[stream.write(rest) :]
-        if data:
-            os.fsync(stream.fileno())
+    def _cut(self, path: Path, size: int) -> None:
+        files.append(path.parent, path.name, b"")  # it is there, and can be written
+        there = path.stat().st_size
+        if there < size:
+            message = f"{path} is {there:,} bytes long, {self.progress.name} knows {size:,}"
+            raise ArtefactError(message, _ANEW)
+        files.truncate(path.parent, path.name, size)
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:
         """Make finished passages last. Raises ClaraError where the disk does not take them;
@@ -164,24 +111,21 @@ class Journal:
                 return
             now = time.monotonic()
             spent, self._since = round((now - self._since) / len(outcomes), 4), now
-            ends = {path: self._files[path].tell() for path in (self.out, self.rejected)}
-            lines: dict[Path, bytes] = {self.out: b"", self.rejected: b"", self.progress: b""}
-            records = []
+            sizes, records = list(self._written.values()), []
+            lines = [b"", b""]
             for outcome in outcomes:
-                for path, said in ((self.out, outcome.lines), (self.rejected, outcome.rejected)):
-                    data = b"".join(_line(self._guard.line(one, GIVEN)) for one in said)
-                    lines[path] += data
-                    ends[path] += len(data)
+                for place, made in enumerate((outcome.lines, outcome.rejected)):
+                    data = b"".join(encode_line(self._guard.line(one, GIVEN)) for one in made)
+                    lines[place] += data
+                    sizes[place] += len(data)
                 record = _progress(outcome) | {"seconds": spent}
-                record |= {"out": ends[self.out], "rejected": ends[self.rejected]}
-                lines[self.progress] += _line(record)
-                records.append(record)
+                records.append(record | {"out": sizes[0], "rejected": sizes[1]})
             self._broken = True
-            try:
-                for path, data in lines.items():  # the progress last
-                    self._append(path, data)
-            except OSError as error:
-                self._cannot_write(error)
+            for path, data in zip(self._written, lines, strict=True):
+                if data:
+                    files.append(path.parent, path.name, data)
+            self.progress.append(records)  # last
+            self._written = dict(zip(self._written, sizes, strict=True))
             self._broken = False
             for record in records:
                 self._add(record)
@@ -193,13 +137,16 @@ class Journal:
         self.rounds = max(self.rounds, record["rounds"])
         self.seconds += record["seconds"]
 
-    def _cannot_write(self, error: OSError) -> NoReturn:
-        message = f"{error.filename or self.out}: cannot be written: {error.strerror or error}"
-        raise ClaraError(message, "make room for it and run the same command again") from error
 
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def _checked(fields: Fields) -> dict[str, Any]:
+    """The record of a finished passage, every value of its type."""
+    fields.get("key", str)
+    counts = fields.object("counts")
+    for name in counts.values:
+        counts.number(name)
+    fields.count("rounds")
+    fields.number("seconds")
+    return fields.values
 
 
 def _progress(outcome: Outcome) -> dict[str, Any]:

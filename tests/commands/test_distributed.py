@@ -189,7 +189,7 @@ def test_a_run_folder_of_other_settings_is_refused_in_every_process(works, alone
     shutil.copytree(alone("scp"), tmp_path / "two")
     refused = forked.ranks(lambda rank: go(works, tmp_path / "two", "scp", learning_rate=0.5))
     for kind, message, _ in refused:
-        assert kind == "ArtefactError" and "begun with learning_rate" in message
+        assert kind == "ArtefactError" and "was made with learning_rate" in message
 
 
 def test_nproc_trains_in_processes_that_ctrl_c_stops_and_the_same_command_resumes(works, tmp_path):

@@ -76,9 +76,7 @@ def corpora(works, tmp_path_factory, heard) -> dict[str, Path]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_memory_that_is_not_finite_is_refused_with_shard_and_row(
-    corpora, tmp_path, dtype, value
-):
+def test_memory_that_is_not_finite_is_refused_with_shard_and_row(corpora, tmp_path, dtype, value):
     shutil.copytree(corpora[dtype], tmp_path / "c")
     poison(tmp_path / "c", value)
     corpus = Corpus.open(tmp_path / "c")
@@ -177,15 +175,15 @@ def test_a_calibration_with_no_finite_number_is_refused(works, tmp_path, capsys,
     changes = {"weights": {**zero, "facts": value}} if key == "weight" else {key: value}
     path = calibration(works, tmp_path / "m", **changes)
     said = refused(ask(works.corpus, "--model", str(path)), capsys)
-    name = "facts" if key == "weight" else key
-    assert f"support.json: not a calibration of support: {name} is " in said
+    name = "weights.facts" if key == "weight" else key
+    assert f"support.json: key 'text.{name}': " in said and ", not " in said
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.5])
 def test_a_threshold_that_all_answers_pass_is_refused(works, tmp_path, capsys, threshold):
     path = calibration(works, tmp_path / "m", threshold=threshold)
     said = refused(ask(works.corpus, "--model", str(path)), capsys)
-    assert "support.json: not a calibration of support: threshold is " in said
+    assert f"support.json: key 'text.threshold': {float(threshold)}, not above 0" in said
 
 
 def test_signals_that_are_not_finite_are_not_judged(works, tmp_path):

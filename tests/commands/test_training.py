@@ -440,16 +440,16 @@ def test_a_damaged_state_is_named(works, heard, report, tmp_path):
         go(works, tmp_path / "run", "scp", heard(stop_at=1))
     state = tmp_path / "run" / "last" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-9])
-    with pytest.raises(ArtefactError, match="last: the state to resume from is damaged"):
+    with pytest.raises(ArtefactError, match=r"last/state\.safetensors: damaged"):
         go(works, tmp_path / "run", "scp", report)
 
 
 def kept(folder: Path, steps: int, saved: int) -> RunFolder:
     """A run folder with the lines of `steps` steps and the state after `saved` of them."""
-    run = RunFolder(folder, {})
+    run = RunFolder(folder, {"best_by": "ce"})
     run.open()
     for step in range(1, steps + 1):
-        run.log(run.metrics, {"step": step, "ce": 1.0})
+        run.log(run.metrics, {"step": step, "ce": 1.0, "cut": 0})
     run.save(saved, {}, torch.optim.AdamW([torch.zeros(1)]))
     return run
 
@@ -462,10 +462,10 @@ def restored(run: RunFolder) -> list[int]:
 
 def test_history_is_not_written_again_where_no_line_is_dropped(tmp_path):
     run = kept(tmp_path / "run", steps=3, saved=3)
-    os.utime(run.metrics, ns=(0, 0))
-    before = run.metrics.stat()
+    os.utime(run.metrics.path, ns=(0, 0))
+    before = run.metrics.path.stat()
     assert restored(run) == [1, 2, 3]
-    after = run.metrics.stat()
+    after = run.metrics.path.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, 0)
 
 
@@ -477,7 +477,7 @@ def test_history_survives_a_disk_that_is_full_while_lines_are_dropped(tmp_path, 
         raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(os, "truncate", full)
         with pytest.raises(ClaraError, match=r"metrics\.jsonl: no space left"):
             restored(run)
     assert tiny.files(run.path) == before
@@ -486,17 +486,20 @@ def test_history_survives_a_disk_that_is_full_while_lines_are_dropped(tmp_path, 
 
 def test_a_last_line_cut_by_a_kill_is_dropped(tmp_path):
     run = kept(tmp_path / "run", steps=3, saved=3)
-    with run.metrics.open("a") as stream:
+    with run.metrics.path.open("a") as stream:
         stream.write('{"step": 4, "c')
     assert restored(run) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", ['{"step": 2, "c', "[2]", '{"ce": 1.0}', "\xff"])
+@pytest.mark.parametrize(
+    "damage",
+    ['{"step": 2, "c', "[2]", '{"ce": 1.0, "cut": 0}', '{"step": 2, "ce": NaN, "cut": 0}', "\xff"],
+)
 def test_a_damaged_line_of_the_history_is_named(tmp_path, damage):
     run = kept(tmp_path / "run", steps=3, saved=3)
-    lines = run.metrics.read_text().splitlines()
+    lines = run.metrics.path.read_text().splitlines()
     lines[1] = damage
-    run.metrics.write_text("".join(line + "\n" for line in lines), encoding="latin-1")
+    run.metrics.path.write_text("".join(line + "\n" for line in lines), encoding="latin-1")
     for read in (lambda: restored(run), lambda: run.lines(run.metrics)):
         with pytest.raises(ArtefactError, match=r"metrics\.jsonl:2: ") as caught:
             read()

@@ -29,6 +29,7 @@ from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import Question
 from clara_cli.scorecard import result_json
+from clara_cli.storage.errors import cannot_write
 
 KEPT = tiny.FACTS[:3]  # validated on
 
@@ -278,7 +279,7 @@ def test_a_disk_full_while_the_state_is_saved_keeps_the_state_before(
         go(works, run, "scp", heard(stop_at=2))
     before = tiny.tensors(run / "last")
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_file", full)
+        patch.setattr(runs, "save_tensors", full)
         usage = namedtuple("usage", "total used free")(9, 9, 1234)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         needed = sum(t.numel() * 4 for t in before.values())
@@ -302,9 +303,9 @@ def test_a_disk_full_while_a_line_is_written_changes_no_parameter(
     def filling(folder, file, line, prefix="train/"):
         written.append(line)
         if len(written) == 2:
-            with file.open("a") as stream:
+            with file.path.open("a") as stream:
                 stream.write('{"step": 2, "lo')
-            runs.cannot_write(file, 99, OSError(errno.ENOSPC, "No space left on device"))
+            cannot_write(file.path, 99, OSError(errno.ENOSPC, "No space left on device"))
         log(folder, file, line, prefix)
 
     with monkeypatch.context() as patch:
@@ -321,7 +322,7 @@ def test_a_disk_full_while_the_checkpoint_is_written_leaves_none(
     works, report, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("clara_cli.core.checkpoint.save_file", full)
+        patch.setattr("clara_cli.core.checkpoint.save_tensors", full)
         with pytest.raises(ClaraError, match="checkpoint: no space left: .* bytes needed"):
             go(works, tmp_path / "run", "scp", report, steps=1)
     assert not (tmp_path / "run" / "checkpoint").exists()

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_cli.corpus import files
 from clara_cli.corpus.additions import Additions
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import encode_passages, open_writer
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.records import Passage
+from clara_cli.storage import files
 
 ROOT = Path(__file__).parent.parent.parent
 SIZES = (3, 3, 2)
@@ -240,16 +240,19 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
 def test_a_second_writer_is_told_who_writes_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     folder = tmp_path / "c.clara"
     script = (
-        "import sys, time; from pathlib import Path; from clara_cli.corpus.files import locked\n"
-        "with locked(Path(sys.argv[1]), 'compress x'): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from clara_cli.storage.lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     folder.mkdir()
     holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(folder), "compress x"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(ArtefactError, match=rf"by process {holder.pid} \(compress x\)"):
+        with pytest.raises(ArtefactError, match=rf"by process {holder.pid} \(-c .*compress x\)"):
             with open_writer(folder, IDENTITY):
                 pass
     finally:
@@ -411,7 +414,7 @@ def test_a_journal_with_half_a_line_and_one_that_is_malformed(tmp_path: Path) ->
         assert writer.finished(0, passages_of(0)) and not writer.finished(1, passages_of(1))
     lines.parent.mkdir()
     lines.write_bytes(b"{}\n" + first)
-    with pytest.raises(ArtefactError, match=r"00000\.jsonl: key 'line 1': no shard number"):
+    with pytest.raises(ArtefactError, match=r"00000\.jsonl:1: key 'number': missing"):
         Corpus.open(folder)
 
 
@@ -465,11 +468,11 @@ def _set(path: str, value: object):
     ("change", "words"),
     [
         (_set("format", "x"), "key 'format'"),
-        (_set("version", 2), "format version 2, this program reads 1"),
+        (_set("version", 2), "key 'version': 2, this program reads 1"),
         (_set("ratio", None), "key 'ratio': missing"),
-        (_set("ratio", 16.5), "key 'ratio': '16.5', not of type int"),
+        (_set("ratio", 16.5), "key 'ratio': 16.5, not of type int"),
         (_set("hidden", 0), "key 'hidden': 0, the least is 1"),
-        (_set("memory_tokens", True), "key 'memory_tokens': 'True', not of type int"),
+        (_set("memory_tokens", True), "key 'memory_tokens': True, not of type int"),
         (_set("dtype", "int3"), "key 'dtype': 'int3', known: float32"),
         (_set("quantisation", {"group": 64}), "key 'quantisation': not that of float32"),
         (_set("parts", []), "key 'parts': they begin at shards [] of 3"),
@@ -477,7 +480,7 @@ def _set(path: str, value: object):
         (_set("parts/0/counts/empty", None), "key 'parts[0].counts.empty': missing"),
         (_set("checkpoint/fingerprint", None), "key 'checkpoint.fingerprint': missing"),
         (_set("counts/passages", 9), "key 'counts.passages': 9, and its shards have 8 rows"),
-        (_set("shards", {}), "key 'shards': '{}', not of type list"),
+        (_set("shards", {}), "key 'shards': {}, not of type list"),
         (_set("shards/1/rows", -1), "key 'shards[1].rows': -1"),
         (_set("shards/0/memory", "../../etc/passwd"), "key 'shards[0].memory': '../../etc/passwd'"),
         (_set("shards/0/memory", "shards/00001.safetensors"), "key 'shards[0].memory'"),
@@ -527,15 +530,14 @@ def test_many_shards_stay_within_the_open_ones(tmp_path: Path) -> None:
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "f"
-    files.write_atomic(path, b"old")
+    files.write_atomic(tmp_path, "f", b"old")
 
     def broken(source: object, target: object) -> None:
         raise OSError(errno.EIO, "I/O error")
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(ClaraError, match="f: cannot be written: I/O error"):
-        files.write_atomic(path, b"new")
+        files.write_atomic(tmp_path, "f", b"new")
     assert tree(tmp_path) == {"f": b"old"}
 
 

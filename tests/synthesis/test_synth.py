@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -38,6 +37,7 @@ from clara_cli.documents.examples import read_pairs, read_questions
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.harvest import LINES
 from clara_cli.records import Report, SynthResult
+from clara_cli.storage.lock import locked
 from clara_cli.synthesis.llm import LLMError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -469,10 +469,13 @@ def test_torn_lines_are_cut_off(towns: Path, out: Path, report: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rounds": 3}, "rounds 10, not 3"),
-        ({"llm_model": "n"}, "model 'm', not 'n'"),
-        ({"kinds": "simple"}, "kinds ['simple', 'complex', 'paraphrase'], not ['simple']"),
-        ({"seed": 1}, "seed 0, not 1"),
+        ({"rounds": 3}, "rounds = 10, this command has 3"),
+        ({"llm_model": "n"}, "model = 'm', this command has 'n'"),
+        (
+            {"kinds": "simple"},
+            "kinds = ['simple', 'complex', 'paraphrase'], this command has ['simple']",
+        ),
+        ({"seed": 1}, "seed = 0, this command has 1"),
         ({"answer_words": 7}, "limits"),
     ],
 )
@@ -501,7 +504,9 @@ def test_files_of_others_are_left_alone(towns: Path, out: Path, report: Any) -> 
         with pytest.raises(ArtefactError, match="is 0 bytes long, other.progress.jsonl knows"):
             made(server, towns, other, report)
         other.with_name("other.progress.jsonl").write_text("{}\n")
-        with pytest.raises(ArtefactError, match=r"other.progress.jsonl:1: not a line"):
+        with pytest.raises(
+            ArtefactError, match=r"other.progress.jsonl:1: key 'clara_synth': missing"
+        ):
             made(server, towns, other, report)
 
 
@@ -543,13 +548,13 @@ def test_two_runs_do_not_write_one_file(towns: Path, out: Path, report: Any) -> 
     with serving(competent) as server:
         made(server, towns, out, report)
         before = out.read_bytes()
-        progress = out.with_name("pairs.progress.jsonl")
-        with progress.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            with pytest.raises(ArtefactError, match="is being written by another clara synth"):
+        with locked(out.parent, "pairs.lock"):
+            with pytest.raises(ArtefactError, match="pairs.jsonl is being written by process"):
                 made(server, towns, out, report)
     assert out.read_bytes() == before
-    assert progress.exists()
+    assert {path.name for path in out.parent.glob("pairs*")} == {
+        *("pairs.jsonl", "pairs.rejected.jsonl", "pairs.progress.jsonl", "pairs.summary.json")
+    }
 
 
 def test_a_full_disk_is_said_and_repeats_nothing(
@@ -560,13 +565,13 @@ def test_a_full_disk_is_said_and_repeats_nothing(
     def full(descriptor: int) -> None:
         nonlocal calls
         calls += 1
-        if calls > 6:
+        if calls > 9:
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(descriptor)
 
     with serving(competent) as server:
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(ClaraError, match="pairs.jsonl: cannot be written: No space left"):
+        with pytest.raises(ClaraError, match="pairs.jsonl: no space left"):
             made(server, towns, out, report, concurrency=1)
         monkeypatch.setattr(os, "fsync", flush)
         finished = {int(key.split("-")[1].split("#")[0]) for key in keys(kept(out))}

@@ -130,5 +130,5 @@ def test_the_rivals_model_is_part_of_the_runs_settings(
 ) -> None:
     rival(right)
     go(mayors, checkpoint, report, out=tmp_path / "o")
-    with pytest.raises(ClaraError, match="rivals is"):
+    with pytest.raises(ClaraError, match="with rivals ="):
         go(mayors, checkpoint, report, out=tmp_path / "o", system="text,external=elsewhere")

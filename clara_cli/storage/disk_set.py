@@ -12,7 +12,7 @@ from clara_cli.errors import ClaraError
 _CACHE_KIB = 256
 
 
-class KeySet:
+class DiskSet:
     """Strings, each once. One thread at a time may use it, not always the same one."""
 
     def __init__(self) -> None:

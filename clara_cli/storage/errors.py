@@ -1,9 +1,8 @@
-"""What to say when something cannot be written. Knows nothing of what the bytes mean."""
+"""What to say when something cannot be written."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
 from typing import NoReturn
@@ -33,11 +32,3 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
-
-
-def cache_folder() -> Path:
-    """$CLARA_CACHE, else the platform's cache folder for `clara`."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("CLARA_CACHE")
-    return Path(named) if named else user_cache_path("clara", appauthor=False)

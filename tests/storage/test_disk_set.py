@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_cli.errors import ClaraError
-from clara_cli.keyset import KeySet
+from clara_cli.storage.disk_set import DiskSet
 
 GROWTH = """
 from pathlib import Path
-from clara_cli.keyset import KeySet
+from clara_cli.storage.disk_set import DiskSet
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
-keys = KeySet()
+keys = DiskSet()
 assert all(keys.add(f"{n:020x}") for n in range(20_000))
 before = peak()
 assert all(keys.add(f"{n * 7919:020x}-") for n in range(400_000))
@@ -31,7 +31,7 @@ print(peak() - before)
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_it_is_a_set(words):
-    keys, known = KeySet(), set()
+    keys, known = DiskSet(), set()
     for word in words:
         assert keys.add(word) == (word not in known)
         known.add(word)
@@ -46,7 +46,7 @@ def test_memory_stays_where_it_was():
 
 
 def test_no_room_is_one_clear_error():
-    keys = KeySet()
+    keys = DiskSet()
     keys._table.execute("PRAGMA max_page_count = 2")
     with pytest.raises(ClaraError, match="temporary folder does not take"):
         for number in range(10_000):
