@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clara_cli import answers, repl, scorecard, slash, ui
-from clara_cli.config import AskConfig, CompressConfig, default_model
+from clara_cli.config import AskConfig, CompressConfig, DocumentOptions, default_model
 from clara_cli.errors import DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer, SearchResult
 from clara_cli.ui import TerminalReport
@@ -98,12 +98,18 @@ def _with_documents(
     ask.check_options(config)
     model = config.model or default_model()
     documents = tuple(_absolute(given) for given in config.documents)
-    corpus = ask.cached(documents, model, config)
+    listing = importlib.import_module("clara_cli.documents.listing")
+    listed = listing.list_documents(documents, config)
+    if listed.left_out:
+        report.warn(f"left out: {listing.describe_left_out(listed.left_out)}")
+    corpus = ask.cached(listed.sources, model, config)
     cache = importlib.import_module("clara_cli.corpus.cache")
     held.enter_context(cache.in_use(corpus))
     names = ", ".join(config.documents)
     if (corpus / "manifest.json").is_file():
         report.note(f"{names}: compressed before, in {corpus}")
+        for line in listed.unreadable:
+            report.warn(f"skipped {line}")
     else:
         report.note(f"{names}: compressed once into {corpus}")
         compress = importlib.import_module("clara_cli.commands.compress")
@@ -117,6 +123,7 @@ def _with_documents(
             dtype=config.dtype,
             load_in=config.load_in,
             device_map=config.device_map,
+            **{f.name: getattr(config, f.name) for f in dataclasses.fields(DocumentOptions)},
         )
         compress.run(settings, report)
         cache.drop_unused()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from clara_cli.errors import UsageError, nearest
+from clara_cli.storage.file_kinds import special_file
 
 Config = TypeVar("Config")
 
@@ -74,6 +75,8 @@ def with_recipe(config: Config, explicit: frozenset[str] = frozenset()) -> Confi
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The fields of a TOML recipe."""
+    if special := special_file(path):
+        raise UsageError(f"{path}: {special}", "give --recipe the path of a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -239,14 +239,16 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CompressResult:
-    """What `compress` made or added; the keys of its JSON line. Of a dry run, `bytes` are those of
-    the memory, `seconds` and `passages_per_second` the estimate."""
+    """What `compress` made or added; the keys of its JSON line. `skipped` counts what was bad or
+    could not be read, `left_out` the files of folders that are not read, by suffix. Of a dry run,
+    `bytes` are those of the memory, `seconds` and `passages_per_second` the estimate."""
 
     corpus: str
     documents: int
     passages: int
     empty: int
     skipped: int
+    left_out: dict[str, int]
     truncated: int
     memory_tokens: int
     ratio: int

@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
+from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
@@ -214,6 +215,7 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     made = f"{r.documents:,} documents, {r.passages:,} passages"
     left = {"empty": r.empty, "skipped": r.skipped, "truncated": r.truncated}
     odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
+    left_out = [f"left out: {describe_left_out(r.left_out)}"] if r.left_out else []
     ratios = f"ratio {r.ratio}, effective {r.effective_ratio:.1f}"
     shape = f"{r.memory_tokens} memory tokens each ({ratios}), {size(r.bytes)}"
     pace = r.passages_per_second
@@ -221,11 +223,12 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     speed = f"{duration(r.seconds)}, {paced} passages/s"
     if only == "dry_run":
         following = "next: the same command without --dry-run"
-        return [f"{r.corpus} would hold {made}{odd}", shape, f"about {speed}", following]
+        first = f"{r.corpus} would hold {made}{odd}"
+        return [first, *left_out, shape, f"about {speed}", following]
     if not r.passages_per_second:
         speed = "complete as it was: nothing to compute"
     following = f"next: clara index {shlex.quote(r.corpus)}"
-    return [f"{r.corpus}: {made}{odd}", shape, speed, following]
+    return [f"{r.corpus}: {made}{odd}", *left_out, shape, speed, following]
 
 
 def _needed(r: MemoryNeed, only: str | None) -> list[str]:

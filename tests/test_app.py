@@ -69,16 +69,8 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         "--dry-run",
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
-        *{
-            "--abstain",
-            "--passage",
-            "--require-support",
-            "--search",
-            "--task",
-            "--text-tokens",
-            "--top-k",
-            "--where",
-        },
+        *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
+        *{"--abstain", "--search", "--skip-bad", "--text-field"},
     },
 }
 
@@ -88,6 +80,7 @@ COMPRESSED = records.CompressResult(
     passages=5,
     empty=0,
     skipped=1,
+    left_out={".pdf": 3, ".docx": 1},
     truncated=0,
     memory_tokens=16,
     ratio=16,
@@ -482,6 +475,7 @@ def test_summary_says_what_was_made_and_what_comes_next(fake: Callable[..., list
     fake("compress", COMPRESSED)
     result = invoke("compress", "x")
     assert "my docs.clara: 3 documents, 5 passages, 1 skipped" in result.stdout
+    assert "left out: 3 .pdf, 1 .docx" in result.stdout.splitlines()
     assert result.stdout.endswith("next: clara index 'my docs.clara'\n")
     assert "--dry-run" in invoke("compress", "x", "--dry-run").stdout
 

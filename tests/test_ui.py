@@ -55,7 +55,7 @@ def make_answer(question: str = "Who?", **changes: Any) -> Answer:
     return dataclasses.replace(made, **changes)
 
 
-COMPRESSED = CompressResult("c.clara", 2, 3, 1, 0, 0, 16, 16, 7.5, 999, 75.0, 2.0)
+COMPRESSED = CompressResult("c.clara", 2, 3, 1, 0, {}, 0, 16, 16, 7.5, 999, 75.0, 2.0)
 INDEXED = IndexResult("c.clara", "hnsw", 3, 64, 0.98765, 5, 200, 1.5, 10_000)
 TRAINED = TrainResult("runs/a/checkpoint", "instruct", 10, 1.23456, None, 3700.0, 900.0)
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clara_cli.documents.chunk import model_text, sentence_spans
-from clara_cli.documents.sources import counts_lines
+from clara_cli.documents.listing import counts_lines
 from clara_cli.records import Hit, Passage, Sentence
 from clara_cli.search.bm25 import BM25, pooled_idf, words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clara_cli.answering.passage_search import PassageSearch
@@ -19,12 +19,14 @@ from clara_cli.commands.session import (
 )
 from clara_cli.commands.telling import tell
 from clara_cli.config import AskConfig, default_model
+from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
 from clara_cli.core.heap import keep_heap
 from clara_cli.core.info import read_info
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.examples import read_questions
+from clara_cli.documents.listing import Source
 from clara_cli.documents.sources import not_utf8
 from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
@@ -32,6 +34,7 @@ from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, SearchResult
 from clara_cli.retrieval import Retriever
 from clara_cli.search.where import parse
+from clara_cli.storage.file_kinds import special_file
 
 IDLE_IN_TASK = (
     *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
@@ -93,6 +96,9 @@ def check_options(config: AskConfig) -> None:
         raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
     if config.where is not None:
         parse(config.where)
+    idle = next((name for name, _ in changed_options(config)), None)
+    if idle and not config.documents:
+        raise UsageError(f"{idle} without documents", 'clara ask "..." ./FOLDER, or omit it')
 
 
 def check_task(config: AskConfig) -> None:
@@ -156,7 +162,7 @@ def open_clara(config: AskConfig, report: Report) -> Clara:
     return clara
 
 
-def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
+def cached(documents: Sequence[Source], model: str, config: AskConfig) -> Path:
     """Where the user's cache keeps the corpus of these documents, made by this checkpoint."""
     path = resolve(model, config.ratio)
     if (path / "clara.json").is_file():
@@ -165,8 +171,9 @@ def cached(documents: tuple[str, ...], model: str, config: AskConfig) -> Path:
         facts = [(file.name, file.stat()) for file in sorted(path.iterdir())]
         maker = repr([path, *((name, s.st_size, s.st_mtime_ns) for name, s in facts)])
     held = () if config.load_in is None else (config.load_in,)
+    how = [f"{name}={value}" for name, value in changed_options(config)]
     return cached_corpus(
-        documents, [maker, config.backbone, config.dtype, str(config.ratio), *held]
+        documents, [maker, config.backbone, config.dtype, str(config.ratio), *held, *how]
     )
 
 
@@ -201,6 +208,8 @@ def read_file(file: Path | None) -> list[tuple[str, str]]:
         raise UsageError("no question", "give one, or -f FILE")
     if ".jsonl" in file.suffixes:
         return [(q.source, q.question) for q in read_questions([str(file)], need_answers=False)]
+    if special := special_file(file):
+        raise DataError(f"{file}: {special}", "give -f a file of questions, or pipe one in")
     try:
         raw = file.read_bytes()
     except OSError as error:

@@ -20,6 +20,7 @@ import torch
 from clara_cli.commands.needs import of_compressing
 from clara_cli.commands.telling import tell
 from clara_cli.config import CompressConfig, default_model
+from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.ranks import Ranks, joined_apart
@@ -189,7 +190,7 @@ def shape(identity: Identity) -> tuple[int, int]:
     return identity.memory_tokens, identity.hidden
 
 
-def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
+def result(job: Job, reading: Reading, size: int, seconds: float, rate: float) -> CompressResult:
     """The command's record."""
     tally, identity = job.tally, job.identity
     slots = max(1, tally.passages * identity.memory_tokens)
@@ -199,6 +200,7 @@ def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
         passages=tally.passages,
         empty=tally.empty,
         skipped=tally.skipped,
+        left_out=reading.left_out,
         truncated=tally.truncated,
         memory_tokens=identity.memory_tokens,
         ratio=identity.ratio,
@@ -214,7 +216,7 @@ def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
     config, tally = job.config, job.tally
     limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
     refuse = job.additions.refuse if job.additions else None
-    reading = read_documents(config.inputs, config.skip_bad, tally.bad, config.text_field, refuse)
+    reading = read_documents(config.inputs, config, tally.bad, refuse)
 
     def passages() -> Iterator[Passage]:
         for document in reading:
@@ -242,7 +244,7 @@ def plan(job: Job) -> CompressResult:
     The time is the positions of all passages at the pace of the first `TIMED`, shared by the
     processes; or that of reading and splitting, where it is longer.
     """
-    _, passages = read(job)
+    reading, passages = read(job)
     first = list(islice(passages, TIMED))
     rows = token_rows(job, first)
     slots, budget = job.identity.memory_tokens, job.config.batch_tokens
@@ -253,12 +255,12 @@ def plan(job: Job) -> CompressResult:
     began = time.monotonic()
     for _ in passages:
         pass
-    reading = time.monotonic() - began
+    spent = time.monotonic() - began
     tally = job.tally
     positions = tally.text_tokens + tally.passages * (3 + slots)
-    seconds = max(reading, positions / pace / job.ranks.size)
+    seconds = max(spent, positions / pace / job.ranks.size)
     job.tally.report.note(f"the time is estimated from the first {len(first)} passages")
-    return result(job, tally.passages * tally.each, seconds, tally.passages / seconds)
+    return result(job, reading, tally.passages * tally.each, seconds, tally.passages / seconds)
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def store(job: Job) -> CompressResult:
     seconds = time.monotonic() - tally.began
     size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
     rate = sum(computed for _, _, computed in everything) / max(seconds, 1e-9)
-    return result(job, size, time.monotonic() - job.started, rate)
+    return result(job, reading, size, time.monotonic() - job.started, rate)
 
 
 def opened(job: Job) -> AbstractContextManager[CorpusWriter]:
@@ -312,9 +314,10 @@ def opened(job: Job) -> AbstractContextManager[CorpusWriter]:
 def command_words(config: CompressConfig) -> list[str]:
     """The inputs, and the options besides the identity's that the same command needs again."""
     words = [*config.inputs]
-    for name, value in (("--backbone", config.backbone), ("--text-field", config.text_field)):
-        words += [name, value] if value else []
-    return [*words, "--skip-bad"] if config.skip_bad else words
+    words += ["--backbone", config.backbone] if config.backbone else []
+    for name, value in changed_options(config):
+        words += [name] if value is True else [name, str(value)]
+    return words
 
 
 def cut(

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from clara_cli.commands.chat_server import read_key
-from clara_cli.config import SynthConfig
+from clara_cli.config import DocumentOptions, SynthConfig
 from clara_cli.documents.chunk import CountTokens, Split, model_text, split_document
 from clara_cli.documents.documents import read_documents
+from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
 from clara_cli.records import Passage, Progress, Report, SynthResult
 from clara_cli.storage.disk_set import DiskSet
@@ -172,7 +173,11 @@ class Reader:
 
     def _all(self) -> Iterator[Job]:
         config, split = self.config, cast(Split, self.config.split)
-        for document in read_documents(config.documents, config.skip_bad, self._bad):
+        options = DocumentOptions(skip_bad=config.skip_bad)
+        reading = read_documents(config.documents, options, self._bad)
+        if reading.left_out:
+            self.report.note(f"left out: {describe_left_out(reading.left_out)}")
+        for document in reading:
             limit, titled = config.passage_tokens, config.title
             for passage in split_document(document, limit, self.count_tokens, split, titled):
                 text = model_text(passage.title if titled else "", passage.text or "")

@@ -7,6 +7,7 @@ from clara_cli.config.ask import AskConfig
 from clara_cli.config.bench import BenchConfig
 from clara_cli.config.common import Common, default_model
 from clara_cli.config.compress import CompressConfig
+from clara_cli.config.documents import DocumentOptions
 from clara_cli.config.index import IndexConfig
 from clara_cli.config.learn import LearnConfig, PretrainConfig, TrainConfig
 from clara_cli.config.synth import SynthConfig
@@ -16,6 +17,7 @@ __all__ = [
     "BenchConfig",
     "Common",
     "CompressConfig",
+    "DocumentOptions",
     "IndexConfig",
     "LearnConfig",
     "PretrainConfig",

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
+from clara_cli.config.documents import DocumentOptions
 from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(PlacementOptions):
+class AskConfig(PlacementOptions, DocumentOptions):
     """Answer questions from a compressed corpus, with sources. Without a question: the REPL.
 
     Examples:

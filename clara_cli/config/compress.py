@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
+from clara_cli.config.documents import DocumentOptions
+from clara_cli.fields import MACHINE, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig(PlacementOptions):
+class CompressConfig(PlacementOptions, DocumentOptions):
     """Compress documents into memory tokens, once.
 
     Examples:
@@ -73,12 +74,6 @@ class CompressConfig(PlacementOptions):
         None,
         MACHINE,
         low=1,
-    )
-    text_field: str | None = option(
-        "Field or column that holds the text; default: text, else contents.", None, INPUT
-    )
-    skip_bad: bool = option(
-        "Count and report bad lines and duplicate ids instead of stopping.", False, INPUT
     )
     dry_run: bool = option(
         "Count passages and bytes and estimate the time; write nothing.", False, OUTPUT

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clara_cli.corpus.manifest import MANIFEST
-from clara_cli.documents.sources import list_sources
+from clara_cli.documents.listing import Source
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage import files
 from clara_cli.storage.cache import cache_folder
@@ -26,24 +26,25 @@ KEY_LETTERS = 20
 KEPT = 8  # corpora, the last used
 
 
-def cached_corpus(documents: Sequence[str], maker: Sequence[str | None]) -> Path:
-    """Where the corpus of these files and folders lies, or will: its name covers their names within
-    their folders, their bytes, and the `maker`, all that decides their memory beside them.
+def cached_corpus(documents: Sequence[Source], maker: Sequence[str | None]) -> Path:
+    """Where the corpus of these files lies, or will: its name covers their names within their
+    folders, their bytes, and the `maker`, all that decides their memory beside them.
 
     Raises:
-        UsageError: for a path that does not exist or cannot be read, or stdin.
+        UsageError: for stdin or a pipe, which can be read only once.
     """
-    if "-" in documents:
-        raise UsageError("documents from stdin cannot be kept", "name a file or folder")
     digest = hashlib.sha256(json.dumps(list(maker)).encode())
-    for source in list_sources(documents):
+    for source in documents:
+        if source.name == "<stdin>" or source.path.is_fifo():
+            raise UsageError(
+                "documents from stdin or a pipe cannot be kept", "name a file or folder"
+            )
         try:
             with source.path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            hint = "check the file's permissions"
-            raise UsageError(f"{source.name}: {error.strerror}", hint) from error
-        digest.update(json.dumps([source.label, found]).encode())
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:  # compressing refuses it, or skips it
+            content = f"unreadable: {error.strerror}"
+        digest.update(json.dumps([source.label, content]).encode())
     return cache_folder() / "corpora" / f"{digest.hexdigest()[:KEY_LETTERS]}.clara"
 
 

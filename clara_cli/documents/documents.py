@@ -18,13 +18,15 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import IO, Any, NoReturn
 
-from clara_cli.documents import hub, sources
-from clara_cli.documents.sources import Source
+from clara_cli.config.documents import DocumentOptions
+from clara_cli.documents import hub, listing, sources
+from clara_cli.documents.listing import Source
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Document
 from clara_cli.storage.disk_set import DiskSet
 
-TEXT_HINT = "save the file as UTF-8, in parts where it is large; --skip-bad leaves bad files out"
+SKIP_HINT = "add --skip-bad: it is then left out and counted"
+TEXT_HINT = f"save the file as UTF-8, in parts where it is large; or {SKIP_HINT}"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
 _COLLECTIONS = {  # columns of tab-separated rows without a header, by their number
@@ -44,38 +46,40 @@ class _Bad(Exception):  # noqa: N818  (a verdict on one record; turned into Data
 
 def read_documents(
     inputs: Sequence[str],
-    skip_bad: bool,
+    options: DocumentOptions,
     on_bad: Callable[[str], None],
-    text_field: str | None = None,
     refuse: Callable[[str], str] | None = None,
 ) -> Reading:
     """Stream the documents of `inputs` (files, folders, datasets, `-`), in order, their text kept
-    exactly; it is taken from `text_field`, else from `text` or `contents`.
+    exactly; it is taken from `options.text_field`, else from `text` or `contents`.
 
     A bad record (not JSON, not an object, no string text, not UTF-8, a wrong id or title, an id
-    seen before, or one that `refuse` has a word against) raises DataError, or, with `skip_bad`,
-    is told to `on_bad` and passed over. Raises UsageError at once for a missing path or a type
-    that is not read, and DataError for damaged files and where there is no document at all.
+    seen before, or one that `refuse` has a word against) and a file or folder that cannot be read,
+    or not to its end, raise DataError, or, with `skip_bad`, are told to `on_bad` and passed over.
+    Raises UsageError at once for a missing path or a type that is not read, and DataError where
+    there is no document at all.
     """
-    return Reading(inputs, skip_bad, on_bad, text_field, refuse)
+    return Reading(inputs, options, on_bad, refuse)
 
 
 class Reading(Iterator[Document]):
-    """The documents of some inputs, and how far into them the reading is."""
+    """The documents of some inputs, and how far into them the reading is. `left_out` counts the
+    files of folders that are of no kind read, by suffix."""
 
     def __init__(
         self,
         inputs: Sequence[str],
-        skip_bad: bool,
+        options: DocumentOptions,
         on_bad: Callable[[str], None],
-        text_field: str | None,
         refuse: Callable[[str], str] | None,
     ) -> None:
-        fields = (text_field,) if text_field else sources.TEXT_FIELDS
-        self._inputs, self._files = list(inputs), sources.list_sources(inputs, fields)
-        self._skip_bad, self._on_bad, self._refuse = skip_bad, on_bad, refuse
-        known = all(file.path.is_file() for file in self._files)
-        self._total = sum(file.path.stat().st_size for file in self._files) if known else None
+        listed = listing.list_documents(inputs, options)
+        self._inputs, self._files = list(inputs), listed.sources
+        self.left_out = dict(listed.left_out)
+        self._skip_bad, self._on_bad, self._refuse = options.skip_bad, on_bad, refuse
+        for line in listed.unreadable:
+            on_bad(line)
+        self._total = _total_bytes(self._files)
         self._bytes = 0
         self._documents = self._read()
 
@@ -107,17 +111,40 @@ class Reading(Iterator[Document]):
             else:
                 yield document
         if not seen:
-            raise DataError(f"no documents in {', '.join(self._inputs)}", sources.ACCEPTED)
+            left_out = listing.describe_left_out(self.left_out)
+            among = f" (left out: {left_out})" if left_out else ""
+            message = f"no documents in {', '.join(self._inputs)}{among}"
+            raise DataError(message, listing.ACCEPTED)
 
     def _records(self) -> Iterator[tuple[Source, str, Any]]:
+        """The records of every file, one after another, with the place of each."""
         before = 0
         for source in self._files:
-            with sources.opened(source) as (kind, stream):
-                for where, record in _READERS[kind](source, stream):
-                    if self._total:
-                        self._bytes = before + sources.position(stream)
-                    yield source, where, record
-            before += source.path.stat().st_size if self._total else 0
+            size = _size(source) if self._total else 0
+            try:
+                with sources.opened(source) as (kind, stream):
+                    for where, record in _READERS[kind](source, stream):
+                        if self._total:
+                            self._bytes = before + sources.position(stream)
+                        yield source, where, record
+            except DataError as error:
+                if not self._skip_bad:
+                    raise DataError(error.message, f"{error.hint}; or {SKIP_HINT}") from error
+                self._on_bad(error.message)
+            before += size
+
+
+def _total_bytes(files: Sequence[Source]) -> int | None:
+    """Bytes of all files as they lie on disk; None where that of one is not known."""
+    known = all(file.path.is_file() for file in files)
+    return sum(map(_size, files)) if known else None
+
+
+def _size(file: Source) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:  # it went meanwhile; opening it says so
+        return 0
 
 
 def _refuse_second(document_id: str, seen: DiskSet) -> None:
@@ -248,7 +275,7 @@ def _is_header(cells: Sequence[str], fields: tuple[str, ...]) -> bool:
     """Whether a first row names columns: the text's among them, one the user named, or names all
     through."""
     named = all(cell.isidentifier() for cell in cells)
-    return named or bool(set(fields) & set(cells)) or fields != sources.TEXT_FIELDS
+    return named or bool(set(fields) & set(cells)) or fields != listing.TEXT_FIELDS
 
 
 def _collection(source: Source, lines: Iterable[str], first: Sequence[str]) -> Iterator[_Record]:
@@ -321,7 +348,7 @@ def _read_parquet(source: Source, stream: IO[bytes]) -> Iterator[_Record]:
     import pyarrow.parquet as pq
 
     if not stream.seekable():
-        raise UsageError(f"{source.name}: Parquet needs a file, not a pipe", sources.ACCEPTED)
+        raise UsageError(f"{source.name}: Parquet needs a file, not a pipe", listing.ACCEPTED)
     try:
         table = pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, pre_buffer=False)
         columns = [

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clara_cli.documents import sources
+from clara_cli.documents.listing import list_sources
 from clara_cli.errors import DataError
 from clara_cli.records import GoldName, Pair, PoolPassage, Question
 
@@ -32,7 +33,7 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
         UsageError: for a path that is not there.
     """
     found = False
-    for source in sources.list_sources(paths):
+    for source in list_sources(paths):
         with sources.opened(source) as (kind, stream):
             if kind != "jsonl":
                 raise DataError(f"{source.name}: not a JSON-lines file", hint)

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from clara_cli.config import DocumentOptions
 from clara_cli.documents import sources
 from clara_cli.documents.documents import read_documents
 from clara_cli.errors import DataError
@@ -65,7 +66,7 @@ def read_folder(folder: Path, hint: str) -> Judged:
     corpus = folder / COLLECTION
     passages = {
         d.id: PoolPassage(d.id, d.title, d.text)
-        for d in read_documents([str(corpus)], skip_bad=False, on_bad=lambda _: None)
+        for d in read_documents([str(corpus)], DocumentOptions(), on_bad=lambda _: None)
     }
     asked = [_numbered(where, line, hint) for where, line in _lines(queries, hint)]
     return judged(asked, passages, (corpus, queries, qrels), hint)

@@ -36,7 +36,7 @@ from peaks import peak_mb
 from untrained import PASSAGE_TOKENS, random_model
 
 from clara_cli.commands import compress
-from clara_cli.config import CompressConfig
+from clara_cli.config import CompressConfig, DocumentOptions
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.model import ClaraModel
@@ -88,7 +88,7 @@ def plain(model: ClaraModel, rows: list[list[int]], batch: int) -> torch.Tensor:
 
 def paragraphs(documents: list[str], most: int, offsets) -> Iterator[str]:
     """Paragraphs of the documents, those longer than `most` tokens cut at sentence ends."""
-    for document in read_documents(documents, False, print):
+    for document in read_documents(documents, DocumentOptions(), print):
         for text in filter(str.strip, document.text.split("\n")):
             paragraph = Document("", text)
             for passage in split_document(paragraph, most, offsets, "sentences", False):

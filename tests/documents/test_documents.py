@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara_cli.config import DocumentOptions
 from clara_cli.documents import sources
 from clara_cli.documents.documents import read_documents
 from clara_cli.errors import ArtefactError, DataError, UsageError
@@ -25,7 +26,8 @@ from clara_cli.records import Document
 
 def read(*inputs: Path | str, skip: bool = False) -> tuple[list[Document], list[str]]:
     bad: list[str] = []
-    return list(read_documents([str(item) for item in inputs], skip, bad.append)), bad
+    options = DocumentOptions(skip_bad=skip)
+    return list(read_documents([str(item) for item in inputs], options, bad.append)), bad
 
 
 def jsonl(path: Path, *records: object) -> Path:
@@ -202,7 +204,7 @@ def test_parquet_of_one_huge_row_group_is_streamed(tmp_path: Path) -> None:
     plain = {"compression": None, "use_dictionary": False}
     pq.write_table(texts, tmp_path / "p.parquet", row_group_size=10**9, **plain)
     pool, before, most = pa.default_memory_pool(), pa.total_allocated_bytes(), 0
-    for _ in read_documents([str(tmp_path / "p.parquet")], False, print):
+    for _ in read_documents([str(tmp_path / "p.parquet")], DocumentOptions(), print):
         most = max(most, pool.bytes_allocated() - before)
     assert most < 8 * 2**20  # the file has 24 MB
 
@@ -219,10 +221,10 @@ def test_the_text_can_be_in_another_field(tmp_path: Path, form: str) -> None:
     else:
         table = pa.table({name: [value] for name, value in record.items()})
         (pc.write_csv if form == "csv" else pq.write_table)(table, path)
-    (document,) = read_documents([str(path)], False, print, "context")
+    (document,) = read_documents([str(path)], DocumentOptions(text_field="context"), print)
     assert (document.text, document.metadata) == ("the text", {"text": "not this"})
     with pytest.raises(DataError, match=r"no (string )?(column )?'?body") as caught:
-        list(read_documents([str(path)], False, print, "body"))
+        list(read_documents([str(path)], DocumentOptions(text_field="body"), print))
     assert "a." + form in caught.value.message
 
 
@@ -232,12 +234,12 @@ def test_how_far_a_reading_is(tmp_path: Path, monkeypatch) -> None:
     packed.write_bytes(gzip.compress(jsonl(tmp_path / "a.jsonl", *records).read_bytes()))
     (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress((tmp_path / "a.jsonl").read_bytes()))
     for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz"):
-        reading = read_documents([str(tmp_path / name)], False, print)
+        reading = read_documents([str(tmp_path / name)], DocumentOptions(), print)
         shares = [reading.fraction for _ in reading]
         assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
         assert shares[-1] > 0.99
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": packed.open("rb")}))
-    reading = read_documents(["-"], False, print)
+    reading = read_documents(["-"], DocumentOptions(), print)
     assert [reading.fraction for _ in reading] == [None] * 200
 
 
@@ -245,10 +247,14 @@ def test_an_id_that_is_refused_is_a_bad_record(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"text": "x", "id": "a"}, {"text": "y", "id": "b"})
     had = {"a": "the id 'a' is in it already"}
     bad: list[str] = []
-    kept = list(read_documents([str(path)], True, bad.append, refuse=lambda i: had.get(i, "")))
+    kept = list(
+        read_documents(
+            [str(path)], DocumentOptions(skip_bad=True), bad.append, refuse=lambda i: had.get(i, "")
+        )
+    )
     assert [d.id for d in kept] == ["b"] and bad == [f"{path}:1: the id 'a' is in it already"]
     with pytest.raises(DataError, match=r"a\.jsonl:1: the id 'a' is in it already"):
-        list(read_documents([str(path)], False, print, refuse=lambda i: had.get(i, "")))
+        list(read_documents([str(path)], DocumentOptions(), print, refuse=lambda i: had.get(i, "")))
 
 
 # --- datasets ---
@@ -326,7 +332,7 @@ def test_stdin(monkeypatch) -> None:
 def test_paths_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     good = jsonl(tmp_path / "a.jsonl", {"text": "x"})
     with pytest.raises(UsageError, match="no such file or folder"):
-        read_documents([str(good), str(tmp_path / "gone.jsonl")], False, print)
+        read_documents([str(good), str(tmp_path / "gone.jsonl")], DocumentOptions(), print)
     (tmp_path / "a.docx").write_bytes(b"PK")
     with pytest.raises(UsageError, match=r"a\.docx: not a type that is read"):
         read(tmp_path / "a.docx")
@@ -345,10 +351,14 @@ def test_nothing_at_all_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
 def test_truncated_compression(tmp_path: Path, pack) -> None:
-    lines = b"".join(b'{"text": "%d"}\n' % n for n in range(1000))
+    lines = b"".join(b'{"text": "%d"}\n' % n for n in range(40_000))
     (tmp_path / "c.jsonl.gz").write_bytes(pack(lines)[:-20])
-    with pytest.raises(DataError, match="damaged, it cannot be read to its end"):
-        read(tmp_path / "c.jsonl.gz", skip=True)
+    jsonl(tmp_path / "whole.jsonl", {"text": "whole"})
+    with pytest.raises(DataError, match="damaged, it cannot be read to its end") as caught:
+        read(tmp_path)
+    documents, bad = read(tmp_path, skip=True)
+    assert [d.text for d in documents[:2]] == ["0", "1"] and documents[-1].text == "whole"
+    assert bad == [caught.value.message]
 
 
 def test_a_gigantic_line_is_refused_in_little_memory(tmp_path: Path, monkeypatch) -> None:
@@ -374,7 +384,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         for number in range(20_000):
             stream.write(json.dumps({"text": f"{number} " * 200}) + "\n")
     tracemalloc.start()
-    count = sum(1 for _ in read_documents([str(path)], False, print))
+    count = sum(1 for _ in read_documents([str(path)], DocumentOptions(), print))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000

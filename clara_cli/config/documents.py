@@ -1,0 +1,31 @@
+"""How documents are read: what `compress` and `ask DOCUMENTS` have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clara_cli.fields import INPUT, flag_name, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentOptions:
+    """Options of every command that reads documents."""
+
+    text_field: str | None = option(
+        "Field or column that holds the text; default: text, else contents.", None, INPUT
+    )
+    skip_bad: bool = option(
+        "Count and report bad lines, duplicate ids and what cannot be read instead of stopping.",
+        False,
+        INPUT,
+    )
+
+
+def changed_options(options: DocumentOptions) -> Iterator[tuple[str, object]]:
+    """(flag, value) of each document option that is not at its default, in a fixed order."""
+    for field in dataclasses.fields(DocumentOptions):
+        value = getattr(options, field.name)
+        if value != field.default:
+            yield flag_name(field), value

@@ -1,0 +1,215 @@
+"""Which files the inputs of a command name: folders walked, each entry read, left out or refused.
+
+Knows paths and suffixes; opens no file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clara_cli.config.documents import DocumentOptions
+from clara_cli.errors import DataError, UsageError
+from clara_cli.storage.file_kinds import printable_path, special_file, why_unreadable
+
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".md": "text",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+HUB = "hf:"  # before the name of a Hugging Face dataset
+ACCEPTED = (
+    "accepted: .jsonl .txt .md .csv .tsv (also .gz, .xz), .parquet, a folder, hf:OWNER/DATASET, or "
+    "- for stdin"
+)
+TEXT_FIELDS = ("text", "contents")
+_PLAIN_SUFFIX = re.compile(r"\.[a-z0-9_+~-]{1,12}")
+_NAMED = 20  # paths that one error names
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to read. `label` names its documents, `name` names it in errors; `kind` is
+    jsonl, text, csv, tsv, parquet, hub (a dataset, no file), or empty where the content decides; a
+    record's text is in the first of `fields` that it has."""
+
+    path: Path
+    label: str
+    name: str
+    kind: str
+    fields: tuple[str, ...] = TEXT_FIELDS
+
+
+@dataclass
+class Listing:
+    """What some inputs name, in order. `left_out` counts the files of folders that are not read,
+    by suffix (also `hidden`, `compressed corpus`, `without suffix`, `other`); `unreadable` has a
+    line, `path: reason`, for each entry that should be read and cannot be."""
+
+    sources: list[Source] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def list_inputs(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -> Listing:
+    """The files that `inputs` name: `-` is stdin, `hf:...` a dataset, a folder is walked in sorted
+    order (hidden entries and compressed corpora left out), anything else is a file.
+
+    Unreadable is a folder that cannot be listed, a file without permission to read it, a name that
+    is not UTF-8, a named pipe, a socket, a device, a link to nothing, and inside a folder a link to
+    another one; a link given as an input is followed.
+
+    Raises UsageError for a path that is empty or does not exist, a corpus, or a second `-`.
+    """
+    if list(inputs).count("-") > 1:
+        raise UsageError("- is given twice, and stdin can be read once", "give it once")
+    names = Counter(Path(item).name for item in inputs)
+    listing = Listing()
+    for item in inputs:
+        path = Path(item)
+        if not item:  # as a path, it would be the present folder
+            raise UsageError("an empty name among the files", "is a variable unset?")
+        if item == "-":
+            listing.sources.append(Source(path, "stdin", "<stdin>", "jsonl", fields))
+        elif item.startswith(HUB):
+            listing.sources.append(Source(path, item.removeprefix(HUB), item, "hub", fields))
+        elif _is_corpus(path):
+            hint = f'ask it: clara ask "..." --corpus {item}'
+            raise UsageError(f"{item}: a compressed corpus, not documents", hint)
+        elif path.is_dir():
+            _walk(path, fields, listing)
+        elif path.exists() or path.is_symlink():
+            kind = kind_of(path)
+            unique = names[path.name] == 1 and kind != "text"
+            label = path.name if unique else path.as_posix()
+            _add(listing, Source(path, label, item, kind, fields))
+        else:
+            raise UsageError(f"{printable_path(item)}: no such file or folder", ACCEPTED)
+    return listing
+
+
+def list_sources(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -> list[Source]:
+    """The files that `inputs` name, all of which can be read.
+
+    Raises DataError naming those that cannot be, and UsageError as `list_inputs` does.
+    """
+    listing = list_inputs(inputs, fields)
+    refuse_unreadable(listing, "mend it, or name the files to read one by one")
+    return listing.sources
+
+
+def list_documents(inputs: Sequence[str], options: DocumentOptions) -> Listing:
+    """What `inputs` name, as commands list documents.
+
+    Raises DataError for what cannot be read, unless `options.skip_bad`, and UsageError as
+    `list_inputs` does.
+    """
+    listing = list_inputs(inputs, (options.text_field,) if options.text_field else TEXT_FIELDS)
+    if not options.skip_bad:
+        refuse_unreadable(listing, "mend it, or add --skip-bad: it is then left out and counted")
+    return listing
+
+
+def refuse_unreadable(listing: Listing, hint: str) -> None:
+    """Raise DataError naming what cannot be read, if there is anything."""
+    if not listing.unreadable:
+        return
+    named, more = listing.unreadable[:_NAMED], len(listing.unreadable) - _NAMED
+    message = "; ".join(named) + (f"; and {more:,} more" if more > 0 else "")
+    raise DataError(message, hint)
+
+
+def describe_left_out(left_out: dict[str, int]) -> str:
+    """`3 .pdf, 1 .docx`: the commonest first; empty where nothing was left out."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number:,} {kind}" for kind, number in ordered)
+
+
+def kind_of(path: Path) -> str:
+    """How a file of that name is read; empty where its name does not say."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".xz"):
+        suffixes.pop()
+    return KINDS.get(suffixes[-1], "") if suffixes else ""
+
+
+def counts_lines(file: str) -> bool:
+    """Whether the lines of a file are those of the text it holds (.txt, .md), not records."""
+    return kind_of(Path(file)) == "text"
+
+
+def _walk(folder: Path, fields: tuple[str, ...], listing: Listing) -> None:
+    """List a folder: its files in sorted order, then its folders in sorted order."""
+
+    def cannot_list(error: OSError) -> None:
+        name = printable_path(error.filename)
+        listing.unreadable.append(f"{name}: cannot be listed: {error.strerror or error}")
+
+    for parent, folders, files in os.walk(folder, onerror=cannot_list):
+        for name in sorted(files):
+            path = Path(parent, name)
+            if name.startswith("."):
+                listing.left_out["hidden"] += 1
+                continue
+            kind = kind_of(path)
+            if kind or special_file(path):
+                label = path.relative_to(folder).as_posix()
+                _add(listing, Source(path, label, str(path), kind, fields))
+            else:
+                listing.left_out[_suffix(path)] += 1
+        folders[:] = [name for name in sorted(folders) if _is_entered(parent, name, listing)]
+
+
+def _add(listing: Listing, source: Source) -> None:
+    reason = why_unreadable(source.path)
+    if reason is None and not _is_utf8(source.name):
+        reason = "its name is not UTF-8"
+    if reason is None:
+        listing.sources.append(source)
+    else:
+        listing.unreadable.append(f"{printable_path(source.name)}: {reason}")
+
+
+def _is_entered(parent: str, name: str, listing: Listing) -> bool:
+    """Whether a folder inside a folder is walked; one that is not is counted or named."""
+    path = Path(parent, name)
+    if name.startswith("."):
+        listing.left_out["hidden"] += 1
+    elif path.is_symlink():
+        listing.unreadable.append(f"{printable_path(path)}: a link to a folder, not followed")
+    elif not _is_utf8(name):
+        listing.unreadable.append(f"{printable_path(path)}: its name is not UTF-8")
+    elif _is_corpus(path):
+        listing.left_out["compressed corpus"] += 1
+    else:
+        return True
+    return False
+
+
+def _is_corpus(folder: Path) -> bool:
+    marks = (folder / "manifest.json", folder / "journal.json")
+    return (folder / "shards").is_dir() and any(mark.is_file() for mark in marks)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _suffix(path: Path) -> str:
+    """How a file that is left out is counted."""
+    suffix = path.suffix.lower()
+    if not suffix:
+        return "without suffix"
+    return suffix if _PLAIN_SUFFIX.fullmatch(suffix) else "other"
