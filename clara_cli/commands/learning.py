@@ -237,7 +237,7 @@ def train_model(
         model.checkpoint_layers()
     model.train()
     settings = FitSettings(
-        Schedule(config.learning_rate, steps, config.warmup, config.schedule),
+        Schedule(config.learning_rate, steps, config.warmup, config.schedule, config.minutes),
         config.clip,
         config.weight_decay,
         config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from clara_cli.core.batch import (
     answer_batch,
     example_length,
     retrieval_batch,
+    text_batch,
 )
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.loop import FitSummary
@@ -52,6 +54,7 @@ from clara_cli.core.stages import (
     end_to_end_loss,
     rank_pools,
     read_memory_loss,
+    read_text_loss,
 )
 from clara_cli.documents.chunk import model_text
 from clara_cli.documents.examples import QUESTION_HINT, read_questions
@@ -133,10 +136,27 @@ class Stage:
         """Characters of every question with its answers and pool."""
         return [len(repr(question)) for question in self.questions]
 
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Numbers of the questions over the same passages, in the order given."""
+        groups: dict[tuple[PoolPassage, ...], list[int]] = {}
+        for number, question in enumerate(self.questions):
+            groups.setdefault(question.pool, []).append(number)
+        return list(groups.values())
+
     def draw(self, step: int) -> tuple[list[int], random.Random]:
         """Numbers of the questions a step reads, and its random source."""
+        if self.config.group_by_pool:
+            mean = len(self.questions) / len(self.groups)
+            config = replace(self.config, batch_size=max(1, round(self.config.batch_size / mean)))
+            groups, rng = draw(config, step, self.groups, self.group_length)
+            return [number for group in groups for number in group], rng
         numbers = range(len(self.questions))
         return draw(self.config, step, numbers, lambda n: self.lengths[n])
+
+    def group_length(self, group: list[int]) -> int:
+        """Characters of the longest of a group's questions with its passages."""
+        return max(self.lengths[number] for number in group)
 
     def visits(self, step: int) -> list[int]:
         """Numbers of the questions a step reads."""
@@ -146,9 +166,14 @@ class Stage:
         """This process's micro-batches of a step."""
         picked, rng = self.draw(step)
         m = rng.choice(self.slots)
+        as_text = 0 < self.config.text_share and rng.random() < self.config.text_share
         examples = [self.example(step, number, rng) for number in picked]
-        examples.sort(key=example_length)
-        return [self.build(part, m) for part in micro(self.config, self.ranks, examples)]
+        if self.config.group_by_pool:
+            parts = micro_groups(self.config, self.ranks, examples)
+        else:
+            examples.sort(key=example_length)
+            parts = micro(self.config, self.ranks, examples)
+        return [self.build_text(part) if as_text else self.build(part, m) for part in parts]
 
     def example(self, step: int, number: int, rng: random.Random) -> AnswerExample:
         """One question as this step reads it."""
@@ -166,9 +191,15 @@ class Stage:
         top_k = self.config.top_k if self.config.stage == "e2e" else None
         return answer_batch(self.model.prompter, part, m, self.config.max_length, top_k)
 
+    def build_text(self, part: Sequence[AnswerExample]) -> Batch:
+        """A micro-batch whose passages are read as text."""
+        return text_batch(self.model.prompter, part, self.config.max_length, self.config.top_k)
+
     def losses(self, batch: Batch, aligned: float) -> Losses:
         """What the stage minimises."""
         config = self.config
+        if batch.rows and not batch.pools:
+            return read_text_loss(self.model, batch)
         if config.stage == "retrieval":
             return contrastive_loss(self.model, batch, config.temperature)
         if config.stage == "e2e":
@@ -203,6 +234,22 @@ class Stage:
             return None, rank_pools(self.model, batch)[1]
         chosen = choose(self.model, batch, self.config.temperature, self.config.mask)
         return chosen[0], chosen[2]
+
+
+def micro_groups(
+    config: TrainConfig, ranks: Ranks, examples: Sequence[AnswerExample]
+) -> list[Sequence[AnswerExample]]:
+    """The same as `micro`, but examples over the same passages stay together: a forward pass is of
+    whole groups, as many as `micro_batch` examples hold, or of one."""
+    parts: list[list[AnswerExample]] = []
+    most = config.micro_batch or len(examples)
+    for _, group in itertools.groupby(ranks.share(examples), key=lambda e: (e.texts, e.rows)):
+        together = list(group)
+        if parts and len(parts[-1]) + len(together) <= most:
+            parts[-1] += together
+        else:
+            parts.append(together)
+    return list(parts)
 
 
 def read_both(config: TrainConfig, stage: str) -> tuple[list[Question], list[Question]]:
@@ -283,7 +330,8 @@ def pick_answer(question: Question, config: TrainConfig, rng: random.Random) -> 
     if not question.answers:
         return ""
     several = config.gold_answer == "any" and len(question.answers) > 1
-    return rng.choice(question.answers) if several else question.answers[0]
+    answer = rng.choice(question.answers) if several else question.answers[0]
+    return config.answer_prefix + answer
 
 
 def cut_pool(pool: Sequence[PoolPassage], size: int, rng: random.Random) -> list[PoolPassage]:

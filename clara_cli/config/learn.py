@@ -81,6 +81,12 @@ class LearnConfig(PlacementOptions):
     checkpointing: bool = setting(
         "Keep no activations inside layers: far less memory, about a third more time.", False
     )
+    minutes: float | None = setting(
+        "Minutes of training after which a run is done; the schedule follows the clock, so such a "
+        "run does not repeat to the bit. None: as many as the steps take.",
+        None,
+        low=0,
+    )
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
 
     @property
@@ -157,6 +163,18 @@ class TrainConfig(LearnConfig):
     )
     mask: Literal["exact", "released"] = setting(
         "Mask of taken candidates: exact, or released (the published penalty).", "exact"
+    )
+    text_share: float = setting(
+        "Share of instruct's steps in which the generator reads the passages' text instead of "
+        "their memory; 1: text alone.",
+        0.0,
+        low=0,
+    )
+    group_by_pool: bool = setting(
+        "Put questions over the same passages in one step: what they share is computed once.", False
+    )
+    answer_prefix: str = setting(
+        'Put before each answer learned; " " spells it as inside a sentence.', ""
     )
     answer_tokens: int = setting("Longest greedy answer of a check, tokens.", 32, low=1)
     mse_weight: float = setting(

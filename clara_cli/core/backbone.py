@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from clara_cli.core import gguf, hub, int8, loading
+from clara_cli.core.losses import IGNORE
+from clara_cli.core.shared_prefix import attention_mask, pack
 from clara_cli.errors import ArtefactError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -221,6 +223,39 @@ def saved_digest(folder: Path) -> str:
     for key, shape in sorted(wanted.items()):
         _add(digest, key, shape, first[key])
     return digest.hexdigest()
+
+
+def sliding_window(causal_lm: Any) -> int | None:
+    """Positions that the backbone's local attention layers see, None where all see everything."""
+    config = causal_lm.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def shares_prefixes(causal_lm: Any) -> bool:
+    """Whether the backbone takes a mask of its own and positions, so that two rows packed on their
+    common beginning (`core.shared_prefix`) give the hidden states they give alone."""
+    config = causal_lm.config
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    rows = [[3, 4, 5, 6, 7], [3, 4, 5, 8, 9]]
+    (packed,) = pack(rows, [[IGNORE] * 4 + [1]] * 2, [0, 0], least_saved=1)
+    table = causal_lm.get_input_embeddings().weight.detach()
+    inner, device = inner_model(causal_lm), table.device
+    with torch.no_grad():
+        alone_BTD = inner(inputs_embeds=table[torch.tensor(rows)], use_cache=False)
+        alone_BTD = alone_BTD.last_hidden_state
+        together_TD = inner(
+            inputs_embeds=table[torch.tensor([packed.ids])],
+            attention_mask=attention_mask([packed], table.dtype, device),
+            position_ids=torch.tensor([packed.positions], device=device),
+            use_cache=False,
+        ).last_hidden_state[0]
+    expected_TD = torch.cat([alone_BTD[0], alone_BTD[1, 3:]])
+    scale = expected_TD.abs().max().clamp(min=1e-6)
+    return bool((together_TD - expected_TD).abs().max() <= 0.02 * scale)
 
 
 def window(causal_lm: Any) -> int | None:

@@ -4,7 +4,7 @@ prompter alone, so that what a step trains on can be counted before anything is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from clara_cli.core.losses import IGNORE
@@ -35,7 +35,7 @@ class Batch:
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
     of its pool example b is given; `golds` the positions in it to be ranked first. `cut` counts
     answers that did not fit; an example of which no answer token fits is left out. `sources` names
-    every record, for messages.
+    every record, for messages; examples of equal `contexts` read the same passages.
     """
 
     slots: int
@@ -49,6 +49,7 @@ class Batch:
     stored: list[int] = field(default_factory=list)
     cut: int = 0
     sources: list[str] = field(default_factory=list)
+    contexts: list[Hashable] = field(default_factory=list)
     _known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @property
@@ -152,9 +153,25 @@ def answer_batch(
         else:
             rows = [prompter.passage(text) for text in example.texts]
             batch.add_passages(rows)
+            if top_k is None:  # else each question chooses passages of its own
+                batch.contexts.append(tuple(batch.pools[-1]))
         batch.picks.append(picks)
         if top_k is not None:
             batch.queries.append(prompter.query(example.question))
+    return batch
+
+
+def text_batch(
+    prompter: Prompter, examples: Sequence[AnswerExample], limit: int, top_k: int
+) -> Batch:
+    """Questions over the text of their first `top_k` passages: nothing is compressed."""
+    batch = Batch(slots=0)
+    for example in examples:
+        batch.sources.append(example.source)
+        texts = example.texts[:top_k]
+        chat = prompter.text_chat(example.question, texts)
+        if batch.add_target(prompter, chat, example.answer, limit):
+            batch.contexts.append(texts)
     return batch
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.core.loading import load_gguf
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, first_line
 from clara_cli.storage.cache import cache_folder
 
 SUFFIX, NOTE = ".gguf", "gguf.json"
@@ -160,7 +160,7 @@ def as_artefact_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-        message = f"backbone {file}: damaged or not supported: {str(error).strip().splitlines()[0]}"
+        message = f"backbone {file}: damaged or not supported: {first_line(error)}"
         raise ArtefactError(message, HINT) from error
 
 

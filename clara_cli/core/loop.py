@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,22 +31,37 @@ LossFunction = Callable[[Batch, float], Losses]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate by step: linear warm-up, then cosine to a tenth of the peak, or constant."""
+    """Learning rate by step: linear warm-up, then cosine to a tenth of the peak, or constant. Where
+    there is a budget of `minutes`, the share of it that is spent stands for the share of steps."""
 
     peak: float
     steps: int
     warmup: float
     kind: str
+    minutes: float | None = None
 
-    def at(self, step: int) -> float:
-        """Rate of step 0..steps-1."""
+    def at(self, step: int, seconds: float = 0.0) -> float:
+        """Rate of step 0..steps-1, `seconds` of training after the first began."""
+        if self.minutes is not None:
+            done = min(1.0, seconds / (60 * self.minutes))
+            rise = max(done, 1 / self.steps) / self.warmup if done < self.warmup else 1.0
+            share = max(0.0, done - self.warmup) / max(1e-9, 1 - self.warmup)
+            return self.peak * min(1.0, rise) * self.fall(share)
         warm = math.ceil(self.warmup * self.steps)
         if step < warm:
             return self.peak * (step + 1) / warm
+        return self.peak * self.fall((step - warm) / max(1, self.steps - warm))
+
+    def fall(self, share: float) -> float:
+        """What is left of the peak after this share of what follows the warm-up."""
         if self.kind == "constant":
-            return self.peak
-        share = (step - warm) / max(1, self.steps - warm)
-        return self.peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
+            return 1.0
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
+
+    def over(self, step: int, seconds: float) -> bool:
+        """Whether the steps are done, or the minutes spent."""
+        spent = self.minutes is not None and seconds >= 60 * self.minutes
+        return step >= self.steps or spent
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,7 @@ def fit(
     )
     steps = settings.schedule.steps
     done = run.restore(trained, optimizer)
+    spent = sum(line["seconds"] for line in run.lines(run.metrics))
     started = saved = time.monotonic()
     tokens = 0
     try:
@@ -103,13 +120,18 @@ def fit(
                 if checks is not None and checks.due(done, steps):
                     run.save(done, trained, optimizer)
                     checks.measure(done, trained)
-                if done == steps or (checks is not None and checks.exhausted):
+                if settings.schedule.minutes is not None:  # every process goes by the first's clock
+                    spent = run.ranks.lead(partial(float, spent))
+                over = settings.schedule.over(done, spent)
+                if over or (checks is not None and checks.exhausted):
                     break
                 began = time.monotonic()
-                line = gradients(done, trained, batches(done), losses, settings, run.ranks)
+                rate = settings.schedule.at(done, spent)
+                line = gradients(done, rate, trained, batches(done), losses, settings, run.ranks)
                 with undisturbed():
                     update(optimizer, line, run, began)
                     done += 1
+                spent += line["seconds"]
                 tokens += line["tokens"]
                 report.progress(progress_of(line, done, steps, tokens, time.monotonic() - started))
                 if time.monotonic() - saved > settings.save_minutes * 60:
@@ -128,6 +150,7 @@ def fit(
 
 def gradients(
     step: int,
+    rate: float,
     trained: Trained,
     micro: Sequence[Batch],
     losses: LossFunction,
@@ -158,7 +181,7 @@ def gradients(
         "loss": loss,
         "ce": ce,
         "mse": mse if aligned_parts else None,
-        "lr": settings.schedule.at(step),
+        "lr": rate,
         "tokens": int(counts[0]),
         "seconds": 0.0,
         "cut": int(counts[1]),
@@ -186,6 +209,7 @@ def weigh(step: int, micro: Sequence[Batch], ranks: Ranks) -> list[tuple[Batch, 
         "answers are empty or do not fit; raise max_length or drop such records",
     )
     ranks.refuse(trouble if labelled == 0 or len(useful) < min(rounds, 1) else None)
+    aligned = aligned or 1  # none read as memory, none aligned
     parts = [(b, b.labelled / labelled, n / aligned) for b, n in zip(useful, passages, strict=True)]
     idle = [(batch, 0.0, 0.0) for batch in useful[-1:]]
     return parts + idle * (rounds - len(parts))

@@ -9,7 +9,7 @@ B batch, L passage tokens, M memory tokens, T decoder tokens, D hidden, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,20 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from clara_cli.core.backbone import Backbone, head_logits, inner_model, is_whole
+from clara_cli.core.backbone import (
+    Backbone,
+    head_logits,
+    inner_model,
+    is_whole,
+    shares_prefixes,
+    sliding_window,
+)
 from clara_cli.core.finite import LargestLogits
-from clara_cli.core.losses import IGNORE, hidden_nll, labelled
+from clara_cli.core.lora import train_fast
+from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad, until
+from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
 from clara_cli.errors import UsageError
 
 ROLES = ("compressor", "query_reasoner", "generator")
@@ -90,7 +99,10 @@ class ClaraModel(nn.Module):
         )
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
+        for layer in self._adapted:
+            train_fast(layer)
         self.sharded = False
+        self._shares_prefixes: bool | None = None
         self._active: str | None = roles[0]
         self._trained: frozenset[str] = frozenset()
         self._trains_memory = False
@@ -232,12 +244,18 @@ class ClaraModel(nn.Module):
         self.roles = (role,)
 
     def forward(
-        self, role: str | None, embeds_BTD: Tensor, mask_BT: Tensor | None = None
+        self,
+        role: str | None,
+        embeds_BTD: Tensor,
+        mask: Tensor | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm (B, T, D)."""
+        """Hidden states after the final norm (B, T, D). `mask` is (B, T), or (B, 1, T, T) to be
+        added to attention scores."""
+        placed = {} if positions_BT is None else {"position_ids": positions_BT}
         with self.role(role):
             inner = inner_model(self.causal_lm)
-            out = inner(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
+            out = inner(inputs_embeds=embeds_BTD, attention_mask=mask, use_cache=False, **placed)
             return out.last_hidden_state.to(embeds_BTD.device)  # the last layer's, if spread
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -291,21 +309,68 @@ class ClaraModel(nn.Module):
             self.train(training)
 
     def nll(
-        self, rows: Sequence[list[int]], labels: Sequence[list[int]], memory_ND: Tensor
+        self,
+        rows: Sequence[list[int]],
+        labels: Sequence[list[int]],
+        memory_ND: Tensor | None,
+        contexts: Sequence[Hashable] = (),
     ) -> Tensor:
-        """The generator's mean loss per labelled token; the head is run for those alone."""
-        known = set(self.prompter.memory_ids)
-        memories = memory_ND.split([sum(i in known for i in row) for row in rows])
+        """The generator's mean loss per labelled token; the head is run for those alone. Rows of
+        equal `contexts` read the same passages: what they begin with alike is computed once."""
+        memories = self._memory_by_row(rows, memory_ND)
+        if not contexts or not self.can_share_prefixes(max(map(len, rows))):
+            contexts = range(len(rows))
+        packed = pack(rows, labels, contexts)
         hidden, targets = [], []
-        for group in self.groups([len(row) for row in rows]):
-            ids_BT = pad([rows[i] for i in group], 0, self.device)
-            spliced_ND = torch.cat([memories[i] for i in group])
-            hidden_BTD = self("generator", self.embed(ids_BT, spliced_ND))
-            found = labelled(hidden_BTD, pad([labels[i] for i in group], IGNORE, self.device))
-            hidden.append(found[0])
-            targets.append(found[1])
+        for group in self.groups([len(row.ids) for row in packed]):
+            chosen = [packed[i] for i in group]
+            ids_BT = pad([row.ids for row in chosen], 0, self.device)
+            spliced = [self._memory_of(row, rows, memories) for row in chosen]
+            embeds_BTD = self.embed(ids_BT, None if memory_ND is None else torch.cat(spliced))
+            hidden_BTD = self._hidden_of_packed(chosen, embeds_BTD)
+            targets_BT = pad([row.targets for row in chosen], IGNORE, self.device)
+            hidden.append(hidden_BTD[targets_BT != IGNORE])
+            targets.append(targets_BT[targets_BT != IGNORE])
         head = partial(head_logits, self.causal_lm)
         return hidden_nll(torch.cat(hidden), torch.cat(targets), head)
+
+    def _hidden_of_packed(self, packed: Sequence[PackedRow], embeds_BTD: Tensor) -> Tensor:
+        """The generator's hidden states; plain rows need neither mask nor positions."""
+        if all(len(row.sources) == 1 for row in packed):
+            return self("generator", embeds_BTD)
+        mask_B1TT = attention_mask(packed, embeds_BTD.dtype, self.device)
+        positions_BT = pad([row.positions for row in packed], 0, self.device)
+        return self("generator", embeds_BTD, mask_B1TT, positions_BT)
+
+    def _memory_by_row(
+        self, rows: Sequence[list[int]], memory_ND: Tensor | None
+    ) -> Sequence[Tensor]:
+        """The vectors of each row's memory positions, in reading order."""
+        if memory_ND is None:
+            return []
+        known = set(self.prompter.memory_ids)
+        return memory_ND.split([sum(i in known for i in row) for row in rows])
+
+    def _memory_of(
+        self, packed: PackedRow, rows: Sequence[list[int]], memories: Sequence[Tensor]
+    ) -> Tensor:
+        """The vectors of a packed row's memory positions, in reading order."""
+        known, parts = set(self.prompter.memory_ids), [self.memory_MD[:0]]
+        for number, start, end in packed.sources if memories else ():
+            before = sum(i in known for i in rows[number][:start])
+            inside = sum(i in known for i in rows[number][start:end])
+            parts.append(memories[number][before : before + inside].to(self.memory_MD.dtype))
+        return torch.cat(parts)
+
+    def can_share_prefixes(self, longest: int) -> bool:
+        """Whether rows of up to `longest` tokens may be packed on a common beginning: tried once,
+        since a backbone may ignore positions or masks (ALiBi, recurrent layers)."""
+        window = sliding_window(self.causal_lm)
+        if self.sharded or (window is not None and longest > window):
+            return False
+        if self._shares_prefixes is None:
+            self._shares_prefixes = shares_prefixes(self.causal_lm)
+        return self._shares_prefixes
 
     @torch.inference_mode()
     def generate(

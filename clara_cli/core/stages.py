@@ -45,9 +45,15 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
     encoded = encode(model, batch.passages, "compressor", batch.slots)
     read = [passage for pool in batch.pools for passage in pool]
     memory_BMD = encoded.memory_BMD[read]
-    ce = model.nll(batch.rows, batch.labels, memory_BMD.flatten(0, 1))
+    ce = model.nll(batch.rows, batch.labels, memory_BMD.flatten(0, 1), batch.contexts)
     mse = alignment_mse(memory_BMD, encoded.hidden_BLD[read], encoded.mask_BL[read])
     return Losses(ce + mse_weight * mse, ce.item(), mse.item())
+
+
+def read_text_loss(model: ClaraModel, batch: Batch) -> Losses:
+    """Answering from the passages' text, by the generator: CE alone, nothing is compressed."""
+    ce = model.nll(batch.rows, batch.labels, None, batch.contexts)
+    return Losses(ce, ce.item(), None)
 
 
 def encode(model: ClaraModel, rows: list[list[int]], role: str, slots: int) -> Encoded:

@@ -134,7 +134,8 @@ def _strings(record: dict[str, Any], key: str, where: str, hint: str) -> tuple[s
 def read_questions(paths: Sequence[str], need_answers: bool = True) -> Iterator[Question]:
     """Questions in any of the accepted forms, in order.
 
-    A passage-a-line record (`qas`) gives one question per entry, its passage as a pool of one.
+    A record with `qas` gives one question per entry, all over its `paragraphs`, or over its own
+    passage as a pool of one.
     """
     for where, record in read_records(paths, QUESTION_HINT):
         yield from questions_of(where, record, need_answers)
@@ -152,11 +153,16 @@ def questions_of(
 
 def _of_passage(where: str, record: dict[str, Any], need_answers: bool) -> Iterator[Question]:
     text, qas = record.get("text"), record["qas"]
-    if not isinstance(text, str) or not isinstance(qas, list):
+    if not isinstance(qas, list) or not ("paragraphs" in record or isinstance(text, str)):
         raise DataError(
-            f"{where}: a record with qas needs a text and a list of them", QUESTION_HINT
+            f"{where}: a record with qas needs a text or paragraphs, and a list of them",
+            QUESTION_HINT,
         )
-    pool = (PoolPassage(id_of(record, where), str(record.get("title") or ""), text, True),)
+    if "paragraphs" in record:
+        pool = _pool(record, where)
+    else:
+        passage_id, title = id_of(record, where), str(record.get("title") or "")
+        pool = (PoolPassage(passage_id, title, str(text), True),)
     for position, entry in enumerate(qas):
         if not isinstance(entry, dict):
             raise DataError(
@@ -172,6 +178,14 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
         raise DataError(message, f"clara pretrain reads such pairs; {QUESTION_HINT}")
     _no_document(where, record, "question", QUESTION_HINT)
     question, answers = _asked(record, where, need_answers)
+    pool = _pool(record, where)
+    given = {passage.id for passage in pool}
+    rest = tuple(GoldName(id=key) for key in _named_gold(record) if key not in given)
+    return Question(id_of(record, where), question, answers, pool, where, rest)
+
+
+def _pool(record: dict[str, Any], where: str) -> tuple[PoolPassage, ...]:
+    """The passages a question comes with, where it has any."""
     pool: list[PoolPassage] = []
     named = _named_gold(record)
     if "paragraphs" in record:
@@ -186,9 +200,7 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
         golds = _positions(record.get("pos_index") or [], len(texts), where)
         for position, text in enumerate(texts):
             pool.append(PoolPassage(str(position), "", text, position in golds))
-    given = {passage.id for passage in pool}
-    rest = tuple(GoldName(id=key) for key in named if key not in given)
-    return Question(id_of(record, where), question, answers, tuple(pool), where, rest)
+    return tuple(pool)
 
 
 def _named_gold(record: dict[str, Any]) -> list[str]:

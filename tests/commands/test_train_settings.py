@@ -34,6 +34,7 @@ LEARN: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_roles": (("generator",), {"train_memory": False}),
     "checkpointing": (True, {}),
     "save_minutes": (0.0, {}),
+    "minutes": (1e-9, {}),
     "group_by_length": (True, {"batch_size": 2, "steps": 4}),
     "tracker": ("tensorboard", {}),
     "validation_share": (0.5, {}),
@@ -62,7 +63,10 @@ TRAIN = {
     "temperature": (1.0, {}),
     "mask": ("released", {"temperature": 0.002}),
     "mse_weight": (0.0, {"stage": "instruct"}),
-    "best_by": ("recall@1", {**CHECKED, "learning_rate": 0.1, "steps": 6}),
+    "text_share": (1.0, {"stage": "instruct"}),
+    "group_by_pool": (True, {"stage": "instruct", "batch_size": 2, "shared": True}),
+    "answer_prefix": (" ", {}),
+    "best_by": ("recall@1", {**CHECKED, "learning_rate": 0.3, "steps": 6}),
     "answer_tokens": (2, {**CHECKED, "learning_rate": 0.1, "validation_share": 0.5}),
 }
 
@@ -101,6 +105,10 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
             if settings.pop("several", False):
                 several = [{**q, "answers": ["Her", "Him"]} for q in tiny.questions()]
                 asked = tiny.write_jsonl(out.with_suffix(".jsonl"), several)
+            if settings.pop("shared", False):
+                first, *others = tiny.questions()
+                shared = [{**q, "paragraphs": first["paragraphs"]} for q in others[:3]]
+                asked = tiny.write_jsonl(out.with_suffix(".jsonl"), [first, *others, *shared])
             init = works.scp if stage == "instruct" else works.instruct
             train.run(tiny.train(asked, init, out, stage, **settings), Silence())
     info = dataclasses.replace(read_info(out / "checkpoint"), provenance=())
