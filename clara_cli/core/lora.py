@@ -32,6 +32,7 @@ class LoraProduct(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> Tensor:
+        """y (..., O) of x (..., I), in x's type."""
         x_NI = x.reshape(-1, x.shape[-1])
         kept_NI = draw_kept(x_NI, dropout)
         down_NR = dropped(x_NI, kept_NI, dropout) @ a_RI.to(x.dtype).T
@@ -43,6 +44,7 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, A and B; the others have none."""
         x_NI, weight_OI, a_RI, b_OR, down_NR, kept_NI = ctx.saved_tensors
         (dy,) = upstream
         dy_NO = dy.reshape(-1, dy.shape[-1])
