@@ -369,7 +369,10 @@ class ClaraModel(nn.Module):
         if self.sharded or (window is not None and longest > window):
             return False
         if self._shares_prefixes is None:
+            training = self.training
+            self.eval()  # no dropout: nothing is drawn, so that a resumed run repeats the other
             self._shares_prefixes = shares_prefixes(self.causal_lm)
+            self.train(training)
         return self._shares_prefixes
 
     @torch.inference_mode()
