@@ -30,7 +30,7 @@ from clara_cli import launch
 from clara_cli.config import AskConfig, Common
 from clara_cli.errors import ExitCode, UsageError, nearest
 from clara_cli.fields import MACHINE, with_recipe
-from clara_cli.parameters import SHARED, parameters
+from clara_cli.parameters import LIST_SETTINGS, SHARED, parameters
 from clara_cli.repl import Terminated
 
 COMMANDS: dict[str, type[Common]] = {
@@ -174,6 +174,7 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
 
     def call(ctx: typer.Context, **values: Any) -> None:
         shared = {flag: values.pop(flag) for flag in SHARED}
+        values.pop(LIST_SETTINGS, None)  # has stopped the command where it was given
         sources = {field: ctx.get_parameter_source(field) for field in values}
         given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -54,6 +54,56 @@ def setting(doc: str, default: Any, low: float | None = None) -> Any:
     return _field("setting", doc, default, METHOD, None, low)
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A value that recipes and `--set` give: its name, type, default (as TOML writes it; none:
+    "none"), least value and doc."""
+
+    name: str
+    type: str
+    default: str
+    low: float | None
+    doc: str
+
+
+def settings_of(config: type) -> list[Setting]:
+    """The settings of a config, in the order it has them."""
+    hints = typing.get_type_hints(config)
+    return [
+        Setting(f.name, _type_name(hints[f.name]), _toml(f.default), f.metadata["low"],
+                f.metadata["doc"])
+        for f in dataclasses.fields(config)
+        if f.metadata["kind"] == "setting"
+    ]  # fmt: skip
+
+
+def _type_name(hint: Any) -> str:
+    """A type in words a recipe's writer knows."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(str, args))
+    if origin in (types.UnionType, typing.Union):
+        return " | ".join("none" if a is type(None) else _type_name(a) for a in args)
+    if origin is tuple:
+        return f"list of {_type_name(args[0])}"
+    if origin is dict:
+        return f"table of {_type_name(args[1])}"
+    names = {int: "whole number", float: "number", bool: "true | false", str: "text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def flag_name(f: dataclasses.Field) -> str:
     """How a user writes this field."""
     if f.metadata["kind"] == "option":

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from clara_cli.config import Common
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name, settings_of
 
 PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
 
@@ -22,15 +22,41 @@ SHARED = {  # flags of every command that are the terminal's business, not the c
 }
 
 
+LIST_SETTINGS = "list_settings"
+
+
 def parameters(config: type[Common]) -> list[inspect.Parameter]:
-    """A config's arguments and options as the parameters of a Typer command, in help's order."""
+    """A config's arguments and options as the parameters of a Typer command, in help's order; of
+    one with settings, the flag that lists them as well."""
     hints = typing.get_type_hints(config)
     fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
     made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
     for name, (panel, doc) in SHARED.items():
         flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel)
         made.append((panel, _keyword(name, Annotated[bool, flag], False)))
+    if any(f.metadata["kind"] == "setting" for f in dataclasses.fields(config)):
+        made.append((METHOD, _keyword(LIST_SETTINGS, _listing(config), False)))
     return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
+
+
+def _listing(config: type[Common]) -> Any:
+    """A flag that prints the settings and stops, whatever else is missing."""
+
+    def show(ctx: typer.Context, wanted: bool) -> None:
+        if wanted and not ctx.resilient_parsing:
+            from clara_cli import ui
+
+            if "--json" in (ctx.find_root().obj or ()):
+                ui.write_json({"settings": [dataclasses.asdict(s) for s in settings_of(config)]})
+            else:
+                ui.show_settings(settings_of(config))
+            raise typer.Exit
+
+    doc = "List every setting of --set and recipes with its default, and stop."
+    flag = typer.Option(
+        "--list-settings", help=doc, rich_help_panel=METHOD, callback=show, is_eager=True
+    )
+    return Annotated[bool, flag]
 
 
 def _parameter(f: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

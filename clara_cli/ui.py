@@ -13,7 +13,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +31,7 @@ from rich.text import Text
 from clara_cli import harvest, records, scorecard
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
+from clara_cli.fields import Setting
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
@@ -209,6 +210,15 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     out = console(stderr=False)
     for line in {**lines, **scorecard.LINES, **harvest.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
+
+
+def show_settings(settings: Sequence[Setting]) -> None:
+    """The settings of a command as a recipe that says what each is."""
+    out = console(stderr=False)
+    for one in settings:
+        least = "" if one.low is None else f", {one.low:g} or more"
+        out.print(Text(f"# {one.doc} ({one.type}{least})", style="dim"))
+        out.print(Text(f"{one.name} = {one.default}"))
 
 
 def _compressed(r: CompressResult, only: str | None) -> list[str]:

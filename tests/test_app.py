@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from clara_cli import app as application
 from clara_cli import config as configs
 from clara_cli import errors, records
-from clara_cli.fields import flag_name
+from clara_cli.fields import flag_name, read_recipe, with_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +32,7 @@ LEARN = {
     *HOLDING,
     "--backbone",
     "--init",
+    "--list-settings",
     "--nproc",
     "--out",
     "--recipe",
@@ -43,7 +44,7 @@ LEARN = {
 FLAGS = {  # frozen: a new flag is a decision, made here as well
     "synth": {
         *{"DOCUMENTS", "--concurrency", "--kinds", "--limit", "--llm", "--llm-model", "--out"},
-        *{"--recipe", "--rounds", "--set"},
+        *{"--list-settings", "--recipe", "--rounds", "--set"},
     },
     "pretrain": {"PAIRS", *LEARN},
     "train": {"QUESTIONS", "--corpus", "--pool", "--stage", *LEARN},
@@ -144,6 +145,26 @@ def test_commands_are_those_frozen_here() -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_flags_are_those_frozen_here(name: str) -> None:
     assert set(flags_of(name)) == FLAGS[name] | GENERAL
+
+
+@pytest.mark.parametrize("name", [name for name in FLAGS if "--list-settings" in FLAGS[name]])
+def test_settings_are_listed_as_a_recipe_of_their_defaults(name: str, tmp_path: Path) -> None:
+    """With nothing else given; what is printed is read back as the defaults."""
+    said = invoke(name, "--list-settings")
+    assert said.exit_code == 0, said.output
+    config = application.COMMANDS[name]
+    settings = [f for f in dataclasses.fields(config) if f.metadata["kind"] == "setting"]
+    assert settings and all(f.metadata["doc"] in said.stdout for f in settings)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(said.stdout, encoding="utf-8")
+    values = read_recipe(recipe)
+    assert list(values) == [f.name for f in settings]
+    needed = {f.name: Path("x") if f.name == "out" else ("x",) for f in dataclasses.fields(config)
+              if f.default is dataclasses.MISSING}  # fmt: skip
+    plain = dataclasses.replace(config(**needed), recipe=recipe)
+    assert with_recipe(plain) == plain
+    listed = json.loads(invoke(name, "--list-settings", "--json").stdout)["settings"]
+    assert [one["name"] for one in listed] == list(values)
 
 
 def squeeze(text: str) -> str:

@@ -208,6 +208,9 @@ def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -
     checks = checks_of(config, task.loaded.model, task.held_out, steps, run)
     ranks.lead(run.open)
     with locked(config.out) if ranks.first else nullcontext():
+        before = ranks.lead(run.extend)
+        if before is not None and ranks.first:
+            say_extended(config.out, before, steps, report)
         if ranks.lead(lambda: run.finished):
             report.note(f"{config.out} is finished; nothing to do")
             done = ranks.lead(lambda: summary(run, steps, 0.0, 0.0))
@@ -217,6 +220,16 @@ def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -
     if done.cut:
         report.warn(f"answers cut to fit max_length = {config.max_length}: {done.cut}")
     return result(run, task.stage, done, ranks.lead(lambda: run.lines(run.checks)), config.best_by)
+
+
+def say_extended(out: Path, before: int, steps: int, report: Report) -> None:
+    """What becomes of a run that goes on beyond the steps it was begun with."""
+    kept = out / f"checkpoint-{before}"
+    where = f"; the checkpoint of {before} is {kept}" if kept.is_dir() else ""
+    report.note(
+        f"{out}: begun with {before} steps, going on to {steps}{where}; the learning rate goes on "
+        f"as in a run of {steps}"
+    )
 
 
 def train_model(

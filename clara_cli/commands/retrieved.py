@@ -139,6 +139,9 @@ class RetrievedPools:
         else:
             asked = self.questions[number].question
             found = self.retriever.bm25.search(asked, self.config.pool_size)[1]
+        return self._filled(found, rng)
+
+    def _filled(self, found: list[int], rng: random.Random) -> list[int]:
         wanted = min(self.config.top_k, len(self.retriever.corpus)) - len(found)
         if wanted > 0:
             rest = sorted(set(range(len(self.retriever.corpus))) - set(found))
@@ -156,20 +159,20 @@ class RetrievedPools:
         if first == self._first:
             return
         out, name = self.config.out, f"pools/{first:08d}.json"
-        if step == first:
-            self._pools = self._search(first)
+        self._pools = {} if step == first else self.ranks.lead(lambda: read_pools(out / name))
+        until = min(first + self.every, self.steps)
+        visited = {number for later in range(step, until) for number in self.visits(later)}
+        missing = sorted(visited - self._pools.keys())  # all, or those of steps added since
+        if missing:
+            self._pools |= self._search(missing)
             if self.ranks.first:
                 make_folder(out, "pools")
-                kept = {str(number): rows for number, rows in self._pools.items()}
+                kept = {str(number): rows for number, rows in sorted(self._pools.items())}
                 write_atomic(out, name, json.dumps(kept).encode())
-        else:
-            self._pools = self.ranks.lead(lambda: read_pools(out / name))
         self._first = first
 
-    def _search(self, first: int) -> dict[int, list[int]]:
-        """Pools by the query reasoner as it is now, for every question until the next refresh."""
-        until = min(first + self.every, self.steps)
-        numbers = sorted({n for step in range(first, until) for n in self.visits(step)})
+    def _search(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """Pools of questions by the query reasoner as it is now."""
         width = self.slots * self.model.memory_MD.shape[1]
         together = max(1, QUERY_VALUES // width)
         pools: dict[int, list[int]] = {}
@@ -180,10 +183,22 @@ class RetrievedPools:
             self.report.progress(Progress("pools", len(pools), len(numbers), "questions"))
         return pools
 
-    def _queries(self, numbers: Sequence[int], together: int = 64) -> Tensor:
+    def current_rows(self, questions: Sequence[str]) -> list[list[int]]:
+        """The pools of questions beside those learned from, as retrieval is now."""
+        size, seed = self.config.pool_size, self.config.seed
+        if self.by_query:
+            ranked = self.retriever.nearest(self._encoded(questions), size)
+        else:
+            ranked = [self.retriever.bm25.search(question, size)[1] for question in questions]
+        pairs = zip(questions, ranked, strict=True)
+        return [self._filled(rows, random.Random(f"{seed} pool {asked}")) for asked, rows in pairs]
+
+    def _queries(self, numbers: Sequence[int]) -> Tensor:
+        return self._encoded([self.questions[number].question for number in numbers])
+
+    def _encoded(self, questions: Sequence[str], together: int = 64) -> Tensor:
         """queries_QMD, as asking would encode them: no gradient, no dropout."""
-        prompter = self.model.prompter
-        rows = [prompter.query(self.questions[number].question) for number in numbers]
+        rows = [self.model.prompter.query(question) for question in questions]
         parts = [
             self.model.encode_frozen(
                 rows[i : i + together], "query_reasoner", self.slots

@@ -210,19 +210,27 @@ class Stage:
     def held_out(self, questions: Sequence[Question]) -> HeldOut:
         """Questions to validate on, each with its own pool, drawn once."""
         examples = []
+        retrieved = self.pools is not None and not all(question.pool for question in questions)
         for number, question in enumerate(questions):
             rng = random.Random(f"{self.config.seed} validation {number}")
-            given = example(question, self.config, rng)
+            given = example(replace(question, pool=()) if retrieved else question, self.config, rng)
             answers = question.answers if "generator" in TRAINED[str(self.config.stage)] else ()
             golds = given.golds if self.config.stage != "instruct" else ()
             examples.append(Example(given, answers, golds))
         return HeldOut(
             examples,
-            lambda part: self.build(part, self.slots[0]),
+            lambda part: self.build(self.with_rows(part), self.slots[0]),
             self.losses,
             self.read,
             self.config.answer_tokens,
         )
+
+    def with_rows(self, part: Sequence[AnswerExample]) -> Sequence[AnswerExample]:
+        """Examples to validate on; those that come without a pool have the one retrieved now."""
+        if self.pools is None or any(example.texts for example in part):
+            return part
+        rows = self.pools.current_rows([example.question for example in part])
+        return [replace(one, rows=tuple(own)) for one, own in zip(part, rows, strict=True)]
 
     def read(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
         """(memory_ND the generator would be given, scores_N per example where the stage ranks)."""
@@ -232,7 +240,9 @@ class Stage:
             return torch.cat([memory_BMD[pool].flatten(0, 1) for pool in batch.pools]), []
         if self.config.stage == "retrieval":
             return None, rank_pools(self.model, batch)[1]
-        chosen = choose(self.model, batch, self.config.temperature, self.config.mask)
+        stored_BMD = self.pools.memory(batch) if self.pools and batch.stored else None
+        config = self.config
+        chosen = choose(self.model, batch, config.temperature, config.mask, stored_BMD)
         return chosen[0], chosen[2]
 
 
@@ -253,12 +263,14 @@ def micro_groups(
 
 
 def read_both(config: TrainConfig, stage: str) -> tuple[list[Question], list[Question]]:
-    """(questions to train on, questions to validate on); the latter come with their pools."""
+    """(questions to train on, questions to validate on); the latter come with their pools, or are
+    to be given retrieved ones."""
     answered = stage != "retrieval"
     questions = list(read_questions(config.questions, need_answers=answered))
     named = list(read_questions(config.validation, answered)) if config.validation else []
     questions, held_out = split(config, questions, named)
-    check_pools(held_out, stage)
+    if config.pool != "retrieved":
+        check_pools(held_out, stage)
     return questions, held_out
 
 
@@ -271,7 +283,9 @@ def check_pools(questions: Sequence[Question], stage: str) -> None:
     for question in questions:
         golds = sum(passage.gold for passage in question.pool)
         if not question.pool:
-            raise DataError(f"{question.source}: the question has no pool", QUESTION_HINT)
+            retrieved = "; or --pool retrieved --corpus DIR.clara" if stage == "e2e" else ""
+            hint = f"--stage {stage} reads passages: {QUESTION_HINT}{retrieved}"
+            raise DataError(f"{question.source}: the question has no pool", hint)
         if stage != "retrieval":
             continue
         if golds == 0:

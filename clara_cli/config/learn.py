@@ -99,7 +99,12 @@ class LearnConfig(PlacementOptions):
 class PretrainConfig(LearnConfig):
     """SCP: teach a compressor and a generator on question-answer pairs and paraphrases.
 
+    A pair is one JSON line, as the ten of recipes/sample/pairs.jsonl:
+    {"data_type": "qa", "question": ["..."], "answers": ["..."], "docs": ["the passage"]}
+    {"data_type": "paraphrase", "answers": ["the passage in other words"], "docs": ["the passage"]}
+
     Examples:
+      clara pretrain recipes/sample/pairs.jsonl --init nano --out runs/sample
       clara pretrain pairs.jsonl --backbone mistralai/Mistral-7B-Instruct-v0.2 --out runs/scp
       clara pretrain pairs.jsonl --recipe recipes/nano/scp.toml --init nano --out runs/scp
     """
@@ -124,7 +129,12 @@ class PretrainConfig(LearnConfig):
 class TrainConfig(LearnConfig):
     """Train answering (instruct), retrieval through answering (e2e) or from labels (retrieval).
 
+    A question is one JSON line, as the ten of recipes/sample/questions_with_pools.jsonl:
+    {"question": "...", "answers": ["..."],
+    "paragraphs": [{"title": "...", "text": "...", "gold": true}, {"title": "...", "text": "..."}]}
+
     Examples:
+      clara train recipes/sample/questions_with_pools.jsonl --stage e2e --init nano --out runs/e2e
       clara train questions.jsonl --stage instruct --init runs/scp --out runs/instruct
       clara train questions.jsonl --stage e2e --init runs/instruct --out runs/e2e
       clara train q.jsonl --stage e2e --pool retrieved --corpus d.clara --init runs/scp --out runs/f

@@ -8,6 +8,7 @@ start ran on. State is kept as safetensors, never pickled. Knows no stage and no
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -47,11 +48,13 @@ class RunFolder:
         self.last, self.best = path / "last", path / "best"
 
     def open(self) -> None:
-        """Create the folder, or check that an existing one was begun with the same settings; one
-        that is recorded no longer decides nothing."""
+        """Create the folder, or check that an existing one was begun with the same settings, or
+        with fewer steps; a setting that is recorded no longer decides nothing."""
         begun = read_object(self.path / RUN, "use another --out")
         if begun is not None:
             before = {key: begun.values.get(key) for key in self.settings}
+            if total_steps(self.settings) >= total_steps(before):
+                before["steps"] = self.settings.get("steps")
             hint = "use another --out, or the settings it was begun with"
             refuse_difference(self.path, before, self.settings, hint)
             return
@@ -61,8 +64,25 @@ class RunFolder:
         if not all(map(files.is_temporary, names)):
             raise ArtefactError(f"{self.path}: not empty and not a run folder", "use another --out")
         files.make_folder(self.path)
-        text = json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
+        self._record(self.settings)
+
+    def _record(self, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         files.write_atomic(self.path, RUN, text.encode())
+
+    def extend(self) -> int | None:
+        """Record that more steps are wanted than before, and keep a finished run's checkpoints
+        under that number of steps (`checkpoint-100`); it, or None where no more are wanted."""
+        begun = read_object(self.path / RUN, "use another --out")
+        before = {} if begun is None else begun.values
+        done, wanted = total_steps(before), total_steps(self.settings)
+        if begun is None or wanted <= done:
+            return None
+        for name in ("checkpoint-last", "checkpoint"):
+            if (self.path / name).is_dir():
+                files.rename(self.path, name, f"{name}-{done}")
+        self._record({**before, "steps": wanted})
+        return done
 
     @property
     def finished(self) -> bool:
@@ -187,3 +207,10 @@ def _step_line(fields: Fields, needed: Sequence[str]) -> Fields:
         if fields.values.get(key, ...) is not None:
             fields.number(key)
     return fields
+
+
+def total_steps(settings: dict[str, Any]) -> int:
+    """The steps of a run with these settings: those asked for, else one pass over its records."""
+    if settings.get("steps") is not None:
+        return int(settings["steps"])
+    return math.ceil((settings.get("records") or 0) / (settings.get("batch_size") or 1))

@@ -16,12 +16,13 @@ from clara_cli.records import GoldName, Pair, PoolPassage, Question
 
 PAIR_HINT = (
     'a pair looks like {"data_type": "qa", "question": ["..."], "answers": ["..."], '
-    '"docs": ["..."]}'
+    '"docs": ["..."]} (ten of them: recipes/sample/pairs.jsonl)'
 )
 PAIR_KINDS = {"qa": ("qa", "simple", "complex"), "paraphrase": ("paraphrase",)}
 QUESTION_HINT = (
     'a question looks like {"question": "...", "answers": ["..."], '
-    '"paragraphs": [{"title": "...", "text": "...", "gold": true}]}'
+    '"paragraphs": [{"title": "...", "text": "...", "gold": true}]} '
+    "(ten of them: recipes/sample/questions_with_pools.jsonl)"
 )
 
 
@@ -86,6 +87,9 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
     if named := [key for key in ("paragraphs", "qas", "pos_index") if key in record]:
         message = f"{where}: a question with its pool ({named[0]}), not a pair to pretrain on"
         raise DataError(message, f"clara train reads such questions; {PAIR_HINT}")
+    if isinstance(record.get("question"), str) and "docs" not in record:
+        message = f"{where}: a question without the passage (docs) that answers it, not a pair"
+        raise DataError(message, f"add docs; {PAIR_HINT}")
     _no_document(where, record, "docs", PAIR_HINT)
     data_type = record.get("data_type", "qa")
     if data_type not in PAIR_KINDS:

@@ -208,3 +208,40 @@ def test_bm25_needs_a_corpus_with_text(works, asked, report, tmp_path):
     with pytest.raises(ArtefactError, match="no text was kept"):
         train.run(config(works, asked, tmp_path / "run", corpus=bare), report)
     train.run(config(works, asked, tmp_path / "run", corpus=bare, steps=1, **by("query")), report)
+
+
+@pytest.mark.parametrize("how", BY)
+def test_a_share_is_validated_on_pools_retrieved_for_it(works, asked, report, tmp_path, how):
+    """The questions kept aside have pools of the corpus too; without labels there is no recall."""
+    changes = {"validation_share": 0.4, "validate_every": 2, "steps": 4, "dropout": 0.0, **by(how)}
+    train.run(config(works, asked, tmp_path / "run", **changes), report)
+    checks = tiny.metrics(tmp_path / "run", "validation.jsonl")
+    assert [line["step"] for line in checks] == [2, 4]
+    assert {frozenset(line) for line in checks} == {frozenset({"step", "ce", "em", "f1"})}
+    assert all(line["ce"] > 0 for line in checks)
+
+
+def test_the_share_is_read_from_the_pools_bm25_finds(works, asked, report, tmp_path):
+    """The check's loss is that of the same questions over BM25's passages, computed here."""
+    changes = {"validation_share": 0.4, "steps": 0}
+    questions = list(read_questions([str(asked)]))
+    made = config(works, asked, tmp_path / "run", **{**changes, "steps": 1})
+    loaded = load(LoadOptions(str(works.instruct), device="cpu"))
+    train.prepare_roles(loaded, "e2e")
+    stage = train.Stage(made, loaded, questions, Ranks(), report)
+    held_out = stage.held_out(questions[:2])
+    batch = held_out.build([example.given for example in held_out.examples])
+    retriever = Retriever.open(works.corpus)
+    for question, pool in zip(questions[:2], batch.pools, strict=True):
+        rows = [batch.stored[place] for place in pool]
+        found = retriever.bm25.search(question.question, made.pool_size)[1]
+        assert rows[: len(found)] == found and len(rows) >= made.top_k
+    memory_ND, scores = held_out.read(batch)
+    assert memory_ND is not None and len(scores) == 2
+
+
+def test_labelled_questions_to_validate_on_keep_their_own_pools(works, asked, report, tmp_path):
+    changes = {"validation": (str(works.questions),), "validate_every": 1, "steps": 1}
+    train.run(config(works, asked, tmp_path / "run", **changes), report)
+    (line,) = tiny.metrics(tmp_path / "run", "validation.jsonl")
+    assert {"recall@1", "recall@3"} <= line.keys()

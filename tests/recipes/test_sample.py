@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shlex
+import shutil
 import sys
 from collections import Counter
 from itertools import islice
@@ -12,6 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
+
+from clara_cli import app
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAMPLE = RECIPES / "sample"
@@ -142,3 +148,77 @@ def test_invented_entities_are_held_out(invented_titles: set[str]) -> None:
 def test_no_invented_entity_is_in_the_training_stream(invented_titles: set[str]) -> None:
     trained = {entry.title for entry in islice(world.entries(0), 20_000)}
     assert not invented_titles & trained
+
+
+# --- the two forms of training data ---
+
+
+def test_pairs_are_about_invented_passages_nobody_asks_about(
+    passages: dict[str, dict], questions: list[dict]
+) -> None:
+    pairs = rows("pairs.jsonl")
+    texts = {row["text"]: key for key, row in passages.items() if row["kind"] == "invented"}
+    asked = {key for question in questions for key in question["gold"]}
+    assert len(pairs) == 10
+    assert {pair.get("kind", pair["data_type"]) for pair in pairs} == {
+        *("simple", "complex", "paraphrase")
+    }
+    for pair in pairs:
+        (text,) = pair["docs"]
+        assert texts[text] not in asked
+        if pair["data_type"] == "qa":
+            assert all(answer in text for answer in pair["answers"])
+            assert len(pair["question"]) == len(pair["answers"])
+
+
+def test_pools_are_of_the_samples_passages_with_one_gold(
+    passages: dict[str, dict], questions: list[dict]
+) -> None:
+    asked = {key for question in questions for key in question["gold"]}
+    pools = rows("questions_with_pools.jsonl")
+    assert len(pools) == 10
+    for question in pools:
+        for paragraph in question["paragraphs"]:
+            same = {key: passages[paragraph["id"]][key] for key in ("title", "text")}
+            assert same == {key: paragraph[key] for key in ("title", "text")}
+            assert paragraph["id"] not in asked
+        (gold,) = [p for p in question["paragraphs"] if p.get("gold")]
+        assert question["answers"][0] in gold["text"]
+    assert len({tuple(p.get("gold", False) for p in q["paragraphs"]) for q in pools}) > 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands of the sample's README have run, one after the other."""
+    folder = tmp_path_factory.mktemp("sample")
+    shutil.copytree(RECIPES, folder / "recipes")
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", (SAMPLE / "README.md").read_text(), re.M | re.S)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in block.splitlines():
+            said = CliRunner().invoke(app.app, [*shlex.split(line)[1:], "--json"])
+            assert said.exit_code == 0, said.output
+            (folder / "said.jsonl").open("a").write(said.stdout.splitlines()[-1] + "\n")
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def test_the_commands_of_the_samples_readme_run(trained: Path) -> None:
+    results = [json.loads(line) for line in (trained / "said.jsonl").read_text().splitlines()]
+    stages = [result["stage"] for result in results if "stage" in result]
+    assert stages == ["scp", "instruct", "retrieval", "e2e", "e2e"]
+    (row,) = results[-1]["systems"]
+    assert row["recall"]["1"] > 0.9 and row["recall"]["5"] == 1  # BM25 over the sample's gold
+
+
+@pytest.mark.parametrize("stage", ["instruct", "retrieval", "e2e", "pretrain"])
+def test_a_stage_that_needs_more_says_what_to_add(stage: str, tmp_path: Path) -> None:
+    words = [str(SAMPLE / "questions.jsonl"), "--init", "nano", "--out", str(tmp_path / "run")]
+    command = ["pretrain", *words] if stage == "pretrain" else ["train", *words, "--stage", stage]
+    said = CliRunner().invoke(app.app, command)
+    assert said.exit_code == 4, said.output
+    wanted = "pairs.jsonl" if stage == "pretrain" else "questions_with_pools.jsonl"
+    assert f"recipes/sample/{wanted}" in "".join(said.stderr.split())
+    assert ("--pool retrieved --corpus" in " ".join(said.stderr.split())) == (stage == "e2e")
