@@ -11,6 +11,7 @@ quietly with 141, what a shell reports for a tool stopped by SIGPIPE.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -29,7 +30,7 @@ from clara_cli import config as configs
 from clara_cli import launch
 from clara_cli.config import AskConfig, Common
 from clara_cli.errors import ExitCode, UsageError, nearest
-from clara_cli.fields import MACHINE, with_recipe
+from clara_cli.fields import MACHINE, Setting, with_recipe
 from clara_cli.parameters import LIST_SETTINGS, SHARED, parameters
 from clara_cli.repl import Terminated
 
@@ -189,11 +190,21 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
             _run(name, settings, as_json=shared["json"], quiet=shared["quiet"])
 
     context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    signature = inspect.Signature([context, *parameters(config)])
+    signature = inspect.Signature([context, *parameters(config, _show_settings)])
     call.__name__ = name
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return call
+
+
+def _show_settings(ctx: typer.Context, settings: list[Setting]) -> None:
+    """What a command's recipes and `--set` may hold, as a recipe or as JSON."""
+    from clara_cli import ui
+
+    if "--json" in (ctx.find_root().obj or ()):
+        ui.write_json({"settings": [dataclasses.asdict(setting) for setting in settings]})
+    else:
+        ui.show_settings(settings)
 
 
 def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:

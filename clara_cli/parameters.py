@@ -6,12 +6,22 @@ import dataclasses
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from clara_cli.config import Common
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, flag_name, settings_of
+from clara_cli.fields import (
+    INPUT,
+    MACHINE,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    Setting,
+    flag_name,
+    settings_of,
+)
 
 PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
 
@@ -25,9 +35,11 @@ SHARED = {  # flags of every command that are the terminal's business, not the c
 LIST_SETTINGS = "list_settings"
 
 
-def parameters(config: type[Common]) -> list[inspect.Parameter]:
+def parameters(
+    config: type[Common], show_settings: Callable[[typer.Context, list[Setting]], None]
+) -> list[inspect.Parameter]:
     """A config's arguments and options as the parameters of a Typer command, in help's order; of
-    one with settings, the flag that lists them as well."""
+    one with settings, the flag that has them shown as well."""
     hints = typing.get_type_hints(config)
     fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
     made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
@@ -35,21 +47,18 @@ def parameters(config: type[Common]) -> list[inspect.Parameter]:
         flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel)
         made.append((panel, _keyword(name, Annotated[bool, flag], False)))
     if any(f.metadata["kind"] == "setting" for f in dataclasses.fields(config)):
-        made.append((METHOD, _keyword(LIST_SETTINGS, _listing(config), False)))
+        made.append((METHOD, _keyword(LIST_SETTINGS, _listing(config, show_settings), False)))
     return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
 
 
-def _listing(config: type[Common]) -> Any:
-    """A flag that prints the settings and stops, whatever else is missing."""
+def _listing(
+    config: type[Common], show_settings: Callable[[typer.Context, list[Setting]], None]
+) -> Any:
+    """A flag that has the settings shown and stops, whatever else is missing."""
 
     def show(ctx: typer.Context, wanted: bool) -> None:
         if wanted and not ctx.resilient_parsing:
-            from clara_cli import ui
-
-            if "--json" in (ctx.find_root().obj or ()):
-                ui.write_json({"settings": [dataclasses.asdict(s) for s in settings_of(config)]})
-            else:
-                ui.show_settings(settings_of(config))
+            show_settings(ctx, settings_of(config))
             raise typer.Exit
 
     doc = "List every setting of --set and recipes with its default, and stop."

@@ -62,7 +62,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
         *{"--max-new-tokens", "--model", "--nproc", "--out", "--published", "--random-weights"},
-        "--load-in",
+        *{"--answer-timeout", "--list-systems", "--load-in"},
         *{"--ratio", "--setting", "--shape", "--speed", "--sup-model", "--system", "--top-k"},
     },
     "ask": {
@@ -214,7 +214,7 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
         return [flag, value], value
     if hint is bool:
         return [flag.replace("--", "--no-") if f.default else flag], not f.default
-    if int in choices:
+    if int in choices or float in choices:
         return [flag, "7"], 7
     if Path in choices:
         several = typing.get_origin(hint) is tuple

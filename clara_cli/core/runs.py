@@ -53,7 +53,8 @@ class RunFolder:
         begun = read_object(self.path / RUN, "use another --out")
         if begun is not None:
             before = {key: begun.values.get(key) for key in self.settings}
-            if total_steps(self.settings) >= total_steps(before):
+            done = total_steps(before)
+            if done is not None and (total_steps(self.settings) or 0) >= done:
                 before["steps"] = self.settings.get("steps")
             hint = "use another --out, or the settings it was begun with"
             refuse_difference(self.path, before, self.settings, hint)
@@ -76,7 +77,7 @@ class RunFolder:
         begun = read_object(self.path / RUN, "use another --out")
         before = {} if begun is None else begun.values
         done, wanted = total_steps(before), total_steps(self.settings)
-        if begun is None or wanted <= done:
+        if done is None or wanted is None or wanted <= done:
             return None
         for name in ("checkpoint-last", "checkpoint"):
             if (self.path / name).is_dir():
@@ -209,8 +210,10 @@ def _step_line(fields: Fields, needed: Sequence[str]) -> Fields:
     return fields
 
 
-def total_steps(settings: dict[str, Any]) -> int:
-    """The steps of a run with these settings: those asked for, else one pass over its records."""
-    if settings.get("steps") is not None:
-        return int(settings["steps"])
-    return math.ceil((settings.get("records") or 0) / (settings.get("batch_size") or 1))
+def total_steps(settings: dict[str, Any]) -> int | None:
+    """The steps of a run with these settings: those asked for, else one pass over its records;
+    None where a damaged file says neither."""
+    steps, records, batch = (settings.get(key) for key in ("steps", "records", "batch_size"))
+    if steps is None and type(records) is int and type(batch) is int and batch > 0:
+        return math.ceil(records / batch)
+    return steps if type(steps) is int else None

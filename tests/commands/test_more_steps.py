@@ -77,12 +77,21 @@ def test_one_pass_counts_as_its_steps(works, heard, report, tmp_path):
 def test_fewer_steps_and_other_settings_are_refused(works, heard, report, tmp_path):
     run = tmp_path / "run"
     go(works, run, "scp", heard(), steps=2)
-    with pytest.raises(ArtefactError, match="begun with steps = 2, now 1"):
+    with pytest.raises(ArtefactError, match="made with steps = 2, this command has 1"):
         go(works, run, "scp", report, steps=1)
-    with pytest.raises(ArtefactError, match="begun with batch_size"):
+    with pytest.raises(ArtefactError, match="made with batch_size"):
         go(works, run, "scp", report, steps=3, batch_size=3)
     assert json.loads((run / "run.json").read_text())["steps"] == 2
     assert (run / "checkpoint" / "clara.json").is_file()
+
+
+def test_a_damaged_number_of_steps_is_another_run(works, heard, report, tmp_path):
+    run = tmp_path / "run"
+    go(works, run, "scp", heard(), steps=2)
+    began = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**began, "steps": "two"}))
+    with pytest.raises(ArtefactError, match="made with steps = 'two'"):
+        go(works, run, "scp", report, steps=3)
 
 
 def test_pools_of_the_query_reasoner_are_completed_for_the_steps_added(
