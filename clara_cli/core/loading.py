@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,15 @@ CODE_KEYS = ("auto_map", "auto_mapping", "custom_code", "custom_generate", "cust
 KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 OWN_LIBRARIES = re.compile(r"(transformers|peft)(\.\w+)*")
 SCRIPT = re.compile(r"[\w./-]*\w\.py")
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Task = Literal["generate", "vectors", "score", "label tokens", "rewrite"]
+TASKS: dict[Task, str] = {
+    "generate": "AutoModelForCausalLM",
+    "vectors": "AutoModel",
+    "score": "AutoModelForSequenceClassification",
+    "label tokens": "AutoModelForTokenClassification",
+    "rewrite": "AutoModelForSeq2SeqLM",
+}
 NO_CODE = {"trust_remote_code": False}
 HINT = "its folder needs config.json, *.safetensors and the tokenizer's files"
 
@@ -186,6 +194,37 @@ def load_model(folder: Path, what: str, dtype: torch.dtype, **placement: Any) ->
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **NO_CODE, **placement
         )
+
+
+def load_task_model(folder: Path, what: str, dtype: torch.dtype, task: Task) -> Any:
+    """A model of a folder for `task`, from safetensors, on the CPU.
+
+    Raises:
+        ArtefactError: where it cannot be loaded, or names code of its own.
+    """
+    import transformers
+
+    refuse_code(folder, what)
+    with as_artefact_errors(what):
+        return getattr(transformers, TASKS[task]).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **NO_CODE
+        )
+
+
+def merge_adapter(model: Any, folder: Path, what: str) -> Any:
+    """A causal language model with a folder's LoRA adapter merged into its weights.
+
+    Raises:
+        ArtefactError: where it cannot be loaded; names code of its own; or is no safetensors.
+    """
+    from peft import PeftModel
+
+    refuse_code(folder, what)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        message = f"{what}: no {ADAPTER_WEIGHTS}"
+        raise ArtefactError(message, "save the adapter as safetensors first")
+    with as_artefact_errors(what):
+        return PeftModel.from_pretrained(model, folder, local_files_only=True).merge_and_unload()
 
 
 def load_generation_config(folder: Path, what: str) -> Any:

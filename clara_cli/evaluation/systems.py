@@ -254,10 +254,10 @@ class MemorySystem:
 
 @dataclass(frozen=True)
 class Extract:
-    """What a text reader is given of a passage: the passage itself, or what a compressor left of
-    it; `tokens` are the backbone's."""
+    """A text that a reader is given: a passage, or what a compressor left of it or of several;
+    `tokens` are the backbone's."""
 
-    piece: Piece
+    pieces: tuple[Piece, ...]
     text: str
     tokens: int
 
@@ -362,7 +362,7 @@ class TextSystem:
 
     def _extracts(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
         if self._compressor is None:
-            return [Extract(piece, piece.text, piece.tokens) for piece in pieces]
+            return [Extract((piece,), piece.text, piece.tokens) for piece in pieces]
         return self._compressor.compress(question, pieces)
 
 
@@ -377,7 +377,7 @@ def _prediction(
     kept = extracts[: reading.kept]
     return Prediction(
         reading.text,
-        _ids([extract.piece for extract in kept]),
+        _ids([piece for extract in kept for piece in extract.pieces]),
         sum(extract.tokens for extract in kept),
         len(kept) < len(extracts),
         dict(seconds),

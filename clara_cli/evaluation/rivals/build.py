@@ -6,12 +6,33 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.memory import Memories
+from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractive, RecompExtractive
 from clara_cli.evaluation.rivals.registry import SystemSpec
+from clara_cli.evaluation.rivals.retrievers import (
+    CrossEncoderPicker,
+    DensePicker,
+    Embedder,
+    HybridPicker,
+    VectorRule,
+    vector_rule,
+)
 from clara_cli.evaluation.rivals.rival import Rival
 from clara_cli.evaluation.rivals.server import ChatOpener, ServerReader
-from clara_cli.evaluation.systems import AllGiven, BM25Picker, Reader, System, TextSystem, build
+from clara_cli.evaluation.rivals.weights import load
+from clara_cli.evaluation.systems import (
+    AllGiven,
+    BM25Picker,
+    Picker,
+    Reader,
+    System,
+    TextCompressor,
+    TextSystem,
+    build,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,39 @@ Opener = Callable[[SystemSpec, Workbench, int | None], System]
 """Makes a rival: of this spec, with these parts, at this ratio (None: its own, or none)."""
 
 
+def _device(bench: Workbench) -> torch.device:
+    return bench.reader.model.device
+
+
+def _dense(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    weights = load(spec, "vectors", _device(bench))
+    rule = vector_rule(weights.folder, spec.argument or spec.info.weights)
+    dense = DensePicker(Embedder(weights, rule), bench.top_k)
+    hybrid = spec.name == "text+hybrid"
+    picker: Picker = HybridPicker(dense, bench.top_k) if hybrid else dense
+    return TextSystem(spec.label, bench.reader, picker)
+
+
+def _rerank(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    weights = load(spec, "score", _device(bench))
+    return TextSystem(spec.label, bench.reader, CrossEncoderPicker(weights, bench.top_k))
+
+
+def _compressed(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    """A text compressor before the backbone, with the memory's budget at this ratio."""
+    device, count = _device(bench), bench.reader.count_tokens
+    compressor: TextCompressor
+    if ratio is None:
+        compressor = RecompAbstractive(load(spec, "rewrite", device), count)
+    elif spec.name == "llmlingua2":
+        weights = load(spec, "label tokens", device)
+        compressor = LLMLingua2(weights, bench.slots[ratio], count)
+    else:
+        embedder = Embedder(load(spec, "vectors", device), VectorRule("mean"))
+        compressor = RecompExtractive(embedder, bench.slots[ratio], count)
+    return TextSystem(spec.label, bench.reader, AllGiven(), compressor, ratio)
+
+
 def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     chat = bench.tools.open_chat(*spec.server)
     bench.tools.resources.callback(chat.close)
@@ -51,6 +105,12 @@ def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
 OPENERS: dict[str, tuple[bool, Opener]] = {
     "server": (False, _server),
     "server+bm25": (True, _server),
+    "text+dense": (True, _dense),
+    "text+hybrid": (True, _dense),
+    "text+rerank": (True, _rerank),
+    "llmlingua2": (False, _compressed),
+    "recomp-extractive": (False, _compressed),
+    "recomp-abstractive": (False, _compressed),
 }
 """By name: whether it chooses from the pool, and what makes it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clara_cli.errors import ClaraError, is_out_of_memory
+from clara_cli.evaluation.rivals.registry import EXTRA
 from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
 
 FAILURES = (ClaraError, ImportError, OSError, RuntimeError, ValueError)
@@ -59,7 +60,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ClaraError):
         text = f"{error.message} ({error.hint})" if error.hint else error.message
     elif isinstance(error, ModuleNotFoundError):
-        text = f"{error.name} is not installed"
+        text = f"{error.name} is not installed ({EXTRA})"
     else:
         text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:400]

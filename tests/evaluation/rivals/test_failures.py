@@ -11,7 +11,7 @@ import pytest
 
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
-from clara_cli.errors import ClaraError
+from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.evaluation import runs
 from clara_cli.evaluation.rivals import build
 from clara_cli.evaluation.systems import Asked, Failure, Prediction
@@ -71,15 +71,21 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_a_rival_that_does_not_open_is_an_error_in_its_row(
     mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any
 ) -> None:
-    rival(ModuleNotFoundError("No module named 'x'", name="x"))
+    rival(ArtefactError("no weights", "fetch them"))
     done = go(mayors, checkpoint, report, out=tmp_path / "o")
     text, other = (result_json(card) for card in done.systems)
     assert "error" not in text and text["f1"] is not None
-    assert (other["error"], other["unanswered"], other["em"]) == ("x is not installed", 6, None)
-    assert report.warnings == ["external: x is not installed; its other questions are not asked"]
+    assert (other["error"], other["unanswered"], other["em"]) == (
+        "no weights (fetch them)",
+        6,
+        None,
+    )
+    assert report.warnings == [
+        "external: no weights (fetch them); its other questions are not asked"
+    ]
     assert {p["prediction"] for p in lines(tmp_path / "o") if p["system"] == "external"} == {None}
     page = (tmp_path / "o" / "report.md").read_text()
-    assert "| external | 6 | x is not installed |" in page
+    assert "| external | 6 | no weights (fetch them) |" in page
     assert "| external | 0 |" in page  # answered questions
 
 
