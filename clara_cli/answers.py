@@ -16,11 +16,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from clara_cli.records import Answer, Explanation, Hit, PassageMatch, Retelling, SearchResult
+from clara_cli.records import (
+    ABSTENTION,
+    Answer,
+    Explanation,
+    Hit,
+    PassageMatch,
+    Retelling,
+    SearchResult,
+)
 from clara_cli.ui import clean, console, duration
 
 SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
-ABSTENTION = "not in the documents"
 SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count
 SHORT_WORD = 3  # letters below which a word is marked only where it stands capitalised or in digits
 SLOTS_SHOWN, WORDS_SHOWN = 3, 8
@@ -67,7 +74,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     `answer` says so and `generated` is what was not shown."""
     record = dataclasses.asdict(answer)
     record["sources"] = [_source_json(hit) for hit in answer.sources]
-    if record.pop("abstained"):
+    if record.pop("abstained") and answer.answer != ABSTENTION:
         record |= {"answer": ABSTENTION, "generated": answer.answer}
     if answer.support_method is None:
         del record["support_method"]

@@ -180,7 +180,7 @@ class Clara:
                 memory_KMD=self.memory(ranking.hits, slots),
                 query_MD=ranking.query_MD,
                 seconds=ranking.seconds,
-                searched=ranking.question,
+                searched=ranking.searched,
                 word_weights=ranking.word_weights,
             )
             for ranking in rankings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+ABSTENTION = "not in the documents"  # what is said instead of an answer without support
 Task = Literal["paraphrase", "qa"]  # what is written from the memory of one passage
 
 

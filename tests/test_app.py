@@ -71,7 +71,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
         *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
-        *{"--abstain", "--search", "--skip-bad", "--text-field"},
+        *{"--abstain", "--llm", "--llm-model", "--search", "--skip-bad", "--text-field"},
     },
 }
 

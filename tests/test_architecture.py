@@ -40,7 +40,7 @@ LAYERS = [
     {"documents"},
     {"config"},
     {"fields"},
-    {"launch", "storage"},
+    {"chat", "launch", "storage"},
     {"records", "measures"},
     {"errors"},
 ]

@@ -46,12 +46,14 @@ class Asking:
 @dataclass(frozen=True)
 class Ranking:
     """A question with its passages, best first, its own memory where it was computed, the rarity of
-    its words where words were searched, and the seconds of finding them."""
+    its words where words were searched, and the seconds of finding them. `searched` is what was
+    searched with: the question, after what it leans on."""
 
     question: str
     hits: tuple[Hit, ...]
     query_MD: Tensor | None
     seconds: dict[str, float]
+    searched: str
     word_weights: Mapping[str, float] | None = field(default=None, repr=False)
 
 
@@ -93,7 +95,7 @@ class PassageSearch:
         seconds = {"query": queried - began, "search": searched - queried}
         seconds = {phase: spent / len(questions) for phase, spent in seconds.items()}
         return [
-            Ranking(question, hits, query_MD, seconds, weights)
+            Ranking(question, hits, query_MD, seconds, question, weights)
             for question, hits, query_MD, weights in ranked
         ]
 

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clara_cli.answering.llm_answerer import LLMAnswerer
 from clara_cli.answering.passage_search import PassageSearch
+from clara_cli.chat.client import ChatClient, ChatSettings, read_key
 from clara_cli.commands.needs import of_answering
 from clara_cli.commands.session import (
     ClaraSession,
@@ -38,11 +40,16 @@ from clara_cli.storage.file_kinds import special_file
 
 IDLE_IN_TASK = (
     *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
-    *("explain", "require_support", "search", "abstain"),
+    *("explain", "require_support", "search", "abstain", "llm", "llm_model"),
 )
-IDLE_IN_SEARCH = ("max_new_tokens", "read", "explain", "require_support", "abstain")
+IDLE_IN_SEARCH = (
+    *("max_new_tokens", "read", "explain", "require_support", "abstain"),
+    *("llm", "llm_model", "dry_run"),
+)
+IDLE_WITH_LLM = ("read", "explain", "require_support", "abstain", "dry_run")
 TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
 NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
+LLM_RETRIES = 2  # somebody waits for the answer
 TOGETHER = 256  # questions of a file found, answered and judged together
 
 
@@ -91,6 +98,11 @@ def check_options(config: AskConfig) -> None:
         check_task(config)
     if config.search:
         refuse_idle(config, IDLE_IN_SEARCH, "--search", "nothing is generated: omit it")
+    if config.llm is not None:
+        refuse_idle(config, IDLE_WITH_LLM, "--llm", "the model reads text, and judges by itself")
+    if (config.llm is None) != (config.llm_model is None):
+        given, other = ("--llm", "--llm-model") if config.llm else ("--llm-model", "--llm")
+        raise UsageError(f"{given} without {other}", "give the server and its model's name")
     if config.read != "auto" and config.text_tokens != Asking.text_tokens:
         message = f"--text-tokens with --read {config.read}"
         raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
@@ -128,16 +140,24 @@ def retell(config: AskConfig, report: Report) -> Retelling:
 def open_session(config: AskConfig, report: Report) -> Session:
     """Find and open the corpora and their indexes; their checkpoint too, but to search alone."""
     check_options(config)
-    if config.search:
-        return open_search(config, report)
+    if config.search or config.llm is not None:
+        return open_passages(config, report)
     return ClaraSession(open_clara(config, report), config, report)
 
 
-def open_search(config: AskConfig, report: Report) -> PassageSession:
-    """Open the corpora; a checkpoint is loaded for the first question that words do not find."""
+def open_passages(config: AskConfig, report: Report) -> PassageSession:
+    """Open the corpora, and the way to the language model that reads their text, if one does; a
+    checkpoint is loaded for the first question that words do not find."""
     search = PassageSearch([Retriever.open(folder) for folder in find_corpora(config.corpus)])
     refuse_empty(search)
-    return PassageSession(search, lambda some: with_checkpoint(config, some), config, report)
+    answerer = None
+    if config.llm is not None:
+        settings = ChatSettings(str(config.llm_model), retries=LLM_RETRIES, seed=config.seed)
+        urls = [part.strip() for part in config.llm.split(",")]
+        answerer = LLMAnswerer(ChatClient(urls, settings, read_key(), report.warn))
+    return PassageSession(
+        search, lambda some: with_checkpoint(config, some), answerer, config, report
+    )
 
 
 def with_checkpoint(config: AskConfig, search: PassageSearch) -> Clara:

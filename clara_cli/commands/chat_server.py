@@ -1,30 +1,24 @@
-"""A server asked from code that waits for it: synth's client behind plain calls, and its key."""
+"""A server asked from code that waits for it: the chat client behind plain calls."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 
+from clara_cli.chat.client import (
+    ChatClient,
+    ChatSettings,
+    LLMError,
+    Prompt,
+    Unanswered,
+    Unfit,
+    read_key,
+)
 from clara_cli.core.prompts import ANSWER_SYSTEM
-from clara_cli.errors import UsageError
 from clara_cli.evaluation.rivals.server import ChatAnswer
-from clara_cli.synthesis.llm import ChatClient, ChatSettings, LLMError, Prompt, Unanswered, Unfit
 
-KEYS = ("CLARA_LLM_API_KEY", "OPENAI_API_KEY")
 RETRIES, BACKOFF = 2, 0.5
 _HINT = "start it, or correct --system server=MODEL@URL; the same command goes on"
-
-
-def read_key() -> str | None:
-    """The server's key from the environment, None where there is none."""
-    for name in KEYS:
-        key = os.environ.get(name, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise UsageError(f"${name} holds characters that no key has", "set it again")
-        if key:
-            return key
-    return None
 
 
 class ServerChat:

@@ -1,8 +1,8 @@
 """Corpora held open for questions: what `clara ask` answers and searches with, and a conversation's
 memory.
 
-`ClaraSession` answers from memory by a checkpoint; `PassageSession` finds passages, and loads a
-checkpoint only for a question that words do not find.
+`ClaraSession` answers from memory by a checkpoint; `PassageSession` finds passages, which a
+language model may read as text, and loads a checkpoint only for a question that words do not find.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clara_cli.answering.followup import completed
+from clara_cli.answering.llm_answerer import LLMAnswerer, LLMQuestion
 from clara_cli.answering.passage_search import (
     Asking,
     EncodeQuestions,
@@ -177,18 +178,19 @@ class ClaraSession(Session):
 
 
 class PassageSession(Session):
-    """A session that finds passages and answers nothing. `open_clara` loads the checkpoint of some
-    corpora; it is called once a question needs one."""
+    """A session that finds passages; `answerer` reads them, and without one nothing is answered.
+    `open_clara` loads the checkpoint of some corpora; it is called once a question needs one."""
 
     def __init__(
         self,
         search: PassageSearch,
         open_clara: Callable[[PassageSearch], Clara],
+        answerer: LLMAnswerer | None,
         config: AskConfig,
         report: Report,
     ) -> None:
         super().__init__(config, report)
-        self._search, self._open_clara = search, open_clara
+        self._search, self._open_clara, self._answerer = search, open_clara, answerer
         self._clara: Clara | None = None
 
     @property
@@ -219,8 +221,19 @@ class PassageSession(Session):
         refuse_odd_text(question)
 
     def ask_all(self, questions: list[str]) -> list[Answer]:
-        """Nothing is answered here; raises UsageError."""
-        raise UsageError("--search finds passages and answers nothing", "omit --search")
+        """Answer questions that have nothing to do with each other, in their order."""
+        answerer, how = self.answerer, self._how()
+        rankings = self.passage_search.rank(
+            [non_empty(question) for question in questions], how, self._encoder(how)
+        )
+        return answerer.answer([LLMQuestion(ranking) for ranking in rankings], how)
+
+    @property
+    def answerer(self) -> LLMAnswerer:
+        """What reads the passages; raises UsageError where nothing does."""
+        if self._answerer is None:
+            raise UsageError("--search finds passages and answers nothing", "omit --search")
+        return self._answerer
 
     def _encoder(self, how: Asking) -> EncodeQuestions:
         return lambda questions: self.clara.encoder(how.ratio)(questions)
@@ -232,7 +245,17 @@ class PassageSession(Session):
         on_text: Callable[[str], None] | None = None,
         explain: bool = False,
     ) -> Answer:
-        raise UsageError("--search finds passages and answers nothing", "omit --search")
+        if explain:
+            hint = "ask without --llm to see how memory matched"
+            raise UsageError("a language model read the text: no memory explains it", hint)
+        answerer, how = self.answerer, self._how()
+        last = before[-1] if before else None
+        whole = completed(non_empty(question), last)
+        (ranking,) = self.passage_search.rank([whole], how, self._encoder(how))
+        asked = LLMQuestion(
+            replace(ranking, question=question), last if whole != question else None
+        )
+        return answerer.answer([asked], how, on_text)[0]
 
 
 def non_empty(question: str) -> str:

@@ -15,7 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
-from clara_cli.commands.chat_server import read_key
+from clara_cli.chat.client import LLM, ChatClient, ChatSettings, read_key
+from clara_cli.chat.key import KeyGuard
 from clara_cli.config import DocumentOptions, SynthConfig
 from clara_cli.documents.chunk import CountTokens, Split, model_text, split_document
 from clara_cli.documents.documents import read_documents
@@ -29,8 +30,6 @@ from clara_cli.synthesis.desk import Outcome, Settings
 from clara_cli.synthesis.drive import Job, Work, drive
 from clara_cli.synthesis.gates import Limits
 from clara_cli.synthesis.journal import Journal, beside
-from clara_cli.synthesis.key import KeyGuard
-from clara_cli.synthesis.llm import LLM, ChatClient, ChatSettings
 from clara_cli.synthesis.prompts import VERSION
 from clara_cli.synthesis.words import token_estimate
 

@@ -19,6 +19,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
       clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
       clara ask "When is the next release?" ./notes
       clara ask --search "mayor of Frostmouth" --corpus sample.clara
+      clara ask "When is the next release?" ./notes --llm http://127.0.0.1:8000/v1 --llm-model NAME
       clara ask -f questions.txt --corpus sample.clara --json
       clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
       clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
@@ -64,6 +65,13 @@ class AskConfig(PlacementOptions, DocumentOptions):
     )
     max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
+    llm: str | None = option(
+        "Let an OpenAI-compatible server at this address read the passages found, as text; keys: "
+        "CLARA_LLM_API_KEY, OPENAI_API_KEY.",
+        None,
+        MODEL,
+    )
+    llm_model: str | None = option("The model's name at the server of --llm.", None, MODEL)
     read: Literal["memory", "text", "auto"] = option(
         "What the generator reads: memory tokens; text (by the bare backbone); auto: the text of "
         "the best passages within --text-tokens, the memory of the rest.",

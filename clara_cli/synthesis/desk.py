@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from clara_cli.chat.client import LLM, Prompt, Unfit
 from clara_cli.records import Passage
 from clara_cli.synthesis import prompts
 from clara_cli.synthesis.gates import Candidate, Limits, Verdict, check_duplicate, check_pair
-from clara_cli.synthesis.llm import LLM, Prompt, Unfit
 from clara_cli.synthesis.replies import Malformed, read_pairs, read_verdict
 
 Read = TypeVar("Read")

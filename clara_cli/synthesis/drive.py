@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from clara_cli.chat.client import Unanswered
 from clara_cli.records import Passage
 from clara_cli.synthesis.desk import Outcome
-from clara_cli.synthesis.llm import Unanswered
 
 
 @dataclass(frozen=True, slots=True)

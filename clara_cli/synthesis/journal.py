@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from clara_cli.chat.key import KeyGuard
 from clara_cli.errors import ArtefactError
 from clara_cli.storage import files
 from clara_cli.storage.artefact import Fields, refuse_difference
@@ -24,7 +25,6 @@ from clara_cli.storage.disk_set import DiskSet
 from clara_cli.storage.history import History, encode_line
 from clara_cli.storage.lock import locked
 from clara_cli.synthesis.desk import Outcome
-from clara_cli.synthesis.key import KeyGuard
 
 FORMAT = 1
 GIVEN = frozenset(("id", "docs", "paragraphs", "passage_id"))  # of the documents, not a server

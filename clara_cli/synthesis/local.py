@@ -11,8 +11,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from clara_cli.synthesis.llm import LLMError, Prompt, Unfit
-from clara_cli.synthesis.wire import Reply
+from clara_cli.chat.client import LLMError, Prompt, Unfit
+from clara_cli.chat.protocol import Reply
 
 LEAST_ROOM = 64  # tokens a reply needs at least
 

@@ -29,7 +29,7 @@ import httpx2
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "synthesis"))
 from peaks import peak_mb  # noqa: E402
-from scripted import Asked, Server, competent, read_request, serving, write_towns  # noqa: E402
+from scripted_llm import Asked, Server, competent, read_request, serving, write_towns  # noqa: E402
 
 from clara_cli.commands import synth  # noqa: E402
 from clara_cli.config import SynthConfig  # noqa: E402

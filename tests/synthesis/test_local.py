@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import write_towns
+from scripted_llm import write_towns
 
+from clara_cli.chat.client import LLMError, Prompt, Unfit
+from clara_cli.chat.protocol import Reply
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 from clara_cli.core.backbone import Backbone, load_backbone
 from clara_cli.errors import ArtefactError
-from clara_cli.synthesis.llm import LLMError, Prompt, Unfit
 from clara_cli.synthesis.local import LocalLLM
-from clara_cli.synthesis.wire import Reply
 
 
 @pytest.fixture(scope="module")

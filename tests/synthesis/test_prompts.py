@@ -8,11 +8,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import read_request
+from scripted_llm import read_request
 
+from clara_cli.chat.client import Prompt
 from clara_cli.synthesis import prompts
 from clara_cli.synthesis.gates import Candidate, Limits, check_pair, check_paraphrase
-from clara_cli.synthesis.llm import Prompt
 from clara_cli.synthesis.replies import read_linked, read_pairs, read_text
 
 TEXT = "Kestrel Point\nThe lamp was lit in 1871."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import write_towns
+from scripted_llm import write_towns
 from serving import transformers_serve
 
 from clara_cli.commands import synth

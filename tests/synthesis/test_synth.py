@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import (
+from scripted_llm import (
     Asked,
     Raw,
     Server,
@@ -31,6 +31,7 @@ from scripted import (
 )
 
 from clara_cli.app import app
+from clara_cli.chat.client import LLMError
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 from clara_cli.documents.examples import read_pairs, read_questions
@@ -38,11 +39,10 @@ from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, 
 from clara_cli.harvest import LINES
 from clara_cli.records import Report, SynthResult
 from clara_cli.storage.lock import locked
-from clara_cli.synthesis.llm import LLMError
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK: dict[str, Any] = {"retries": 2, "backoff": 0.01, "timeout": 10.0, "concurrency": 4}
-REQUESTS_A_TOWN = 12  # of the competent model: see `scripted.competent`
+REQUESTS_A_TOWN = 12  # of the competent model: see `scripted_llm.competent`
 JSON_KEYS = ["pairs", "accepted", "rejected", "passages", "rounds", "tokens", "seconds"]
 
 

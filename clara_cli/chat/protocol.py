@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ MOST_TOKENS = 2**24  # of one prompt or reply, more than any model reads; a high
 CHARACTERS_A_TOKEN = 4  # where a server does not count
 LAST_DIALECT = 2
 URL_HINT = "an address looks like http://127.0.0.1:8000/v1"
-START_HINT = "start the server, or correct --llm; what is finished is kept"
+START_HINT = "start the server, or correct --llm"
 _TOO_LONG = (
     "context length",
     "context size",  # llama.cpp
@@ -91,10 +91,13 @@ async def read_bounded(response: httpx2.Response, limit: int) -> tuple[bytes, bo
     return b"".join(parts), True
 
 
-async def read_reply(response: httpx2.Response, asked: str) -> Reply:
-    """The reply of a response with status 200. Raises Broken."""
+async def read_reply(
+    response: httpx2.Response, asked: str, on_text: Callable[[str], None] | None = None
+) -> Reply:
+    """The reply of a response with status 200; `on_text` is told each piece of a streamed one.
+    Raises Broken."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
-        return await _read_stream(response, asked)
+        return await _read_stream(response, asked, on_text)
     raw, whole = await read_bounded(response, REPLY_BYTES)
     if not whole:
         return Reply("", _estimate(asked), REPLY_BYTES // CHARACTERS_A_TOKEN, cut=True)
@@ -119,7 +122,9 @@ def _text(content: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-async def _read_stream(response: httpx2.Response, asked: str) -> Reply:
+async def _read_stream(
+    response: httpx2.Response, asked: str, on_text: Callable[[str], None] | None
+) -> Reply:
     parts: list[str] = []
     last: dict[str, Any] = {}
     usage: Any = None
@@ -141,6 +146,8 @@ async def _read_stream(response: httpx2.Response, asked: str) -> Reply:
             delta = choice.get("delta")
             text = delta.get("content") if isinstance(delta, dict) else None
             parts.append(text if isinstance(text, str) else "")
+            if on_text is not None and parts[-1]:
+                on_text(parts[-1])
     if not ended and not last:
         raise Broken("the stream ended early")
     return _reply("".join(parts), last, usage, asked)

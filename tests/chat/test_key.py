@@ -7,7 +7,7 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_cli.synthesis.key import HIDDEN, IN_LINES, IN_REFUSALS, KeyGuard
+from clara_cli.chat.key import HIDDEN, IN_LINES, IN_REFUSALS, KeyGuard
 
 KEY = "sk-Abc123Def456"
 CHARACTERS = st.text(string.ascii_letters + string.digits + "-_.", min_size=1, max_size=40)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +20,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from clara_cli.chat import protocol
+from clara_cli.chat.key import KeyGuard
+from clara_cli.chat.protocol import Broken, Reply
 from clara_cli.errors import ClaraError, UsageError
-from clara_cli.synthesis import wire
-from clara_cli.synthesis.key import KeyGuard
-from clara_cli.synthesis.wire import Broken, Reply
 
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
 CONNECT_SECONDS = 10.0
+KEYS = ("CLARA_LLM_API_KEY", "OPENAI_API_KEY")
 KEY_HINT = "set CLARA_LLM_API_KEY (or OPENAI_API_KEY) to a key this server takes"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -102,11 +104,23 @@ class _Transient(Exception):
         self.wait, self.everyone, self.hung = wait, everyone, hung
 
 
+class _Heard:
+    """Passes pieces of a reply on, and counts them."""
+
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self._on_text, self.pieces = on_text, 0
+
+    def __call__(self, text: str) -> None:
+        self.pieces += 1
+        if self._on_text is not None:
+            self._on_text(text)
+
+
 @dataclass(slots=True)
 class _Endpoint:
     url: str
     http: httpx2.AsyncClient
-    dialect: int = 0  # how much of the request this server understands, see wire.body
+    dialect: int = 0  # how much of the request this server understands, see protocol.body
     in_flight: int = 0
     ready_at: float = 0.0
 
@@ -122,10 +136,10 @@ class ChatClient:
         say: Callable[[str], None],
     ) -> None:
         self._settings, self._key, self._say = settings, key, say
-        self._guard = KeyGuard(key)
+        self.guard = KeyGuard(key)
         self._endpoints = [self._endpoint(url) for url in dict.fromkeys(map(base_url, urls))]
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._answered_at = -1.0
+        self._answered_at, self._checked = -1.0, False
         self._random = random.Random(settings.seed)
 
     def _endpoint(self, url: str) -> _Endpoint:
@@ -150,7 +164,7 @@ class ChatClient:
         """Ask each server for a few tokens, with a system turn if there is to be one, and learn
         what it understands. A server that does not answer is said and left out; raises LLMError
         where none does."""
-        asked = self._endpoints
+        asked, self._checked = self._endpoints, True
         found = await asyncio.gather(*(self._probe(e, system) for e in asked))
         errors = [error for error in found if error is not None]
         if len(errors) == len(found):
@@ -169,30 +183,34 @@ class ChatClient:
             except LLMError as error:
                 return error
             except Unfit as unfit:
-                if endpoint.dialect == wire.LAST_DIALECT:
+                if endpoint.dialect == protocol.LAST_DIALECT:
                     said = f"{endpoint.url} refuses requests: {unfit.detail}"
                     return LLMError(said, "check --llm-model and the server's log")
                 endpoint.dialect += 1
             except _Transient as error:
                 if attempt == self._settings.retries or not error.wait:
-                    return LLMError(str(error), wire.START_HINT)
+                    return LLMError(str(error), protocol.START_HINT)
                 await asyncio.sleep(self._delay(error, attempt))
-        return LLMError(f"{endpoint.url} does not answer", wire.START_HINT)
+        return LLMError(f"{endpoint.url} does not answer", protocol.START_HINT)
 
-    async def ask(self, prompt: Prompt) -> Reply:
+    async def ask(self, prompt: Prompt, on_text: Callable[[str], None] | None = None) -> Reply:
         """The reply to a prompt, tried again where a failure may pass, elsewhere if there is an
-        elsewhere."""
+        elsewhere. `on_text` is told each piece of a streamed reply: once it was told one, nothing
+        is tried again."""
+        heard = _Heard(on_text)
         started, last, failed = time.monotonic(), "", None
         async with self._slots:
             for attempt in range(self._settings.retries + 1):
                 endpoint = await self._pick(failed)
                 endpoint.in_flight += 1
                 try:
-                    reply = await self._send(endpoint, prompt)
+                    reply = await self._send_fitting(endpoint, prompt, on_text and heard)
                     self._answered_at = time.monotonic()
                     return reply
                 except _Transient as error:
                     last, failed = str(error), endpoint
+                    if heard.pieces:
+                        raise Unanswered(last) from error
                     if error.hung and self._answered_at < started:
                         break  # a whole timeout without an answer to anybody: enough
                     await self._wait(endpoint, error, attempt)
@@ -225,9 +243,25 @@ class ChatClient:
         elif len(self._endpoints) == 1:
             await asyncio.sleep(delay)
 
-    async def _send(self, endpoint: _Endpoint, prompt: Prompt) -> Reply:
+    async def _send_fitting(
+        self, endpoint: _Endpoint, prompt: Prompt, on_text: Callable[[str], None] | None
+    ) -> Reply:
+        """Send a prompt; a server that was never checked may refuse what it does not understand,
+        and is asked in plainer dialects."""
+        while True:
+            try:
+                return await self._send(endpoint, prompt, on_text)
+            except Unfit as unfit:
+                plainest = endpoint.dialect == protocol.LAST_DIALECT
+                if self._checked or unfit.gate != "refused" or plainest:
+                    raise
+                endpoint.dialect += 1
+
+    async def _send(
+        self, endpoint: _Endpoint, prompt: Prompt, on_text: Callable[[str], None] | None = None
+    ) -> Reply:
         settings, url = self._settings, endpoint.url
-        body = wire.body(
+        body = protocol.body(
             endpoint.dialect,
             model=settings.model,
             text=prompt.text,
@@ -236,7 +270,7 @@ class ChatClient:
             max_tokens=prompt.max_tokens,
             temperature=prompt.temperature,
             seed=prompt.seed(settings.seed),
-            stream=settings.stream,
+            stream=settings.stream or on_text is not None,
         )
         try:
             async with asyncio.timeout(settings.timeout):
@@ -244,22 +278,22 @@ class ChatClient:
                     "POST", f"{url}/chat/completions", json=body
                 ) as response:
                     if response.status_code == 200:
-                        return await wire.read_reply(response, prompt.text)
+                        return await protocol.read_reply(response, prompt.text, on_text)
                     said = await self._said(response)
                     raise self._failure(url, response, said)
         except TimeoutError as error:
             message = f"{url} did not answer within {settings.timeout:g} s"
             raise _Transient(message, hung=True) from error
         except httpx2.ConnectError as error:
-            reason = self._guard.refusal(str(error))
+            reason = self.guard.refusal(str(error))
             raise _Transient(f"no server answers at {url}: {reason}", everyone=True) from error
         except (httpx2.TransportError, httpx2.DecodingError, Broken) as error:
-            reason = self._guard.refusal(str(error)) or type(error).__name__
+            reason = self.guard.refusal(str(error)) or type(error).__name__
             raise _Transient(f"{url} broke off its answer: {reason}") from error
 
     async def _said(self, response: httpx2.Response) -> str:
         """What the server says of its refusal, one line, the key cut out."""
-        raw, _ = await wire.read_bounded(response, 65_536)
+        raw, _ = await protocol.read_bounded(response, 65_536)
         text = raw.decode(errors="replace")
         try:
             said = json.loads(text)
@@ -268,7 +302,7 @@ class ChatClient:
         for key in ("error", "message", "detail"):
             said = said.get(key, said) if isinstance(said, dict) else said
         text = said if isinstance(said, str) else json.dumps(said)
-        return self._guard.refusal(" ".join(text.split()))[:200]
+        return self.guard.refusal(" ".join(text.split()))[:200]
 
     def _failure(self, url: str, response: httpx2.Response, said: str) -> Exception:
         """What a status other than 200 means."""
@@ -281,14 +315,25 @@ class ChatClient:
             hint = "check --llm-model, and that --llm is the address up to /v1"
             return LLMError(f"{named} (404: {said})", hint)
         if status == 429 or status >= 500 or status == 408:
-            wait = wire.retry_after(response.headers.get("retry-after"))
+            wait = protocol.retry_after(response.headers.get("retry-after"))
             everyone = status in (429, 503)
             return _Transient(f"{url} answers {status}: {said}", max(wait, 1e-3), everyone)
         if 300 <= status < 400:
             return LLMError(f"{url} redirects ({status})", "give --llm the address it leads to")
-        if wire.too_long(status, said):
+        if protocol.too_long(status, said):
             return Unfit("context", said)
         return Unfit("refused", f"{status}: {said}")
+
+
+def read_key() -> str | None:
+    """The server's key from the environment, None where there is none."""
+    for name in KEYS:
+        key = os.environ.get(name, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"${name} holds characters that no key has", "set it again")
+        if key:
+            return key
+    return None
 
 
 def base_url(url: str) -> str:
@@ -298,9 +343,9 @@ def base_url(url: str) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"--llm {shown}: {error}", wire.URL_HINT) from error
+        raise UsageError(f"--llm {shown}: {error}", protocol.URL_HINT) from error
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UsageError(f"--llm {shown}: not a server's address", wire.URL_HINT)
+        raise UsageError(f"--llm {shown}: not a server's address", protocol.URL_HINT)
     if "@" in parts.netloc:
         raise UsageError(f"--llm {shown}: a key in the address", KEY_HINT)
     path = parts.path.rstrip("/").removesuffix("/chat/completions")

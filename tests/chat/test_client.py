@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from scripted import Asked, Raw, completion, serving, streamed
+from scripted_llm import Asked, Raw, completion, serving, streamed
 
-from clara_cli.errors import UsageError
-from clara_cli.synthesis import wire
-from clara_cli.synthesis.llm import (
+from clara_cli.chat import protocol
+from clara_cli.chat.client import (
     ChatClient,
     ChatSettings,
     LLMError,
@@ -25,7 +24,8 @@ from clara_cli.synthesis.llm import (
     Unfit,
     base_url,
 )
-from clara_cli.synthesis.wire import Reply
+from clara_cli.chat.protocol import Reply
+from clara_cli.errors import UsageError
 
 KEY = "sk-very-secret-0123456789"
 QUICK: dict[str, Any] = {"timeout": 5.0, "retries": 3, "backoff": 0.01}
@@ -251,9 +251,9 @@ def test_an_outage_ends_the_run() -> None:
 def test_ten_megabytes_are_cut_off_and_cost_no_memory() -> None:
     huge = completion("x" * 10_000_000)
     long_stream = streamed("y" * 150_000)
-    assert len(long_stream.body) > wire.REPLY_BYTES
+    assert len(long_stream.body) > protocol.REPLY_BYTES
     with serving(after_probe(huge, long_stream)) as server:
-        assert talk(server.url, one) == Reply("", 2, wire.REPLY_BYTES // 4, cut=True)
+        assert talk(server.url, one) == Reply("", 2, protocol.REPLY_BYTES // 4, cut=True)
         assert talk(server.url, one, stream=True).cut
 
 
