@@ -69,10 +69,11 @@ class Stream:
 
 def as_json(answer: Answer) -> dict[str, Any]:
     """The JSON object of one answer (a contract with scripts). What there is nothing to say of is
-    omitted: `support_method`, `read` other than memory, a source's `corpus` among several, its
-    `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained from,
-    `answer` says so and `generated` is what was not shown."""
+    omitted: `id`, `support_method`, `read` other than memory, a source's `corpus` among several,
+    its `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained
+    from, `answer` says so and `generated` is what was not shown."""
     record = dataclasses.asdict(answer)
+    record = _identified(record.pop("id")) | record
     record["sources"] = [_source_json(hit) for hit in answer.sources]
     if record.pop("abstained") and answer.answer != ABSTENTION:
         record |= {"answer": ABSTENTION, "generated": answer.answer}
@@ -90,7 +91,18 @@ def as_json(answer: Answer) -> dict[str, Any]:
 def search_json(result: SearchResult) -> dict[str, Any]:
     """The JSON object of the passages of a question alone (a contract with scripts)."""
     sources = [_source_json(hit) for hit in result.sources]
-    return {"question": result.question, "sources": sources, "seconds": result.seconds}
+    record = {"question": result.question, "sources": sources, "seconds": result.seconds}
+    return _identified(result.id) | record
+
+
+def _identified(id: Any) -> dict[str, Any]:
+    return {} if id is None else {"id": id}
+
+
+def show_text(answer: Answer, *, line: bool) -> None:
+    """The words of an answer and nothing else; in one `line` where there are several answers."""
+    text = ABSTENTION if answer.abstained else clean(answer.answer)
+    console(stderr=False).print(Text(" ".join(text.split()) if line else text), soft_wrap=True)
 
 
 def _source_json(hit: Hit) -> dict[str, Any]:

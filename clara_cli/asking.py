@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from clara_cli import answers, repl, scorecard, slash, ui
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions, default_model
@@ -42,14 +44,14 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     if config.question is not None and not config.question.strip():
         raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
     with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+        printer = held.enter_context(Printer(config, report, as_json=as_json))
         config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
-        if not (config.file or config.search or as_json) and sys.stdout.isatty():
+        if config.file is None and printer.streams:
             session = module.open_session(config, report)
-            given: Iterable[Answer] = [_streamed(session, config.question or "", report)]
+            given: Iterable[Answer] = [printer.stream(session, config.question or "")]
         else:
-            answered = module.run(config, report)
-            given = _shown(answered, report, as_json=as_json, titled=config.file is not None)
+            given = printer.show_all(module.run(config, report))
         _check_support(given, required=config.require_support)
 
 
@@ -143,53 +145,95 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         session: slash.Session = ask.open_session(_with_documents(config, report, held), report)
         return session
 
-    def show(answer: Answer | SearchResult) -> None:
-        shown = _shown([answer], report, as_json=as_json, titled=False)
-        _check_support(shown, required=config.require_support)
+    printer = held.enter_context(Printer(config, report, as_json=as_json))
+
+    def show(result: Answer | SearchResult) -> None:
+        _check_support(printer.show_all([result]), required=config.require_support)
 
     def reply(session: slash.Session, question: str) -> None:
         if config.search:
             show(session.search(question))
-        elif as_json or not sys.stdout.isatty():
-            show(session.ask(question))
+        elif printer.streams:
+            answer = printer.stream(session, question)
+            _check_support([answer], required=config.require_support)
         else:
-            answered = _streamed(session, question, report)
-            _check_support([answered], required=config.require_support)
+            show(session.ask(question))
 
     with report, held:
         repl.run(open_session, reply, show)
 
 
-def _streamed(session: slash.Session, question: str, report: TerminalReport) -> Answer:
-    """The answer, a draft of it shown as its words come."""
-    report.pause()
-    with answers.Stream() as stream:
-        answer = session.ask(question, stream.say)
-    answers.show(answer)
-    return answer
+class Printer:
+    """Shows answers, and passages found, as the options want them, and keeps them in the log."""
 
+    def __init__(self, config: AskConfig, report: TerminalReport, *, as_json: bool) -> None:
+        if as_json and config.answer_only:
+            raise UsageError("--json and --answer-only were both given", "give one of them")
+        self._config, self._report, self._as_json = config, report, as_json
+        self._log = _open_log(config.log)
 
-def _shown(
-    given: Iterable[Answer | SearchResult],
-    report: TerminalReport,
-    *,
-    as_json: bool,
-    titled: bool,
-) -> Iterator[Answer]:
-    """Show answers, and passages found, as soon as they are there; pass the answers on."""
-    for result in given:
-        report.pause()
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer is shown as its words come: on a terminal, unless bare or as JSON."""
+        bare = self._config.answer_only or self._config.search or self._as_json
+        return not bare and sys.stdout.isatty()
+
+    def stream(self, session: slash.Session, question: str) -> Answer:
+        """The answer to a question, a draft of it shown as its words come."""
+        self._report.pause()
+        with answers.Stream() as stream:
+            answer = session.ask(question, stream.say)
+        self.show(answer)
+        return answer
+
+    def show_all(self, results: Iterable[Answer | SearchResult]) -> Iterator[Answer]:
+        """Show results as soon as they are there; pass the answers on."""
+        for result in results:
+            self._report.pause()
+            self.show(result)
+            if isinstance(result, Answer):
+                yield result
+
+    def show(self, result: Answer | SearchResult) -> None:
+        """Show one result, and log it."""
+        config, titled = self._config, self._config.file is not None
         if isinstance(result, SearchResult):
-            if as_json:
-                ui.write_json(answers.search_json(result))
-            else:
-                answers.show_search(result, titled=titled)
-            continue
-        if as_json:
-            ui.write_json(answers.as_json(result))
+            record = answers.search_json(result)
+        else:
+            record = answers.as_json(result)
+        if self._as_json:
+            ui.write_json(record)
+        elif isinstance(result, SearchResult):
+            answers.show_search(result, titled=titled)
+        elif config.answer_only:
+            answers.show_text(result, line=titled)
         else:
             answers.show(result, titled=titled)
-        yield result
+        if self._log is not None:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            self._log.write(ui.json_line({"time": now, **record}) + "\n")
+
+
+def _open_log(file: Path | None) -> TextIO | None:
+    """The file of --log, written a line at a time; a new one is its owner's alone.
+
+    Raises:
+        UsageError: where it cannot be written.
+    """
+    if file is None:
+        return None
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UsageError(f"--log {file}: {error.strerror}", "name a file to append to") from error
+    return os.fdopen(handle, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 def _check_support(given: Iterable[Answer], *, required: bool) -> None:

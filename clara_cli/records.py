@@ -148,7 +148,7 @@ class Answer:
     `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict,
     `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `lexical`, by
     words alone. `read` is how the generator was given its passages; `abstained`: the answer is not
-    to be shown, since it is not supported.
+    to be shown, since it is not supported. `id` is the question's own, as it was given.
     """
 
     question: str
@@ -164,6 +164,7 @@ class Answer:
     read: str = "memory"
     explain: Explanation | None = None
     abstained: bool = False
+    id: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ class SearchResult:
     question: str
     sources: tuple[Hit, ...]
     seconds: dict[str, float]
+    id: Any = None
 
 
 @dataclass(frozen=True, slots=True)

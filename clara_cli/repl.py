@@ -133,7 +133,9 @@ class Repl:
 
     def _do(self, line: str) -> None:
         talk = self._ready()
-        if line.startswith("/"):
+        if line in slash.HELP:
+            slash.run("/help", talk)
+        elif line.startswith("/"):
             slash.run(line, talk)
         else:
             self._reply(talk.session, line)
@@ -146,8 +148,14 @@ class Repl:
             if not self._loader.future.done():
                 ui.say("loading the model ...")
             session = self._loader.future.result()
-            self._talk = slash.Talk(session, ui.say, self._show, answers.show_sources)
+            self._talk = slash.Talk(
+                session, ui.say, self._show, answers.show_sources, self._clear
+            )
         return self._talk
+
+    def _clear(self) -> None:
+        """Clear the screen, as Ctrl-L does."""
+        self._prompt.app.renderer.clear()
 
     def _wake(self) -> None:
         """Called from the loading thread when it ended: redraw the status, or end the prompt that

@@ -14,7 +14,8 @@ from typing import Protocol
 from clara_cli.errors import UsageError, nearest
 from clara_cli.records import Answer, SearchResult
 
-LEAVE = ("/quit", "exit", "quit")
+LEAVE = ("/quit", "/exit", "exit", "quit")
+HELP = ("help", "?")
 
 
 class Session(Protocol):
@@ -52,6 +53,7 @@ class Talk:
     say: Callable[[str], None]
     show: Callable[[Answer | SearchResult], None]
     show_sources: Callable[[Answer], None]
+    clear: Callable[[], None]
     saved: set[Path] = field(default_factory=set)
 
     def last(self) -> Answer:
@@ -67,6 +69,15 @@ def _help(talk: Talk, rest: str) -> None:
     for name, (doc, _) in COMMANDS.items():
         talk.say(f"{name:{width}}  {doc}")
     talk.say("Ctrl-C stops an answer, Ctrl-D leaves, Ctrl-R and Up find earlier questions.")
+
+
+def _new(talk: Talk, rest: str) -> None:
+    talk.session.said.clear()
+    talk.say("a new conversation: questions lean on nothing before")
+
+
+def _clear(talk: Talk, rest: str) -> None:
+    talk.clear()
 
 
 def _sources(talk: Talk, rest: str) -> None:
@@ -149,7 +160,7 @@ def markdown(said: list[Answer]) -> str:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
-    "/help": ("this list", _help),
+    "/help": ("this list (or help, ?)", _help),
     "/search": ("QUESTION: passages alone, the best sentence of each", _search),
     "/sources": ("the last answer's passages in full", _sources),
     "/explain": ("the last answer again, and why", _explain),
@@ -157,7 +168,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
     "/ratio": ("N: read memory at a higher ratio", _ratio),
     "/corpus": ("DIR...: ask other corpora; alone: which these are", _corpus),
     "/save": ("FILE: keep the conversation as Markdown", _save),
-    "/quit": ("leave (or exit, quit, Ctrl-D)", _help),
+    "/new": ("begin a new conversation: forget what was said", _new),
+    "/clear": ("clear the screen", _clear),
+    "/exit": ("leave (or /quit, exit, quit, Ctrl-D)", _help),
 }
 
 

@@ -179,9 +179,14 @@ def _figures(progress: records.Progress) -> str:
     return ", ".join(f"{name} {value}" for name, value in progress.figures.items())
 
 
+def json_line(record: dict[str, Any]) -> str:
+    """A JSON object in one line."""
+    return json.dumps(_jsonable(record), ensure_ascii=False)
+
+
 def write_json(record: dict[str, Any]) -> None:
     """One JSON object as one line of stdout."""
-    line = json.dumps(_jsonable(record), ensure_ascii=False)
+    line = json_line(record)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a terminal without the letters, or a lone surrogate in a text

@@ -71,7 +71,16 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"QUESTION", "DOCUMENTS", "--backbone", "--candidates", "--corpus", "--explain", "--file"},
         *{"-f", "--first-stage", "--max-new-tokens", "--model", "--ratio", "--read"},
         *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
-        *{"--abstain", "--llm", "--llm-model", "--search", "--skip-bad", "--text-field"},
+        *{
+            "--abstain",
+            "--answer-only",
+            "--llm",
+            "--log",
+            "--llm-model",
+            "--search",
+            "--skip-bad",
+            "--text-field",
+        },
     },
 }
 

@@ -81,7 +81,7 @@ def converse(
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
-@pytest.mark.parametrize("leave", ["/quit\n", "exit\n", "quit\n", CTRL_D])
+@pytest.mark.parametrize("leave", ["/quit\n", "/exit\n", "exit\n", "quit\n", CTRL_D])
 def test_questions_are_answered_until_the_user_leaves(
     leave: str, converse: Callable[..., list[Answer]]
 ) -> None:
@@ -209,6 +209,31 @@ def test_the_ratio_and_the_corpus_change_or_stay_as_they_were(
     assert "memory is read as it was stored" in err and err.count("ratio is 32") == 2
     assert "it serves 16, 32" in err and "/ratio x: not a number" in err
     assert err.count("a.clara, b.clara") == 2 and "c: no such corpus" in err
+
+
+@pytest.mark.parametrize("typed", ["help", "?", "/help"])
+def test_help_by_any_name(
+    typed: str, converse: Callable[..., list[Answer]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert converse(f"{typed}\n/quit\n") == []
+    assert "/search" in capsys.readouterr().err
+
+
+def test_a_new_conversation_forgets_what_was_said(converse: Callable[..., list[Answer]]) -> None:
+    session = FakeSession()
+    converse("one\n/new\n/quit\n", lambda: session)
+    assert session.said == []
+
+
+def test_clear_clears_the_screen(
+    converse: Callable[..., list[Answer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prompt_toolkit.renderer import Renderer
+
+    cleared: list[str] = []
+    monkeypatch.setattr(Renderer, "clear", lambda self: cleared.append("all"))
+    assert [answer.question for answer in converse("/clear\none\n/quit\n")] == ["one"]
+    assert "all" in cleared
 
 
 def test_search_shows_passages_alone(

@@ -12,6 +12,12 @@ from clara_cli.answering.llm_answerer import LLMAnswerer
 from clara_cli.answering.passage_search import PassageSearch
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
 from clara_cli.commands.needs import of_answering
+from clara_cli.commands.question_files import (
+    STDIN,
+    AskedQuestion,
+    read_question_file,
+    read_stdin,
+)
 from clara_cli.commands.session import (
     ClaraSession,
     PassageSession,
@@ -27,24 +33,22 @@ from clara_cli.core.heap import keep_heap
 from clara_cli.core.info import read_info
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
-from clara_cli.documents.examples import read_questions
 from clara_cli.documents.listing import Source
-from clara_cli.documents.sources import not_utf8
 from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, SearchResult
 from clara_cli.retrieval import Retriever
 from clara_cli.search.where import parse
-from clara_cli.storage.file_kinds import special_file
 
 IDLE_IN_TASK = (
     *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
     *("explain", "require_support", "search", "abstain", "llm", "llm_model"),
+    *("answer_only", "log"),
 )
 IDLE_IN_SEARCH = (
     *("max_new_tokens", "read", "explain", "require_support", "abstain"),
-    *("llm", "llm_model", "dry_run"),
+    *("llm", "llm_model", "dry_run", "answer_only"),
 )
 IDLE_WITH_LLM = ("read", "explain", "require_support", "abstain", "dry_run")
 TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
@@ -65,20 +69,41 @@ def run(
     if config.task is not None:
         yield retell(config, report)
         return
-    if config.question is not None:
-        asked = [("", config.question)]
-    else:
-        asked = read_file(config.file)
+    if config.question is None:
         keep_heap()
-    questions = [question for _, question in asked]
+    if config.file == STDIN:
+        session = open_session(config, report)
+        for questions in read_stdin(TOGETHER):
+            check_questions(session, questions)
+            yield from replies(session, questions)
+        return
+    if config.question is not None:
+        questions = [AskedQuestion(config.question)]
+    elif config.file is not None:
+        questions = read_question_file(config.file)
+    else:
+        raise UsageError("no question", "give one, or -f FILE")
     session = open_session(config, report)
-    check_questions(session, asked)
+    check_questions(session, questions)
     for first in range(0, len(questions), TOGETHER):
-        together = questions[first : first + TOGETHER]
-        yield from session.search_all(together) if config.search else session.ask_all(together)
+        yield from replies(session, questions[first : first + TOGETHER])
         if config.file is not None:
             done = min(first + TOGETHER, len(questions))
             report.progress(Progress("ask", done, len(questions), "questions"))
+
+
+def replies(
+    session: Session, questions: Sequence[AskedQuestion]
+) -> Iterator[Answer | SearchResult]:
+    """Answers to questions asked together, or their passages alone, with their ids."""
+    texts = [question.text for question in questions]
+    ids = [question.id for question in questions]
+    if session.config.search:
+        for id, result in zip(ids, session.search_all(texts), strict=True):
+            yield dataclasses.replace(result, id=id)
+        return
+    for id, answer in zip(ids, session.ask_all(texts), strict=True):
+        yield dataclasses.replace(answer, id=id)
 
 
 def needed(config: AskConfig, report: Report) -> MemoryNeed:
@@ -210,37 +235,13 @@ def find_corpora(given: tuple[Path, ...]) -> list[Path]:
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 
 
-def check_questions(session: Session, asked: list[tuple[str, str]]) -> None:
-    """Raise DataError for the first question of a file, of (place, question) pairs, that cannot be
-    read: before any is answered."""
-    for place, question in asked:
+def check_questions(session: Session, questions: Sequence[AskedQuestion]) -> None:
+    """Raise DataError for the first question of a file that cannot be read: before any is
+    answered."""
+    for question in questions:
         try:
-            session.check_question(question)
+            session.check_question(question.text)
         except UsageError as error:
-            if not place:
+            if not question.place:
                 raise
-            raise DataError(f"{place}: {error.message}", error.hint) from error
-
-
-def read_file(file: Path | None) -> list[tuple[str, str]]:
-    """(file:line, question) of a text file (one a line) or a JSON-lines file (`question`)."""
-    if file is None:
-        raise UsageError("no question", "give one, or -f FILE")
-    if ".jsonl" in file.suffixes:
-        return [(q.source, q.question) for q in read_questions([str(file)], need_answers=False)]
-    if special := special_file(file):
-        raise DataError(f"{file}: {special}", "give -f a file of questions, or pipe one in")
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", "give -f a file of questions") from error
-    try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        number, what = not_utf8(error.object, error.start)
-        raise DataError(f"{file}:{number}: {what}", "save the file as UTF-8") from error
-    places = [(f"{file}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
-    questions = [(place, line) for place, line in places if line]
-    if not questions:
-        raise DataError(f"{file}: no questions in it", "one question a line")
-    return questions
+            raise DataError(f"{question.place}: {error.message}", error.hint) from error

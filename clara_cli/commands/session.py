@@ -35,6 +35,7 @@ class Session(ABC):
         self.config, self._report = config, report
         self.top_k, self.ratio = config.top_k, config.ratio
         self.said: list[Answer] = []
+        self._first_folders = [str(folder) for folder in config.corpus]
 
     @property
     @abstractmethod
@@ -43,8 +44,11 @@ class Session(ABC):
 
     @property
     def corpus_name(self) -> str:
-        """The corpora as the user knows them."""
-        return ", ".join(str(one.corpus.folder) for one in self.passage_search.retrievers)
+        """The corpora, or the documents asked instead, as the user named them."""
+        folders = [str(one.corpus.folder) for one in self.passage_search.retrievers]
+        if self.config.documents and folders == self._first_folders:
+            return ", ".join(self.config.documents)
+        return ", ".join(folders)
 
     def search(self, question: str) -> SearchResult:
         """The passages of a question alone, searched with what was said before where the question

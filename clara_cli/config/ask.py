@@ -21,6 +21,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
       clara ask --search "mayor of Frostmouth" --corpus sample.clara
       clara ask "When is the next release?" ./notes --llm http://127.0.0.1:8000/v1 --llm-model NAME
       clara ask -f questions.txt --corpus sample.clara --json
+      cat questions.txt | clara ask -f - --corpus sample.clara --answer-only
       clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
       clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
       clara ask --corpus sample.clara
@@ -33,7 +34,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
         "Documents to ask instead of a corpus: compressed once, kept in the user's cache.", ()
     )
     file: Path | None = option(
-        "Questions from a file: one a line, or JSONL with `question`.",
+        "Questions from a file, or - for stdin: one a line, or JSONL with `question` and `id`.",
         None,
         INPUT,
         flag="--file/-f",
@@ -101,6 +102,12 @@ class AskConfig(PlacementOptions, DocumentOptions):
         "Say 'not in the documents' instead of an answer that the sources do not support.",
         False,
         METHOD,
+    )
+    answer_only: bool = option(
+        "Print the words of the answer alone, a line for each question of a file.", False, OUTPUT
+    )
+    log: Path | None = option(
+        "Append every answer to this file, as --json prints it, with its time.", None, OUTPUT
     )
     dry_run: bool = option(
         "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT

@@ -109,13 +109,20 @@ def load(options: LoadOptions, dropout: float | None = None) -> Loaded:
 
         loaded = load_released(path, options, dropout)
     else:
-        raise ArtefactError(
-            f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)",
-            "give what clara pretrain or clara train wrote, or a released compression-N folder",
-        )
+        raise not_a_checkpoint(path)
     if options.placement.spreads:
         spread(loaded.model, str(options.placement.device_map))
     return loaded
+
+
+def not_a_checkpoint(path: Path) -> ArtefactError:
+    """The error for a folder that holds none; a plain language model is named as what it is."""
+    hint = "give what clara pretrain or clara train wrote, or a released compression-N folder"
+    if (path / "config.json").is_file():
+        hint = f"it is a plain language model: give it as --backbone {path}, and as --model a "
+        hint += "checkpoint that was trained on it"
+    message = f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)"
+    return ArtefactError(message, hint)
 
 
 def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loaded:

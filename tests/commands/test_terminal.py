@@ -3,6 +3,7 @@ questions remembered across runs."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -137,3 +138,27 @@ def test_two_conversations_share_one_history(words, tmp_path):
         assert terminal.end() == 0
     history = (tmp_path / "state" / "clara" / "history").read_text()
     assert "+/top-k 1" in history and "+/top-k 2" in history
+
+
+ANSWERING_A_WHILE = SLOWLY.replace(f"time.sleep({SECONDS})", "time.sleep(2)")
+
+
+@pytest.mark.slow
+def test_what_is_typed_during_an_answer_is_asked_next(words, works, tmp_path):
+    terminal = Terminal([*words, "--top-k", "1", "--log", "log"], tmp_path, ANSWERING_A_WHILE)
+    terminal.until(PROMPT)
+    terminal.type("Who is mayor of Elmgate?\r")
+    terminal.until("answering")
+    terminal.type("Who is mayor of Quarrel?\r/top-k 3\rWho is ma")
+    terminal.until("answering")
+    terminal.until("top-k is 3")
+    terminal.until("Who is ma")
+    terminal.type("yor of Pinewick?\r")
+    terminal.until("answering")
+    terminal.until("3. ")
+    terminal.until(PROMPT)
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    asked = [json.loads(line)["question"] for line in (tmp_path / "log").read_text().splitlines()]
+    towns = ("Elmgate", "Quarrel", "Pinewick")
+    assert asked == [f"Who is mayor of {town}?" for town in towns]

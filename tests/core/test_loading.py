@@ -183,3 +183,9 @@ def test_every_command_refuses_it_with_three_and_asks_nobody(folder, tmp_path, w
     assert "names code of its own" in result.output
     assert "[y/N]" not in result.output
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_plain_language_model_given_as_a_checkpoint_is_named_as_a_backbone(tiny_backbone):
+    with pytest.raises(ArtefactError, match="not a checkpoint") as caught:
+        load(LoadOptions(str(tiny_backbone), device="cpu"))
+    assert "plain language model" in caught.value.hint and "--backbone" in caught.value.hint
