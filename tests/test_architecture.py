@@ -50,6 +50,7 @@ HELPERS = {
         "chat_server",
         "learning",
         "needs",
+        "question_files",
         "retrieved",
         "session",
         "telling",
