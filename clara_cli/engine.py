@@ -26,7 +26,7 @@ from clara_cli.answering.passage_search import (
 from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
 from clara_cli.config import default_model
-from clara_cli.core.checkpoint import Loaded, LoadOptions, load
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
@@ -277,10 +277,15 @@ def named_model(corpus: Corpus, model: str | None) -> str:
 
 def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:
     """A corpus can be read only by the memory space it was made in."""
+    if not reads(loaded, corpus.manifest.identity.checkpoint["fingerprint"]):
+        raise mismatch(corpus, loaded.name, loaded.info.fingerprint)
+
+
+def mismatch(corpus: Corpus, name: str, fingerprint: str) -> ArtefactError:
+    """The error of a corpus and a checkpoint of another memory space."""
     made_by = corpus.manifest.identity.checkpoint
-    if loaded.info.fingerprint != made_by["fingerprint"]:
-        raise ArtefactError(
-            f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']} "
-            f"({made_by.get('model')}), {loaded.name} is {loaded.info.fingerprint}",
-            f"use --model {made_by.get('model')}, or compress again with --model {loaded.name}",
-        )
+    return ArtefactError(
+        f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']} "
+        f"({made_by.get('model')}), {name} is {fingerprint}",
+        f"use --model {made_by.get('model')}, or compress again with --model {name}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.update(QUIET)
+if "CLARA_CACHE" not in os.environ:  # never the user's own
+    CACHE = tempfile.TemporaryDirectory(prefix="clara-tests-")
+    os.environ["CLARA_CACHE"] = CACHE.name
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 CHAT_TEMPLATE = (

@@ -75,7 +75,8 @@ class Answerer:
     def __init__(self, loaded: Loaded, has_text: bool, other: Callable[[Found], Tensor]) -> None:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.has_text, self._other = has_text, other
-        self.calibration = support.read_calibration(loaded.path, loaded.info.fingerprint)
+        known = (loaded.info.fingerprint, loaded.info.older_fingerprint)
+        self.calibration = support.read_calibration(loaded.path, *known)
 
     def answer(
         self,

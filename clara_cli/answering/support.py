@@ -70,8 +70,9 @@ class Calibration:
         return round(p, 4), p >= threshold
 
 
-def read_calibration(folder: Path, fingerprint: str) -> Calibration | None:
-    """A checkpoint's `support.json`; None where it has none, or one of another memory space.
+def read_calibration(folder: Path, *fingerprints: str) -> Calibration | None:
+    """A checkpoint's `support.json`; None where it has none, or one of another memory space than
+    these stand for.
 
     Raises:
         ArtefactError: where the file is damaged.
@@ -81,7 +82,8 @@ def read_calibration(folder: Path, fingerprint: str) -> Calibration | None:
         return None
     text = _fit(fields.object("text"), TEXT_SIGNALS)
     memory = _fit(fields.object("memory"), MEMORY_SIGNALS)
-    return Calibration(*text, *memory) if fields.values.get("fingerprint") == fingerprint else None
+    known = fields.values.get("fingerprint") in fingerprints
+    return Calibration(*text, *memory) if known else None
 
 
 def _fit(fields: Fields, names: Sequence[str]) -> tuple[Logistic, float]:

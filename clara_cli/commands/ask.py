@@ -25,7 +25,7 @@ from clara_cli.commands.session import (
     refuse_empty,
     refuse_unreadable,
 )
-from clara_cli.commands.telling import tell
+from clara_cli.commands.telling import note_older, tell
 from clara_cli.config import AskConfig, default_model
 from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
@@ -180,23 +180,27 @@ def open_passages(config: AskConfig, report: Report) -> PassageSession:
         settings = ChatSettings(str(config.llm_model), retries=LLM_RETRIES, seed=config.seed)
         urls = [part.strip() for part in config.llm.split(",")]
         answerer = LLMAnswerer(ChatClient(urls, settings, read_key(), report.warn))
-    return PassageSession(
-        search, lambda some: with_checkpoint(config, some), answerer, config, report
-    )
+
+    def load_checkpoint(some: PassageSearch) -> Clara:
+        return with_checkpoint(config, some, report)
+
+    return PassageSession(search, load_checkpoint, answerer, config, report)
 
 
-def with_checkpoint(config: AskConfig, search: PassageSearch) -> Clara:
+def with_checkpoint(config: AskConfig, search: PassageSearch, report: Report) -> Clara:
     """Corpora with the checkpoint that reads them, loaded."""
     first = search.retrievers[0].corpus
     ratio = first.manifest.identity.ratio
     loaded = load(LoadOptions.of(config, named_model(first, config.model), ratio))
-    return Clara(loaded, *search.retrievers)
+    clara = Clara(loaded, *search.retrievers)
+    note_older(loaded, [one.corpus for one in search.retrievers], report)
+    return clara
 
 
 def open_clara(config: AskConfig, report: Report) -> Clara:
     """Find and open the corpora, their checkpoint and their indexes."""
     retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
-    clara = with_checkpoint(config, PassageSearch(retrievers))
+    clara = with_checkpoint(config, PassageSearch(retrievers), report)
     found = tell(clara.loaded, report)
     found.need("generator")
     if config.task is None and not found.answers:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clara_cli.commands.chat_server import ServerChat
+from clara_cli.commands.telling import note_older
 from clara_cli.config import BenchConfig, default_model
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
@@ -77,6 +78,7 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
     with contextlib.ExitStack() as resources:
         tools = RivalTools(chat_opener(config, report), config.answer_timeout, resources)
         loaded = load_checkpoint(config, corpus)
+        note_older(loaded, [] if corpus is None else [corpus], report)
         plan = prepare(config, dataset, loaded, corpus, tools, report)
         settings = identity(config, plan)
         ranks.agree(settings)
@@ -145,7 +147,7 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
     if corpus is not None:
         ratio = corpus.manifest.identity.ratio
-    loaded = load(LoadOptions.of(config, named, ratio))
+    loaded = load(LoadOptions.of(config, named, ratio, verify=True))
     if corpus is not None:
         refuse_mismatch(loaded, corpus)
     return loaded

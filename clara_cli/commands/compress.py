@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 from clara_cli.commands.needs import of_compressing
-from clara_cli.commands.telling import tell
+from clara_cli.commands.telling import note_older, tell
 from clara_cli.config import CompressConfig, default_model
 from clara_cli.config.documents import changed_options
-from clara_cli.core.checkpoint import Loaded, LoadOptions, load
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
 from clara_cli.corpus.additions import Additions
+from clara_cli.corpus.journal import stored_identity
 from clara_cli.corpus.manifest import Identity, refuse_difference
 from clara_cli.corpus.shards import ahead, in_shards
 from clara_cli.corpus.tally import Tally
@@ -104,10 +105,11 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     if ranks.size > 1 and config.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")
-    loaded = load(LoadOptions.of(config, model, config.ratio))
+    loaded = load(LoadOptions.of(config, model, config.ratio, verify=True))
     tell(loaded, report).need("compressor")
+    note_older(loaded, [], report)
     refuse_overlap(config, loaded.info.max_passage_tokens)
-    identity = corpus_identity(config, loaded, loaded.info.slots(config.ratio))
+    identity = corpus_identity(config, loaded, out)
     if additions is not None:
         refuse_difference(out, additions.manifest.identity, identity, ADDING)
     tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
@@ -150,12 +152,15 @@ def default_out(inputs: tuple[str, ...]) -> Path:
     return Path(f"{name}.clara")
 
 
-def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Identity:
-    """Everything that decides the corpus's bytes besides the documents."""
+def corpus_identity(config: CompressConfig, loaded: Loaded, out: Path) -> Identity:
+    """Everything that decides the corpus's bytes besides the documents. One that was begun by an
+    earlier version of this program keeps the fingerprint it has, where it means the same."""
+    stored = stored_identity(out)
+    begun = stored.checkpoint["fingerprint"] if stored else ""
     compute = STORE[loaded.model.dtype]
     named = compute if config.dtype != "auto" else "bf16"
     checkpoint = {
-        "fingerprint": loaded.info.fingerprint,
+        "fingerprint": begun if begun and reads(loaded, begun) else loaded.info.fingerprint,
         "model": loaded.name,
         "backbone": loaded.info.backbone,
         "stage": loaded.info.stage,
@@ -176,7 +181,7 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, slots: int) -> Ident
         options["load_in"] = config.load_in
     return Identity(
         checkpoint=checkpoint,
-        memory_tokens=slots,
+        memory_tokens=loaded.info.slots(config.ratio),
         hidden=loaded.model.hidden,
         ratio=config.ratio or loaded.info.ratio,
         dtype=named if config.store_dtype == "auto" else config.store_dtype,

@@ -14,15 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clara_cli.commands.telling import OLDER, note_older
 from clara_cli.config import IndexConfig
-from clara_cli.core.checkpoint import LoadOptions, load
+from clara_cli.core.checkpoint import LoadOptions, find_stored, load
 from clara_cli.corpus.health import repairs
 from clara_cli.corpus.manifest import read_manifest
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import sentence_spans
 from clara_cli.documents.examples import read_questions
-from clara_cli.engine import Clara, named_model
-from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.engine import Clara, mismatch, named_model
+from clara_cli.errors import ArtefactError, ClaraError, UsageError
 from clara_cli.records import IndexResult, Progress, Report
 from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
@@ -50,11 +51,12 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     """Build keys, graph and word index; `--check` only verifies checksums."""
     started = time.monotonic()
     if config.check:
-        return check(config.corpus, started)
+        return check(config, started, report)
     corpus = Corpus.open(config.corpus)
     model = named_model(corpus, config.model)
     loaded = load(LoadOptions.of(config, model, corpus.manifest.identity.ratio))
     clara = Clara(loaded, Retriever(corpus))
+    note_older(loaded, [corpus], report)
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)
     index = build(corpus, pair, asked.k, config, report)
@@ -80,13 +82,14 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     )
 
 
-def check(folder: Path, started: float) -> IndexResult:
-    """Verify every file, the index's too, against its recorded checksum, and that all memory is
-    finite.
+def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
+    """Verify every file, the index's too, against its recorded checksum, that all memory is finite,
+    and every weight of the checkpoint and its backbone.
 
     Raises:
         ArtefactError: naming every damaged file, and the command that repairs just that.
     """
+    folder = config.corpus
     found = repairs(folder)
     manifest = read_manifest(folder)
     fingerprint, rows = (manifest.sha256, manifest.rows) if manifest else ("", 0)
@@ -102,9 +105,31 @@ def check(folder: Path, started: float) -> IndexResult:
     corpus = Corpus.open(folder)
     for _ in corpus.memory_chunks():  # reading refuses what is not finite
         pass
+    check_weights(config, corpus, report)
     seconds = round(time.monotonic() - started, 3)
     hidden, size = corpus.manifest.identity.hidden, corpus.manifest.bytes
     return IndexResult(str(folder), "check", len(corpus), hidden, None, 0, 0, seconds, size)
+
+
+def check_weights(config: IndexConfig, corpus: Corpus, report: Report) -> None:
+    """Verify the checkpoint that reads a corpus, where it is here and records its digests.
+
+    Raises:
+        ArtefactError: for a weight or a setting that is another, or another memory space.
+    """
+    name, ratio = named_model(corpus, config.model), corpus.manifest.identity.ratio
+    try:
+        stored = find_stored(LoadOptions.of(config, name, ratio))
+    except ClaraError as error:
+        report.note(f"weights are not checked: {error.message}")
+        return
+    if stored.info.version == 1:
+        report.note(f"weights are not checked: {name} {OLDER}")
+        return
+    stored.verify()
+    recorded = corpus.manifest.identity.checkpoint["fingerprint"]
+    if recorded not in (stored.info.fingerprint, stored.info.older_fingerprint):
+        raise mismatch(corpus, name, stored.info.fingerprint)
 
 
 def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Report) -> GraphIndex:

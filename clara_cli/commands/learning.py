@@ -168,7 +168,7 @@ def load_options(config: LearnConfig, init: str, ranks: Ranks) -> LoadOptions:
     """
     if config.device_map is not None and ranks.size > 1:
         raise UsageError("--device-map with several processes", "leave one of them away")
-    options = LoadOptions.of(config, init, config.named_ratio)
+    options = LoadOptions.of(config, init, config.named_ratio, verify=True)
     if not config.fsdp:
         return options
     if config.load_in is not None or config.device_map is not None:

@@ -29,7 +29,7 @@ from clara_cli.commands.learning import (
 )
 from clara_cli.commands.needs import of_training
 from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
-from clara_cli.commands.telling import abilities, tell
+from clara_cli.commands.telling import abilities, note_older, tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import TrainConfig
 from clara_cli.core.backbone import check_head
@@ -89,6 +89,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     loaded = load(load_options(config, config.init, ranks), config.dropout)
     if ranks.first:
         tell(loaded, report)
+        note_older(loaded, [], report)
     check_head(loaded.model.causal_lm)
     facts: dict[str, Any] = {"init_stage": loaded.info.stage, "roles": list(roles)}
     prepare_roles(loaded, config.stage)
@@ -302,8 +303,9 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     if config.load_in is not None or config.device_map is not None:
         message = "--steps 0 computes nothing: --load-in and --device-map change nothing"
         raise UsageError(message, "leave them away; they go with ask, compress and training")
-    loaded = load(LoadOptions.of(config, config.init, config.named_ratio))
+    loaded = load(LoadOptions.of(config, config.init, config.named_ratio, verify=True))
     tell(loaded, report)
+    note_older(loaded, [], report)
     ratio_slots(loaded.info, config.ratios)
     stage = loaded.info.stage
     run = RunFolder(config.out, run_settings(config, "none", ()))

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from clara_cli.core import gguf, hub, int8, loading
+from clara_cli.core import digests, gguf, hub, int8, loading
+from clara_cli.core.backbone_settings import read_settings
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.shared_prefix import attention_mask, pack
 from clara_cli.errors import ArtefactError, UsageError
@@ -24,13 +26,32 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Backbone:
-    """A causal LM with its tokenizer, where it came from and in which revision."""
+    """A causal LM with its tokenizer, where it came from and in which revision.
+
+    It lies in `folder`; `older_digest`, of its first values, is what version 1 of checkpoints has.
+    """
 
     model: Any
     tokenizer: Any
     name: str
     revision: str | None
-    digest: str = ""
+    folder: Path | None = None
+    older_digest: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """The full digest of its stored weights; empty where they were never stored."""
+        return "" if self.folder is None else digests.backbone_digest(self.folder)
+
+    @cached_property
+    def sample(self) -> str:
+        """The digest of a sample of every stored tensor."""
+        return "" if self.folder is None else digests.backbone_sample(self.folder)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of its config that decide what it computes."""
+        return {} if self.folder is None else read_settings(self.folder)
 
     @property
     def table_VD(self) -> nn.Parameter:
@@ -90,8 +111,9 @@ def load_backbone(
         model.to(device)
     model.eval().requires_grad_(False)
     fetched = hub.origin(folder)
-    digest = saved_digest(folder) if quantised else weights_digest(model)
-    return Backbone(model, tokenizer, name, fetched[1] if fetched else revision, digest)
+    as_computed = not quantised and dtype != torch.float16  # float16 rounds what bfloat16 does not
+    older = first_values_digest(model) if as_computed else stored_first_values_digest(folder)
+    return Backbone(model, tokenizer, name, fetched[1] if fetched else revision, folder, older)
 
 
 def backbone_folder(name: str, revision: str | None, configs_only: bool = False) -> Path:
@@ -185,9 +207,9 @@ def check_head(causal_lm: Any) -> None:
         )
 
 
-def weights_digest(causal_lm: Any) -> str:
-    """A digest that tells backbones apart without reading all of them: names, shapes and the first
-    16 values of every parameter, rounded to bfloat16 so that the load dtype does not matter."""
+def first_values_digest(causal_lm: Any) -> str:
+    """The digest of backbones in version 1 of checkpoints: names, shapes and the first 16 values of
+    every parameter, rounded to bfloat16."""
     digest = hashlib.sha256()
     for name, parameter in sorted(causal_lm.named_parameters()):
         _add(digest, name, tuple(parameter.shape), parameter.detach().flatten()[:16])
@@ -199,8 +221,8 @@ def _add(digest: Any, name: str, shape: tuple[int, ...], first: torch.Tensor) ->
     digest.update(f"{name}{shape}".encode() + values.numpy().tobytes())
 
 
-def saved_digest(folder: Path) -> str:
-    """The same digest from a backbone's files: quantised, its weights are no longer what they were.
+def stored_first_values_digest(folder: Path) -> str:
+    """The same digest from a backbone's files, whatever it is loaded in.
 
     Raises:
         ArtefactError: where a file's tensors are not named as the model's parameters.
@@ -210,15 +232,19 @@ def saved_digest(folder: Path) -> str:
     empty = loading.empty_model(folder, f"backbone {folder}")
     wanted = {n: tuple(p.shape) for n, p in empty.named_parameters()}
     first: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in digests.weight_files(folder):
         with safe_open(file, framework="pt") as stored:
-            for key in set(stored.keys()) & set(wanted):
+            names = set(stored.keys())
+            for key in names & set(wanted):
                 rows = -(-16 // max(1, math.prod(wanted[key][1:])))
-                first[key] = stored.get_slice(key)[:rows].flatten()[:16]
+                values = stored.get_slice(key)[:rows]
+                if (scale := key + int8.SCALE) in names:
+                    values = values * stored.get_slice(scale)[:rows].float()
+                first[key] = values.flatten()[:16]
     missing = sorted(set(wanted) - set(first))
     if missing:
         message = f"backbone {folder}: {missing[0]} has another name in its files"
-        raise ArtefactError(message, "load it without --load-in")
+        raise ArtefactError(message, "load it without --load-in, and not in float16")
     digest = hashlib.sha256()
     for key, shape in sorted(wanted.items()):
         _add(digest, key, shape, first[key])

@@ -6,40 +6,33 @@ its own `backbone/`. Nothing is ever unpickled here (`core.released` reads the r
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from clara_cli.config.common import CheckpointOptions, PlacementOptions
-from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
-from clara_cli.core.finite import refuse_nonfinite_weights
+from clara_cli.core.backbone import Backbone, backbone_folder
+from clara_cli.core.backbone_settings import refuse_other_settings
+from clara_cli.core.digests import backbone_digest, full_digest, sample_digest
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
-from clara_cli.core.info import RESTORE, CheckpointInfo, describe, read_info
+from clara_cli.core.info import MEMORY, RESTORE, VERSION, CheckpointInfo, describe, read_info
+from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.loading import refuse_code
+from clara_cli.core.memory_space import fingerprint, is_older, older_fingerprint
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.placement import WHOLE, BackbonePlacement, spread
+from clara_cli.core.placement import spread
 from clara_cli.core.prompts import Prompter
+from clara_cli.core.released import load_released
+from clara_cli.core.roles import load_role, read_weights, role_tensors, set_tables
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.files import copy_tree, make_folder, new_folder, write_atomic
-from clara_cli.storage.tensors import read_tensors, save_tensors
+from clara_cli.storage.tensors import save_tensors
 
-PREFIX = "base_model.model."
+ADAPTER_FILE = "adapter_model.safetensors"
+CHANGED = "a file was changed or damaged; restore the checkpoint from a copy"
 NANO = Path(__file__).parent.parent / "models" / "nano"
-
-
-@dataclass
-class Loaded:
-    """A checkpoint in memory: the model, what it says of itself, and where it lies."""
-
-    model: ClaraModel
-    info: CheckpointInfo
-    path: Path
-    name: str
 
 
 def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> Path:
@@ -62,37 +55,6 @@ def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> 
     raise ArtefactError(f"checkpoint {name}: no such directory", hint)
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a checkpoint is opened, from a command's options to `load`.
-
-    `name` is what --model takes. `backbone` stands for the one the checkpoint names. `ratio`
-    matters only where a Hub repository holds one released checkpoint per ratio.
-    """
-
-    name: str
-    backbone: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    placement: BackbonePlacement = WHOLE
-    ratio: int | None = None
-
-    @classmethod
-    def of(cls, config: CheckpointOptions, name: str, ratio: int | None = None) -> LoadOptions:
-        """The options of a command, for the checkpoint `name`."""
-        device_map = config.device_map if isinstance(config, PlacementOptions) else None
-        placement = BackbonePlacement(config.load_in, device_map)
-        return cls(name, config.backbone, config.device, config.dtype, placement, ratio)
-
-    def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
-        """A backbone as these options place it; one that is going to be spread, in main memory."""
-        device = pick_device(self.device)
-        dtype = pick_dtype(self.dtype, device)
-        quantised = self.placement.arguments(device, dtype)
-        first = torch.device("cpu") if self.placement.spreads else device
-        return load_backbone(source, first, dtype, revision, quantised)
-
-
 def load(options: LoadOptions, dropout: float | None = None) -> Loaded:
     """Load a checkpoint of any form, recognised by its content.
 
@@ -105,8 +67,6 @@ def load(options: LoadOptions, dropout: float | None = None) -> Loaded:
     if (path / "clara.json").is_file():
         loaded = _load_native(path, options, dropout)
     elif (path / "adapters.pth").is_file():
-        from clara_cli.core.released import load_released
-
         loaded = load_released(path, options, dropout)
     else:
         raise not_a_checkpoint(path)
@@ -129,14 +89,10 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     info = read_info(path)
     for folder in (path, *(path / role for role in info.roles)):
         refuse_code(folder, f"checkpoint {path}")
-    bundled = path / "backbone"
-    source = options.backbone or (str(bundled) if bundled.is_dir() else info.backbone)
+    source = backbone_source(path, info, options)
     base = options.open_backbone(source, None if options.backbone else info.revision)
-    if base.digest != info.backbone_digest:
-        raise ArtefactError(
-            f"backbone {source} is not the one this checkpoint was trained on ({info.backbone})",
-            "leave --backbone out, or give a copy of that very model",
-        )
+    check_backbone(base, info, options.verify)
+    check_parts(path, info, options.verify)
     tensors = read_weights(path / "memory.safetensors")
     expected = (info.memory_tokens, base.hidden)
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
@@ -150,87 +106,114 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     for role in info.roles:
         file = path / role / "adapter_model.safetensors"
         load_role(model, role, read_weights(file), str(file))
-    if fingerprint(model, info.backbone_digest) != info.fingerprint:
+    older = older_fingerprint(model, base.older_digest)
+    if info.version == 1:
+        computed, info = older, replace(info, older_fingerprint=older)
+    else:
+        computed = fingerprint(model, info.backbone_digest, info.settings)
+    if computed != info.fingerprint:
         raise ArtefactError(
-            f"{path}: the compressor's weights do not match the fingerprint in clara.json",
-            "a file was changed or damaged; restore the checkpoint",
+            f"{path}: the compressor's weights do not match the fingerprint in clara.json", CHANGED
         )
     return Loaded(model, info, path, options.name)
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of one of a checkpoint's files, all finite. Raises ArtefactError."""
-    tensors = read_tensors(file, RESTORE)
-    refuse_nonfinite_weights(str(file), tensors)
-    return tensors
-
-
-def set_tables(causal_lm: Any, rows: int, tensors: dict[str, Tensor]) -> None:
-    """Resize embedding and head to `rows` and fill the rows kept with the checkpoint: the last ones
-    of `embedding_rows` / `head_rows` (a tied head has none of its own)."""
-    causal_lm.resize_token_embeddings(rows, mean_resizing=False)
-    tables = {"embedding_rows": causal_lm.get_input_embeddings()}
-    if "head_rows" in tensors:
-        tables["head_rows"] = causal_lm.get_output_embeddings()
-    with torch.no_grad():
-        for key, table in tables.items():
-            kept = tensors[key]
-            table.weight[rows - kept.shape[0] :].copy_(kept)
-            table.weight.requires_grad_(False)
-
-
-def load_role(model: ClaraModel, role: str, tensors: dict[str, Tensor], source: str) -> None:
-    """Fill a role's LoRA from tensors named as PEFT names them in a file (with or without its
-    `base_model.model.` prefix).
+def check_backbone(base: Backbone, info: CheckpointInfo, verify: bool) -> None:
+    """See that a backbone is the one a checkpoint was trained on: by every byte, or by a sample of
+    every tensor; and by its settings.
 
     Raises:
-        ArtefactError: on a missing, unexpected or misshapen tensor, naming it.
+        ArtefactError: where it is not.
     """
-    given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    for name, parameter in model.role_parameters(role).items():
-        key = name.removeprefix(PREFIX).replace(f".{role}.", ".")
-        tensor = given.pop(key, None)
-        if tensor is None or tensor.shape != parameter.shape:
-            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise ArtefactError(
-                f"{source}: {key} is {found}, the backbone needs {tuple(parameter.shape)}",
-                "checkpoint and backbone do not belong together",
-            )
-        with torch.no_grad():
-            parameter.copy_(tensor)
-    if given:
+    if info.version == 1:
+        same = base.older_digest == info.backbone_digest
+    elif verify:
+        fresh = "" if base.folder is None else backbone_digest(base.folder, fresh=True)
+        same = fresh == info.backbone_digest
+    else:
+        same = base.sample == info.backbone_sample
+    what = f"backbone {base.name}"
+    if not same:
         raise ArtefactError(
-            f"{source}: {next(iter(given))} has no place in the backbone",
-            "checkpoint and backbone do not belong together",
+            f"{what} is not the one this checkpoint was trained on ({info.backbone})",
+            "omit --backbone, or give a copy of that very model: a file of this one was changed, "
+            "or it is another model",
         )
+    if info.version > 1 and base.folder is not None:
+        refuse_other_settings(info.settings, base.folder, what)
 
 
-def role_tensors(model: ClaraModel, role: str) -> dict[str, Tensor]:
-    """A role's LoRA as PEFT names it in `adapter_model.safetensors`."""
-    return {
-        name.replace(f".{role}.", "."): parameter.detach().cpu().contiguous()
-        for name, parameter in sorted(model.role_parameters(role).items())
-    }
+def check_parts(path: Path, info: CheckpointInfo, verify: bool) -> None:
+    """See that roles and memory tokens are those that were written, as above.
+
+    Raises:
+        ArtefactError: naming the file that is not.
+    """
+    for name, recorded in info.weights.items():
+        files = [part_file(path, name)]
+        computed = full_digest(files) if verify else sample_digest(files)
+        if computed != recorded["digest" if verify else "sample"]:
+            message = f"{files[0]}: its weights are not those that clara.json records"
+            raise ArtefactError(message, CHANGED)
 
 
-def fingerprint(model: ClaraModel, backbone_digest: str) -> str:
-    """Identity of the memory space: backbone, compressor and memory tokens. A corpus stays valid
-    when only the query reasoner or the generator is trained on."""
-    digest = hashlib.sha256(backbone_digest.encode())
-    tensors: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
-    if "compressor" in model.roles:
-        tensors |= role_tensors(model, "compressor")
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().float().contiguous()
-        digest.update(name.encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:32]
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A native checkpoint and its backbone as they lie on the disk."""
+
+    path: Path
+    info: CheckpointInfo
+    backbone: Backbone
+
+    def verify(self) -> None:
+        """Compare every stored byte with what `clara.json` records.
+
+        Raises:
+            ArtefactError: for the first part that differs.
+        """
+        check_backbone(self.backbone, self.info, verify=True)
+        check_parts(self.path, self.info, verify=True)
+
+
+def find_stored(options: LoadOptions) -> StoredCheckpoint:
+    """A native checkpoint and its backbone, no model loaded.
+
+    Raises:
+        ArtefactError: where one of them is not here, or the checkpoint is of another form.
+    """
+    path = resolve(options.name, options.ratio)
+    info = read_info(path)
+    source = backbone_source(path, info, options)
+    folder = backbone_folder(source, None if options.backbone else info.revision)
+    return StoredCheckpoint(path, info, Backbone(None, None, source, None, folder))
+
+
+def backbone_source(path: Path, info: CheckpointInfo, options: LoadOptions) -> str:
+    """Where a checkpoint's backbone comes from: as told, beside it, or by the name it has."""
+    bundled = path / "backbone"
+    return options.backbone or (str(bundled) if bundled.is_dir() else info.backbone)
+
+
+def part_file(path: Path, name: str) -> Path:
+    """The file of a role, or of the memory tokens ("memory")."""
+    return path / (f"{name}.safetensors" if name == MEMORY else f"{name}/{ADAPTER_FILE}")
+
+
+def reads(loaded: Loaded, recorded: str) -> bool:
+    """Whether a checkpoint reads memory of the space with the `recorded` fingerprint, which may be
+    of either version."""
+    info, base = loaded.info, loaded.model.backbone
+    if recorded in (info.fingerprint, info.older_fingerprint):
+        return True
+    if info.version > 1 or is_older(recorded):
+        return False
+    return fingerprint(loaded.model, base.digest, base.settings) == recorded
 
 
 def save(
     model: ClaraModel, info: CheckpointInfo, path: Path, backbone: Path | None = None
 ) -> CheckpointInfo:
     """Write a native checkpoint, with a copy of its `backbone` if given, whole or not at all."""
-    info = replace(info, roles=model.roles, fingerprint=fingerprint(model, info.backbone_digest))
     extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     extra |= {} if info.table_rows is None else kept_rows(model, info)
     parts = [p for role in model.roles for p in model.role_parameters(role).values()]
@@ -248,17 +231,39 @@ def save(
             found: Any = model.peft.peft_config[role]
             config.target_modules = sorted(found.target_modules or [])
             config.save_pretrained(str(folder))
-            save_tensors(folder / "adapter_model.safetensors", role_tensors(model, role))
-        save_tensors(work / "memory.safetensors", extra)
+            save_tensors(part_file(work, role), role_tensors(model, role))
+        save_tensors(part_file(work, MEMORY), extra)
+        info = identified(model, info, work)
         described = json.dumps(describe(info), indent=2, ensure_ascii=False)
         write_atomic(work, "clara.json", f"{described}\n".encode())
     return info
 
 
+def identified(model: ClaraModel, info: CheckpointInfo, folder: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself, with the digests of its backbone and of its parts, which
+    lie in `folder`."""
+    base = model.backbone
+    weights = {}
+    for name in (*model.roles, MEMORY):
+        files = [part_file(folder, name)]
+        weights[name] = {"digest": full_digest(files), "sample": sample_digest(files)}
+    return replace(
+        info,
+        version=VERSION,
+        roles=model.roles,
+        backbone_digest=base.digest,
+        backbone_sample=base.sample,
+        settings=base.settings,
+        older_digest=base.older_digest,
+        weights=weights,
+        fingerprint=fingerprint(model, base.digest, base.settings),
+        older_fingerprint=older_fingerprint(model, base.older_digest),
+    )
+
+
 def kept_rows(model: ClaraModel, info: CheckpointInfo) -> dict[str, Tensor]:
     """The rows of a resized table that its backbone lacks: all of them, so nothing is lost."""
-    causal = model.causal_lm
     rows: dict[str, Tensor] = {"embedding_rows": model.table_VD}
-    if not causal.config.tie_word_embeddings:
-        rows["head_rows"] = causal.get_output_embeddings().weight
+    if not model.causal_lm.config.tie_word_embeddings:
+        rows["head_rows"] = model.causal_lm.get_output_embeddings().weight
     return rows

@@ -124,6 +124,12 @@ def unpack(file: Path, note: Callable[[str], None] | None = None) -> Path:
     return folder
 
 
+def source_digest(folder: Path) -> str | None:
+    """The SHA-256 of the GGUF file that a folder of the cache was made from; None elsewhere."""
+    named = folder.parent == backbones_folder() and (folder / NOTE).is_file()
+    return folder.name if named else None
+
+
 def remove_backbones() -> tuple[int, int]:
     """Empty the cache of dequantised backbones: (folders, bytes) that were removed."""
     folders = [path for path in backbones_folder().glob("*") if not path.is_symlink()]

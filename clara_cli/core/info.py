@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,20 @@ from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage.artefact import Fields, read_object
 
-FORMAT, VERSION = "clara-checkpoint", 1
+FORMAT, VERSION, READ = "clara-checkpoint", 2, (1, 2)
+MEMORY = "memory"  # the part of the weights that is no role
 RESTORE = "restore the checkpoint from a copy"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What `clara.json` says. `ratio` is the default one; `table_rows` is set where the embedding
-    table was resized (released checkpoints) and its added rows are kept in memory.safetensors."""
+    table was resized (released checkpoints) and its added rows are kept in memory.safetensors.
+
+    Since version 2 the backbone's digest covers every byte, `backbone_sample` some of every tensor;
+    `settings` are those of its config; `weights` has both digests of each role and of the memory
+    tokens ("memory"). `older_digest` and `older_fingerprint` are those of version 1.
+    """
 
     backbone: str
     revision: str | None
@@ -36,6 +42,12 @@ class CheckpointInfo:
     markers: Markers = field(default_factory=Markers)
     table_rows: int | None = None
     fingerprint: str = ""
+    version: int = VERSION
+    backbone_sample: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
+    older_digest: str = ""
+    older_fingerprint: str = ""
 
     @property
     def origin(self) -> str | None:
@@ -59,7 +71,7 @@ class CheckpointInfo:
 def read_info(path: Path) -> CheckpointInfo:
     """`clara.json`, checked field by field."""
     file = path / "clara.json"
-    fields = read_object(file, RESTORE, FORMAT, VERSION)
+    fields = read_object(file, RESTORE, FORMAT, READ)
     if fields is None:
         raise ArtefactError(f"{file}: no such file", "is this a checkpoint folder?")
     backbone, lora, markers = (fields.object(key) for key in ("backbone", "lora", "markers"))
@@ -90,9 +102,25 @@ def read_info(path: Path) -> CheckpointInfo:
         ),
         table_rows=None if fields.values.get("table_rows") is None else fields.count("table_rows"),
         fingerprint=fields.get("fingerprint", str),
+        version=fields.count("version"),
     )
     _check(info, fields)
-    return info
+    return info if info.version == 1 else _with_digests(info, fields)
+
+
+def _with_digests(info: CheckpointInfo, fields: Fields) -> CheckpointInfo:
+    """What version 2 says more."""
+    backbone, weights = fields.object("backbone"), fields.object("weights")
+    parts = {name: weights.object(name) for name in (*info.roles, MEMORY)}
+    kinds = ("digest", "sample")
+    return replace(
+        info,
+        backbone_sample=backbone.get("sample", str),
+        settings=backbone.get("settings", dict),
+        older_digest=backbone.get("first_values", str),
+        weights={n: {kind: part.get(kind, str) for kind in kinds} for n, part in parts.items()},
+        older_fingerprint=fields.get("older_fingerprint", str),
+    )
 
 
 def _targets(lora: Fields) -> str | tuple[str, ...]:
@@ -120,5 +148,9 @@ def describe(info: CheckpointInfo) -> dict[str, Any]:
         "name": fields.pop("backbone"),
         "revision": fields.pop("revision"),
         "digest": fields.pop("backbone_digest"),
+        "sample": fields.pop("backbone_sample"),
+        "first_values": fields.pop("older_digest"),
+        "settings": fields.pop("settings"),
     }
-    return {"format": FORMAT, "version": VERSION, "backbone": backbone, **fields}
+    version = fields.pop("version")
+    return {"format": FORMAT, "version": version, "backbone": backbone, **fields}

@@ -90,7 +90,7 @@ class ClaraModel(nn.Module):
     ) -> None:
         super().__init__()
         self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
-        self.backbone_name, self.revision = backbone.name, backbone.revision
+        self.backbone = backbone
         self.peft: Any = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
         for role in roles[1:]:
             self.peft.add_adapter(role, lora.config())
@@ -183,7 +183,7 @@ class ClaraModel(nn.Module):
             UsageError: where the backbone cannot.
         """
         if not self.causal_lm.supports_gradient_checkpointing:
-            message = f"checkpointing = true, but {self.backbone_name} does not support it"
+            message = f"checkpointing = true, but {self.backbone.name} does not support it"
             raise UsageError(message, "leave checkpointing away")
 
         def pinned() -> tuple[Any, Any]:

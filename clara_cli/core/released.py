@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import Backbone
-from clara_cli.core.checkpoint import Loaded, LoadOptions, fingerprint, load_role, set_tables
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import origin
 from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.load_options import Loaded, LoadOptions
+from clara_cli.core.memory_space import fingerprint, older_fingerprint
 from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
+from clara_cli.core.roles import load_role, set_tables
 from clara_cli.errors import ArtefactError, first_line
 
 ADAPTERS = {
@@ -74,7 +76,9 @@ def load_released(path: Path, options: LoadOptions, dropout: float | None = None
         licence=licence(path),
         markers=markers,
         table_rows=embedding.shape[0],
-        fingerprint=fingerprint(model, base.digest),
+        settings=base.settings,
+        fingerprint=fingerprint(model, base.digest, base.settings),
+        older_fingerprint=older_fingerprint(model, base.older_digest),
     )
     return Loaded(model, info, path, options.name)
 

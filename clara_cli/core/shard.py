@@ -40,7 +40,7 @@ def shard(model: ClaraModel, ranks: Ranks) -> None:
     """
     blocks = layers(model)
     if not blocks:
-        message = f"fsdp = true, but {model.backbone_name} has no list of layers to cut up"
+        message = f"fsdp = true, but {model.backbone.name} has no list of layers to cut up"
         raise UsageError(message, "leave fsdp away")
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     roles = {p for role in model.roles for p in model.role_parameters(role).values()}

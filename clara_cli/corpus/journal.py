@@ -61,6 +61,15 @@ def read(folder: Path) -> Journal | None:
     return Journal(manifest.read_identity(fields), shards, fields.get("extends", str))
 
 
+def stored_identity(folder: Path) -> Identity | None:
+    """What decides the bytes of a corpus, finished or not; None where there is none yet.
+
+    Raises ArtefactError naming the file and the key where it is malformed.
+    """
+    stored = manifest.read_manifest(folder) or read(folder)
+    return stored.identity if stored else None
+
+
 def _lines(folder: Path) -> Iterator[tuple[int, Shard]]:
     for path in sorted((folder / LINES).glob("*.jsonl")):
         for fields in _history(folder, path.name).lines():

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from clara_cli.config import BenchConfig
-from clara_cli.core.checkpoint import Loaded, role_tensors
+from clara_cli.core.checkpoint import Loaded
+from clara_cli.core.roles import role_tensors
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls, datasets

@@ -4,8 +4,9 @@ beside the roles of the checkpoint that is measured, so that both read the same 
 
 from __future__ import annotations
 
-from clara_cli.core.checkpoint import Loaded, load_role, read_weights, resolve
+from clara_cli.core.checkpoint import Loaded, reads, resolve
 from clara_cli.core.info import read_info
+from clara_cli.core.roles import load_role, read_weights
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.systems import SUP_ROLE
 
@@ -26,7 +27,7 @@ def add_supervised(loaded: Loaded, name: str) -> None:
     stages = [*(entry.get("stage") for entry in info.provenance), info.stage]
     if "retrieval" not in stages:
         raise ArtefactError(f"{path}: its query reasoner comes from stage {info.stage}", _HINT)
-    if info.fingerprint != loaded.info.fingerprint:
+    if not (reads(loaded, info.fingerprint) or reads(loaded, info.older_fingerprint)):
         raise ArtefactError(
             f"{path} has the memory space {info.fingerprint}, {loaded.name} has "
             f"{loaded.info.fingerprint}",

@@ -157,20 +157,26 @@ def fields_of(data: bytes, file: Path | str, hint: str) -> Fields:
     return Fields(value, file, hint)
 
 
-def read_object(path: Path, hint: str, form: str = "", version: int = 0) -> Fields | None:
+def read_object(
+    path: Path, hint: str, form: str = "", version: int | tuple[int, ...] = 0
+) -> Fields | None:
     """The JSON object in a file, None where there is none; where it says its format and version,
     only of these. Raises ArtefactError."""
     data = read_bytes(path, hint)
     return None if data is None else check_form(fields_of(data, path, hint), form, version)
 
 
-def check_form(fields: Fields, form: str, version: int) -> Fields:
-    """The same fields, once they name this format and version. Raises ArtefactError."""
+def check_form(fields: Fields, form: str, version: int | tuple[int, ...]) -> Fields:
+    """The same fields, once they name this format and this version, or one of several. Raises
+    ArtefactError."""
+    versions = version if isinstance(version, tuple) else (version,)
     if form and fields.values.get("format") != form:
         raise fields.wrong("format", f"not {form!r}")
-    if form and fields.values.get("version") != version:
+    if form and fields.values.get("version") not in versions:
         number = _brief.repr(fields.values.get("version"))
-        raise fields.wrong("version", f"{number}, this program reads {version}")
+        raise fields.wrong(
+            "version", f"{number}, this program reads {' and '.join(map(str, versions))}"
+        )
     return fields
 
 

@@ -20,7 +20,7 @@ import torch
 import weights
 from transformers import PreTrainedTokenizerFast
 
-from clara_cli.core.backbone import load_backbone, weights_digest
+from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import CheckpointInfo, save
 from clara_cli.core.int8 import save_backbone
 from clara_cli.core.model import ClaraModel, LoraSettings
@@ -62,13 +62,12 @@ def export(run: Path, data: Path, out: Path, dtype: torch.dtype) -> CheckpointIn
     settings = LoraSettings()
     prompter = Prompter(base.tokenizer, PASSAGE_TOKENS)
     markers = torch.stack([encode, separator])
-    digest = weights_digest(base.model)
     slots = trained.memory.slots_MD.detach()
     clara = ClaraModel(base, prompter, settings, ROLES, slots, markers)
     info = CheckpointInfo(
         backbone="nano-backbone",
         revision=None,
-        backbone_digest=digest,
+        backbone_digest=base.digest,
         max_passage_tokens=PASSAGE_TOKENS,
         memory_tokens=clara.slots,
         ratio=RATIO,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from clara_cli.core.backbone import load_backbone, weights_digest
+from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import CheckpointInfo, save
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
@@ -38,7 +38,6 @@ def one_thread() -> Iterator[None]:
 def checkpoint(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64-byte passages, ratios 4 and 16, every role with its own random weights."""
     base = load_backbone(str(tiny_backbone), torch.device("cpu"), torch.float32)
-    digest = weights_digest(base.model)
     seeded = torch.Generator().manual_seed(1)
     memory, markers = fresh_memory(16, base.model.get_input_embeddings().weight, seeded)
     lora = LoraSettings(4, 8, 0.0)
@@ -50,7 +49,7 @@ def checkpoint(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     info = CheckpointInfo(
         backbone=str(tiny_backbone),
         revision=None,
-        backbone_digest=digest,
+        backbone_digest=base.digest,
         max_passage_tokens=64,
         memory_tokens=16,
         ratio=16,

@@ -1,0 +1,63 @@
+"""How a checkpoint is opened, and what opening one gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clara_cli.config.common import CheckpointOptions, PlacementOptions
+from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
+from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.model import ClaraModel
+from clara_cli.core.placement import WHOLE, BackbonePlacement
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is opened, from a command's options to `load`.
+
+    `name` is what --model takes. `backbone` stands for the one the checkpoint names. `ratio`
+    matters only where a Hub repository holds one released checkpoint per ratio. `verify` compares
+    every stored byte with the checkpoint's digests; else sizes and a sample of every tensor are.
+    """
+
+    name: str
+    backbone: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    placement: BackbonePlacement = WHOLE
+    ratio: int | None = None
+    verify: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: CheckpointOptions,
+        name: str,
+        ratio: int | None = None,
+        verify: bool = False,
+    ) -> LoadOptions:
+        """The options of a command, for the checkpoint `name`."""
+        device_map = config.device_map if isinstance(config, PlacementOptions) else None
+        placement = BackbonePlacement(config.load_in, device_map)
+        return cls(name, config.backbone, config.device, config.dtype, placement, ratio, verify)
+
+    def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
+        """A backbone as these options place it; one that is going to be spread, in main memory."""
+        device = pick_device(self.device)
+        dtype = pick_dtype(self.dtype, device)
+        quantised = self.placement.arguments(device, dtype)
+        first = torch.device("cpu") if self.placement.spreads else device
+        return load_backbone(source, first, dtype, revision, quantised)
+
+
+@dataclass
+class Loaded:
+    """A checkpoint in memory: the model, what it says of itself, and where it lies."""
+
+    model: ClaraModel
+    info: CheckpointInfo
+    path: Path
+    name: str
