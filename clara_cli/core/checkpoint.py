@@ -92,8 +92,9 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     source = backbone_source(path, info, options)
     base = options.open_backbone(source, None if options.backbone else info.revision)
     check_backbone(base, info, options.verify)
+    parts = {name: read_weights(part_file(path, name)) for name in (*info.roles, MEMORY)}
     check_parts(path, info, options.verify)
-    tensors = read_weights(path / "memory.safetensors")
+    tensors = parts[MEMORY]
     expected = (info.memory_tokens, base.hidden)
     if "memory" not in tensors or tuple(tensors["memory"].shape) != expected:
         message = f"{path / 'memory.safetensors'}: no `memory` of shape {expected}"
@@ -104,8 +105,7 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     prompter = Prompter(base.tokenizer, info.max_passage_tokens, info.markers)
     model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
     for role in info.roles:
-        file = path / role / "adapter_model.safetensors"
-        load_role(model, role, read_weights(file), str(file))
+        load_role(model, role, parts[role], str(part_file(path, role)))
     older = older_fingerprint(model, base.older_digest)
     if info.version == 1:
         computed, info = older, replace(info, older_fingerprint=older)

@@ -20,6 +20,7 @@ from typing import Any
 
 from clara_cli.core import gguf, int8
 from clara_cli.errors import ArtefactError, first_line
+from clara_cli.storage.artefact import parse
 from clara_cli.storage.cache import cache_folder
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,7 +59,7 @@ def read_header(file: Path) -> list[StoredTensor]:
             (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\xff"))
             if length > min(MOST_HEADER, size - 8):
                 raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
+            header = parse(stream.read(length))
         start = 8 + length
         tensors = [
             stored_tensor(file, name, facts, start, size)
@@ -67,7 +68,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         ]
     except OSError as error:
         raise ArtefactError(f"{file}: {error.strerror}", HINT) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{file}: damaged: {first_line(error)}", HINT) from error
     if max((tensor.end for tensor in tensors), default=start) != size:
         raise ArtefactError(f"{file}: damaged: its tensors do not end where it does", HINT)
@@ -105,12 +106,12 @@ def weight_files(folder: Path) -> list[Path]:
 def indexed_files(index: Path) -> list[Path]:
     """The files an index names, all of them beside it."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse(index.read_bytes())["weight_map"].values())
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("a file of weight_map is not beside it")
     except OSError as error:
         raise ArtefactError(f"{index}: {error.strerror}", HINT) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{index}: damaged: {first_line(error)}", HINT) from error
     return sorted(index.parent / name for name in names)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from clara_cli.errors import ArtefactError, ClaraError, first_line, is_out_of_memory
+from clara_cli.storage.artefact import parse
 
 SETTINGS = ("*config*.json", "special_tokens_map.json", "clara.json")  # what may name code
 MOST_SETTINGS = 64 * 2**20  # bytes of one such file; a tokenizer's lists its added tokens
@@ -73,10 +74,10 @@ def read_settings(file: Path, what: str) -> Any:
         if file.stat().st_size > MOST_SETTINGS:
             message = f"{what}: {file.name} has more than {MOST_SETTINGS >> 20} MiB"
             raise ArtefactError(message, HINT)
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse(file.read_bytes())
     except OSError as error:
         raise ArtefactError(f"{what}: {file.name}: {error.strerror}", HINT) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         message = f"{what}: {file.name}: not JSON: {first_line(error)}"
         raise ArtefactError(message, HINT) from error
 

@@ -1,5 +1,5 @@
-"""What checking a backbone's weights costs beside loading them: every byte (compress, train, bench),
-a sample of every tensor (ask), a digest computed before, the first values (version 1).
+"""What checking a backbone's weights costs beside loading them: every byte (compress, train and
+bench do), a sample of every tensor (ask), a digest computed before, the first values (version 1).
 
 python tests/benchmarks/digest_cost.py --rounds 3                # random weights, 135 M parameters
 python tests/benchmarks/digest_cost.py --backbone DIR --rounds 3
