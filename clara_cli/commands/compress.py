@@ -195,7 +195,7 @@ def shape(identity: Identity) -> tuple[int, int]:
     return identity.memory_tokens, identity.hidden
 
 
-def result(job: Job, reading: Reading, size: int, seconds: float, rate: float) -> CompressResult:
+def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
     """The command's record."""
     tally, identity = job.tally, job.identity
     slots = max(1, tally.passages * identity.memory_tokens)
@@ -205,7 +205,7 @@ def result(job: Job, reading: Reading, size: int, seconds: float, rate: float) -
         passages=tally.passages,
         empty=tally.empty,
         skipped=tally.skipped,
-        left_out=reading.left_out,
+        left_out=tally.left_out,
         truncated=tally.truncated,
         memory_tokens=identity.memory_tokens,
         ratio=identity.ratio,
@@ -221,7 +221,8 @@ def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
     config, tally = job.config, job.tally
     limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
     refuse = job.additions.refuse if job.additions else None
-    reading = read_documents(config.inputs, config, tally.bad, refuse)
+    reading = read_documents(config.inputs, config, tally.bad, tally.report.note, refuse)
+    tally.left_out = reading.left_out
 
     def passages() -> Iterator[Passage]:
         for document in reading:
@@ -249,7 +250,7 @@ def plan(job: Job) -> CompressResult:
     The time is the positions of all passages at the pace of the first `TIMED`, shared by the
     processes; or that of reading and splitting, where it is longer.
     """
-    reading, passages = read(job)
+    _, passages = read(job)
     first = list(islice(passages, TIMED))
     rows = token_rows(job, first)
     slots, budget = job.identity.memory_tokens, job.config.batch_tokens
@@ -265,7 +266,7 @@ def plan(job: Job) -> CompressResult:
     positions = tally.text_tokens + tally.passages * (3 + slots)
     seconds = max(spent, positions / pace / job.ranks.size)
     job.tally.report.note(f"the time is estimated from the first {len(first)} passages")
-    return result(job, reading, tally.passages * tally.each, seconds, tally.passages / seconds)
+    return result(job, tally.passages * tally.each, seconds, tally.passages / seconds)
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def store(job: Job) -> CompressResult:
     seconds = time.monotonic() - tally.began
     size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
     rate = sum(computed for _, _, computed in everything) / max(seconds, 1e-9)
-    return result(job, reading, size, time.monotonic() - job.started, rate)
+    return result(job, size, time.monotonic() - job.started, rate)
 
 
 def opened(job: Job) -> AbstractContextManager[CorpusWriter]:

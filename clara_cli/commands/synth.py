@@ -173,7 +173,7 @@ class Reader:
     def _all(self) -> Iterator[Job]:
         config, split = self.config, cast(Split, self.config.split)
         options = DocumentOptions(skip_bad=config.skip_bad)
-        reading = read_documents(config.documents, options, self._bad)
+        reading = read_documents(config.documents, options, self._bad, self.report.note)
         if reading.left_out:
             self.report.note(f"left out: {describe_left_out(reading.left_out)}")
         for document in reading:

@@ -16,6 +16,12 @@ class DocumentOptions:
     text_field: str | None = option(
         "Field or column that holds the text; default: text, else contents.", None, INPUT
     )
+    max_record_mib: int = option(
+        "Largest line, row or text file, in MiB; memory for it grows to some 30 times as much.",
+        16,
+        INPUT,
+        low=1,
+    )
     skip_bad: bool = option(
         "Count and report bad lines, duplicate ids and what cannot be read instead of stopping.",
         False,

@@ -28,6 +28,7 @@ class Tally:
     passages: int = 0
     empty: int = 0
     skipped: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     text_tokens: int = 0
     computed: int = 0

@@ -17,6 +17,7 @@ from clara_cli.records import Document, Passage
 CountTokens = Callable[[str], Sequence[tuple[int, int]]]
 Split = Literal["sentences", "tokens", "none"]
 Span = tuple[int, int]
+Units = tuple["array[int]", "array[int]"]  # starts and ends, in order and without overlap
 
 _BLOCK = 2**16  # characters tokenised at a time: bounds the tokenizer's memory on huge texts
 _END = ".!?…؟۔։።។။।॥‼⁇⁈⁉"
@@ -51,18 +52,26 @@ def sentence_spans(text: str) -> list[Span]:
     before anything but a lower-case letter. Abbreviations and initials do not end a sentence.
     Time is linear in the text.
     """
-    spans: list[Span] = []
+    return list(zip(*_sentences(text), strict=True))
+
+
+def _sentences(text: str) -> Units:
+    """Where sentences start and end, as `sentence_spans` has them, in four bytes each: a text may
+    have a sentence every other character."""
+    starts, ends = array("I"), array("I")
     start = len(text) - len(text.lstrip())
     for match in _BREAK.finditer(text):
         if match.end() > start and _ends_sentence(text, match):
             end = start + len(text[start : match.end()].rstrip())
             if end > start:
-                spans.append((start, end))
+                starts.append(start)
+                ends.append(end)
             start = match.end()
     end = start + len(text[start:].rstrip())
     if end > start:
-        spans.append((start, end))
-    return spans
+        starts.append(start)
+        ends.append(end)
+    return starts, ends
 
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
@@ -144,7 +153,8 @@ def split_document(
             return _passages(document, title, [((0, len(text)), tokens)])
     if text and not text.isspace():
         first = len(text) - len(text.lstrip())
-        units = sentence_spans(text) if how == "sentences" else [(first, len(text.rstrip()))]
+        window = (array("I", [first]), array("I", [len(text.rstrip())]))
+        units = _sentences(text) if how == "sentences" else window
         pieces = list(_pack(units, budget))
     else:
         pieces = [_cut((0, len(text)), budget)]
@@ -192,7 +202,7 @@ def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
 
 def _budget(text: str, title: str, limit: int, count_tokens: CountTokens, overlap: int) -> _Budget:
     """Tokenise a text once, in blocks that bound the tokenizer's memory on huge ones."""
-    starts = array("q")
+    starts = array("I")
     latest = 0
     for block_start, block_end in _blocks(text):
         for start, _ in count_tokens(text[block_start:block_end]):
@@ -214,14 +224,14 @@ def _blocks(text: str) -> Iterator[Span]:
         start = end
 
 
-def _pack(units: list[Span], budget: _Budget) -> Iterator[tuple[Span, int]]:
+def _pack(units: Units, budget: _Budget) -> Iterator[tuple[Span, int]]:
     """Greedily join neighbouring units while they fit; cut a unit that alone does not. A passage
     begins up to `budget.overlap` tokens before the text that is new in it."""
-    ends = [end for _, end in units]
-    index, fresh, start = 0, units[0][0], units[0][0]
-    while index < len(units):
+    starts, ends = units
+    index, fresh, start = 0, starts[0], starts[0]
+    while index < len(starts):
         span, count = _most_units(start, index, ends, budget)
-        if count > budget.limit and start < fresh and units[index][0] == fresh:
+        if count > budget.limit and start < fresh and starts[index] == fresh:
             start = fresh  # the next unit fits only without a repetition, if at all
             continue
         if count > budget.limit:
@@ -231,26 +241,28 @@ def _pack(units: list[Span], budget: _Budget) -> Iterator[tuple[Span, int]]:
             continue
         yield span, count
         index = bisect_right(ends, span[1], lo=index)
-        if index < len(units):
+        if index < len(starts):
             rest = _next_text(budget.text, span[1], ends[index])
-            fresh = max(units[index][0], rest)
-            start = _repeat_from(units, index, span, fresh, budget)
+            fresh = max(starts[index], rest)
+            start = _repeat_from(starts, index, span, fresh, budget)
 
 
-def _repeat_from(units: list[Span], index: int, last: Span, fresh: int, budget: _Budget) -> int:
+def _repeat_from(
+    unit_starts: array[int], index: int, last: Span, fresh: int, budget: _Budget
+) -> int:
     """Where the passage whose new text begins at `fresh` begins: within `budget.overlap` tokens of
     the end of the passage before, `last`."""
     if not budget.overlap:
         return fresh
     token = max(0, budget.before(last[1]) - budget.overlap)
     earliest = max(budget.starts[token], last[0] + 1)
-    if fresh > units[index][0]:  # `last` ended inside a unit
+    if fresh > unit_starts[index]:  # `last` ended inside a unit
         return min(fresh, _next_text(budget.text, earliest, fresh))
-    first = bisect_left(units, (earliest, 0), hi=index)
-    return units[first][0] if first < index else fresh
+    first = bisect_left(unit_starts, earliest, hi=index)
+    return unit_starts[first] if first < index else fresh
 
 
-def _most_units(start: int, index: int, ends: list[int], budget: _Budget) -> tuple[Span, int]:
+def _most_units(start: int, index: int, ends: array[int], budget: _Budget) -> tuple[Span, int]:
     """As many whole units from `index` on as fit, at least one (which may not fit)."""
     before = budget.before(start)
     if budget.before(ends[index]) - before > 2 * budget.limit:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clara_cli.documents import sources
+from clara_cli.documents.json_lines import parse_line
 from clara_cli.documents.listing import list_sources
 from clara_cli.errors import DataError
 from clara_cli.records import GoldName, Pair, PoolPassage, Question
@@ -45,12 +46,9 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
                 if not line or line.isspace():
                     continue
                 try:
-                    record = json.loads(line.decode())
-                except UnicodeDecodeError as error:
-                    what = sources.not_utf8(line, error.start)[1]
-                    raise DataError(f"{where}: {what}", hint) from error
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{where}: not JSON: {error}", hint) from error
+                    record = parse_line(line, sources.MAX_LINE_BYTES, not_a_number=True)
+                except sources.BadRecord as bad:
+                    raise DataError(f"{where}: {bad}", hint) from None
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: not a JSON object: {str(record)[:60]!r}", hint)
                 refuse_surrogates(where, record, hint)

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, streamed by name: `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
+"""Files of the Hugging Face Hub's datasets, by name: `hf:OWNER/NAME[/CONFIG][:SPLIT]`.
 
 The only importer of `datasets`. Reads formats that are data alone: nothing fetched is run or
 unpickled. Knows nothing of what a record means.
@@ -9,39 +9,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from clara_cli.documents.listing import Source, kind_of
 from clara_cli.errors import ArtefactError, UsageError
 
-FORMATS = ("arrow", "csv", "json", "parquet", "text")
+FORMATS = {"csv": "csv", "json": "json", "parquet": "parquet", "text": "text"}  # and how read
 _FORM = "a dataset is hf:OWNER/NAME, perhaps with /CONFIG and :SPLIT, or hf:./FOLDER"
 
 
-def stream_rows(name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a dataset in order, one in memory at a time; columns of images, sound and bytes
-    are left out. `name` is OWNER/NAME[/CONFIG][:SPLIT] (the split is train unless named) or a
-    local folder, which begins with `.` or `/`.
+def dataset_sources(source: Source) -> list[Source]:
+    """The files of a dataset's split, to be read as the same files given directly are: no library
+    in between guesses types or leaves fields out. `source.label` is OWNER/NAME[/CONFIG][:SPLIT]
+    (the split is train unless named) or a local folder, which begins with `.` or `/`.
 
     Raises UsageError for another form, a configuration or a split that does not exist, or a
     dataset that is not plain data, and ArtefactError where the Hub cannot be reached or has none.
     """
+    name = source.label
     path, config, split = _parts(name)
-    import datasets
-    from datasets import load_dataset, load_dataset_builder
+    from datasets import load_dataset_builder
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
 
     set_verbosity_error()
     disable_progress_bar()
     with _explained(name):
-        form = type(load_dataset_builder(path, config)).__module__.split(".")[-1]
+        builder = load_dataset_builder(path, config)
+        form = type(builder).__module__.split(".")[-1]
         if form not in FORMATS:
             message = f"hf:{name} is of the format {form!r}, not read"
             raise UsageError(message, f"formats that are read: {', '.join(FORMATS)}")
-        rows = load_dataset(path, config, split=split, streaming=True)
-        features = rows.features or {}
-        plain = (datasets.Value, datasets.ClassLabel, datasets.List, dict)
-        odd = [c for c, kind in features.items() if not isinstance(kind, plain) or _bytes(kind)]
-        yield from rows.remove_columns(odd) if odd else rows
+        files: dict[str, list[str]] = builder.config.data_files or {}
+        if split not in files:
+            raise ValueError(f"Bad split: {split}. Available splits: {sorted(map(str, files))}")
+    return [_file_of(source, path, file, FORMATS[form]) for file in files[split]]
+
+
+def _file_of(source: Source, dataset: str, file: str, kind: str) -> Source:
+    """One file of a dataset: a local one, or by its address on the Hub."""
+    if "::" in file:
+        message = f"{source.name}: its files are in an archive, not read"
+        raise UsageError(message, "fetch and unpack them, and give the folder")
+    if "://" in file:
+        inside = file.partition("@")[2].partition("/")[2] or file
+        label, name = inside, f"{source.name}/{inside}"
+        return Source(Path(inside), label, name, kind_of(Path(inside)) or kind, source.fields, file)
+    path = Path(file)
+    label = path.relative_to(Path(dataset).absolute()).as_posix()
+    return Source(path, label, str(path), kind_of(path) or kind, source.fields)
 
 
 def _parts(name: str) -> tuple[str, str | None, str]:
@@ -54,10 +68,6 @@ def _parts(name: str) -> tuple[str, str | None, str]:
     if len(rest) not in (1, 2) or not all((owner, *rest)):
         raise UsageError(f"hf:{name} names no dataset", _FORM)
     return f"{owner}/{rest[0]}", rest[1] if rest[1:] else None, split or "train"
-
-
-def _bytes(kind: Any) -> bool:
-    return str(getattr(kind, "dtype", "")).endswith("binary")
 
 
 @contextmanager

@@ -38,14 +38,16 @@ _NAMED = 20  # paths that one error names
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file to read. `label` names its documents, `name` names it in errors; `kind` is
-    jsonl, text, csv, tsv, parquet, hub (a dataset, no file), or empty where the content decides; a
-    record's text is in the first of `fields` that it has."""
+    jsonl, json (lines or an array), text, csv, tsv, parquet, hub (a dataset, no file), or empty
+    where the content decides; a record's text is in the first of `fields` that it has; `url` is
+    where a file of a dataset on the Hub is read from."""
 
     path: Path
     label: str
     name: str
     kind: str
     fields: tuple[str, ...] = TEXT_FIELDS
+    url: str = ""
 
 
 @dataclass

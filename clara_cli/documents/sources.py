@@ -18,12 +18,32 @@ from clara_cli.documents.listing import ACCEPTED, Source
 from clara_cli.errors import DataError, UsageError
 from clara_cli.storage.file_kinds import special_file
 
-MAX_LINE_BYTES = 256 * 2**20  # no line, and no text file, may be longer once decompressed
+MAX_LINE_BYTES = 64 * 2**20  # of a line of questions or pairs, once decompressed
 MAX_XZ_BYTES = 128 * 2**20  # memory to decompress: twice what xz -9 asks for
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
 _BUFFER = 2**17
 _BOM = b"\xef\xbb\xbf"
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFile, failing disks
+
+
+Record = tuple[str, Any]  # where it stands (file:line), the parsed record or a BadRecord
+
+
+class BadRecord(Exception):  # noqa: N818  (a verdict on one record)
+    """What is wrong with one record."""
+
+
+def shortened(value: Any, width: int = 60) -> str:
+    """`repr` of a value, cut to `width` characters, without holding a long one's repr."""
+    if isinstance(value, str | bytes | list):
+        value = value[:width]
+    shown = repr(value)
+    return shown if len(shown) <= width else f"{shown[: width - 3]}..."
+
+
+def too_long(what: str, limit: int) -> str:
+    """That a line, row or text is longer than `limit` bytes, and what raises the limit."""
+    return f"{what} longer than {limit / 2**20:g} MiB; --max-record-mib raises the most"
 
 
 def not_utf8(data: bytes, at: int) -> tuple[int, str]:
@@ -40,16 +60,7 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     Raises UsageError where the file is of a type that is not read, and DataError where it cannot
     be opened or read to its end (damaged compressed data, a failing disk).
     """
-    if source.kind == "hub":
-        yield source.kind, io.BytesIO()
-        return
-    if source.name != "<stdin>" and (special := special_file(source.path)):
-        raise DataError(f"{source.name}: {special}", "give a file, or pipe it in as -")
-    try:
-        raw: Any = sys.stdin.buffer if source.name == "<stdin>" else source.path.open("rb")
-    except OSError as error:
-        message = f"{source.name}: {error.strerror or error}"
-        raise DataError(message, "check the file's permissions and its disk") from error
+    raw = _raw(source)
     closing = [] if raw is sys.stdin.buffer else [raw]
     try:
         stream = _decompressed(raw)
@@ -62,6 +73,23 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     finally:
         for stream in closing:
             stream.close()
+
+
+def _raw(source: Source) -> Any:
+    """The bytes as they lie on the disk or the Hub."""
+    if source.name == "<stdin>":
+        return sys.stdin.buffer
+    if not source.url and (special := special_file(source.path)):
+        raise DataError(f"{source.name}: {special}", "give a file, or pipe it in as -")
+    try:
+        if source.url:
+            import fsspec
+
+            return io.BufferedReader(fsspec.open(source.url, "rb").open(), _BUFFER)
+        return source.path.open("rb")
+    except OSError as error:
+        message = f"{source.name}: {error.strerror or error}"
+        raise DataError(message, "check the file's permissions and its disk") from error
 
 
 def position(stream: IO[bytes]) -> int:
@@ -124,9 +152,14 @@ def _sniff(stream: Any, name: str) -> str:
         return "parquet"
     if head.removeprefix(_BOM).lstrip().startswith(b"{"):
         return "jsonl"
-    if head.removeprefix(_BOM).lstrip().startswith(b"["):
-        raise UsageError(f"{name}: a JSON array", "write one JSON object a line, as .jsonl")
+    if is_array(stream):
+        return "json"
     raise UsageError(f"{name}: not a type that is read", ACCEPTED)
+
+
+def is_array(stream: Any) -> bool:
+    """Whether a stream, at its beginning, holds one JSON array."""
+    return bool(stream.peek(64)[:64].removeprefix(_BOM).lstrip().startswith(b"["))
 
 
 def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:

@@ -88,7 +88,7 @@ def plain(model: ClaraModel, rows: list[list[int]], batch: int) -> torch.Tensor:
 
 def paragraphs(documents: list[str], most: int, offsets) -> Iterator[str]:
     """Paragraphs of the documents, those longer than `most` tokens cut at sentence ends."""
-    for document in read_documents(documents, DocumentOptions(), print):
+    for document in read_documents(documents, DocumentOptions(), print, print):
         for text in filter(str.strip, document.text.split("\n")):
             paragraph = Document("", text)
             for passage in split_document(paragraph, most, offsets, "sentences", False):

@@ -24,8 +24,9 @@ from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 
 KEYS = [
-    *["corpus", "documents", "passages", "empty", "skipped", "truncated", "memory_tokens"],
-    *["ratio", "effective_ratio", "bytes", "seconds", "passages_per_second"],
+    *["corpus", "documents", "passages", "empty", "skipped", "left_out"],
+    *["truncated", "memory_tokens", "ratio", "effective_ratio", "bytes", "seconds"],
+    "passages_per_second",
 ]
 FACT = "The mayor of Elmgate is Nora Velden."
 

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def read(folder: Path | str, skip: bool) -> tuple[list[str], list[str]]:
     bad: list[str] = []
-    reading = read_documents([str(folder)], DocumentOptions(skip_bad=skip), bad.append)
+    reading = read_documents([str(folder)], DocumentOptions(skip_bad=skip), bad.append, print)
     return [document.text for document in reading], bad
 
 
@@ -142,7 +142,7 @@ def test_what_is_left_out_is_counted_by_kind(folder):
     (folder / ".git" / "config.txt").write_text("x")
     (folder / "old.clara" / "shards").mkdir(parents=True)
     (folder / "old.clara" / "manifest.json").write_text("{}")
-    reading = read_documents([str(folder)], SKIP, print)
+    reading = read_documents([str(folder)], SKIP, print, print)
     assert [document.text for document in reading] == ["good"]
     assert reading.left_out == {
         **{".pdf": 3, ".docx": 1, ".gz": 1, "other": 1},

@@ -1,0 +1,248 @@
+"""What one record or file may take: memory, nesting, values, time. Every input here is harmless;
+the limits are lowered instead."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clara_cli.config import DocumentOptions
+from clara_cli.documents import documents, json_lines
+from clara_cli.documents.documents import read_documents
+from clara_cli.documents.examples import read_records
+from clara_cli.documents.json_lines import MAX_DEPTH, array_items, parse_line
+from clara_cli.documents.listing import Source
+from clara_cli.documents.reader_process import Bounds, ReaderProcess
+from clara_cli.documents.sources import BadRecord
+from clara_cli.errors import DataError
+
+MIB = 2**20
+PEAK = """
+import re, sys
+from pathlib import Path
+from clara_cli.config import DocumentOptions
+from clara_cli.corpus.tally import Tally
+from clara_cli.documents.chunk import split_document
+from clara_cli.documents.documents import read_documents
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def tokens(text):
+    return [(n, n + 1) for n in range(len(text))]
+
+before, tally = peak(), Tally(None, 1)
+for document in read_documents(sys.argv[1:], DocumentOptions(max_record_mib=2), print, print):
+    tally.document(document)
+    passages = split_document(document, 256, tokens, "sentences", True)
+print(len(passages), (peak() - before) // 1024)
+"""
+
+
+def read(*paths: Path, skip: bool = False, mib: int = 1) -> tuple[list[str], list[str]]:
+    bad: list[str] = []
+    options = DocumentOptions(skip_bad=skip, max_record_mib=mib)
+    reading = read_documents([str(path) for path in paths], options, bad.append, bad.append)
+    return [document.text for document in reading], bad
+
+
+def assert_too_large(path: Path, message: str) -> None:
+    """Refused, with file, limit and the option that raises it; read where it is raised."""
+    with pytest.raises(DataError) as caught:
+        read(path)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert caught.value.message.startswith(str(path)) and message in caught.value.message
+    assert "--max-record-mib" in said
+    assert len(read(path, mib=4)[0]) >= 1
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+def test_a_line_and_a_text_have_a_limit(tmp_path: Path, pack) -> None:
+    (tmp_path / "a.jsonl").write_bytes(pack(json.dumps({"text": "x" * MIB}).encode()))
+    assert_too_large(tmp_path / "a.jsonl", ":1: a line longer than 1 MiB")
+    (tmp_path / "b.txt").write_bytes(pack(b"x" * (MIB + 1)))
+    assert_too_large(tmp_path / "b.txt", ": a text longer than 1 MiB")
+
+
+def test_a_quoted_field_that_never_closes_has_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,one\n2,"' + "a line\n" * (MIB // 6) + '"\n3,three\n')
+    assert_too_large(path, "a row longer than 1 MiB")
+    texts, bad = read(path, skip=True)
+    assert texts == ["one"] and len(bad) == 1 and "a row longer than" in bad[0]
+
+
+def test_a_row_has_so_many_cells_and_a_record_so_many_values(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,b\nx" + "," * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"a\.csv:2: more than 65,536 cells in one row"):
+        read(tmp_path / "a.csv")
+    values = [0] * 100_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "values": values}))
+    assert_too_large(tmp_path / "a.jsonl", ":1: more than 65,536 values in one record")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": ",[{" * 100_000}))
+    assert len(read(tmp_path / "b.jsonl")[0]) == 1  # inside a string they are letters
+
+
+def test_nesting_and_integers_have_a_limit_everywhere(tmp_path: Path) -> None:
+    for value, what in {
+        "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1): "nested too deeply",
+        "[" * 900 + "]" * 900: "nested too deeply",
+        "[" * 50_000 + "]" * 50_000: "nested too deeply",
+        '{"a":' * 400 + "1" + "}" * 400: "nested too deeply",
+        "9" * 5000: "not JSON",
+        "-" + "9" * 5000: "not JSON",
+    }.items():
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "x", "more": {value}}}\n')
+        with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{what}"):
+            read(tmp_path / "a.jsonl")
+        with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{what}"):
+            list(read_records([str(tmp_path / "a.jsonl")], "a hint"))
+    allowed = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
+    assert parse_line(f'{{"x": {allowed}}}'.encode(), MIB)
+    with pytest.raises(BadRecord):
+        parse_line(f'{{"x": [{allowed}]}}'.encode(), MIB)
+
+
+# --- JSON arrays ---
+
+
+def test_an_array_is_read_item_by_item(tmp_path: Path, monkeypatch) -> None:
+    texts = ['a "quoted" \\ one', "[{,]}", "", "é" * 200, "last"]
+    items = [{"text": text, "n": [{"m": number}]} for number, text in enumerate(texts)]
+    (tmp_path / "a.json").write_text(json.dumps(items, indent=2), encoding="utf-8")
+    (tmp_path / "b.json").write_text("\ufeff\n " + json.dumps(items), encoding="utf-8")
+    for piece in (7, 64, 2**16):
+        monkeypatch.setattr(json_lines, "_PIECE", piece)
+        for name in ("a.json", "b.json"):
+            reading = read_documents([str(tmp_path / name)], DocumentOptions(), print, print)
+            found = [(d.id, d.text, d.metadata) for d in reading]
+            places = enumerate(texts)
+            assert found == [(f"{name}:{n + 1}", t, {"n": [{"m": n}]}) for n, t in places]
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        (b"[]", []),
+        (b"[1, 2", [1, BadRecord]),
+        (b'["a', [BadRecord]),
+        (b"[1, x]", [1, BadRecord]),
+        (b"[[1, [2]], {}]", [[1, [2]], {}]),
+        (b'["' + b"x" * 200 + b'", 1]', [BadRecord, 1]),
+    ],
+)
+def test_an_array_that_is_cut_or_wrong(tmp_path: Path, text: bytes, items: list) -> None:
+    (tmp_path / "a").write_bytes(text)
+    with (tmp_path / "a").open("rb") as stream:
+        read_items = list(array_items(stream, 100))
+    assert [BadRecord if isinstance(item, BadRecord) else item for item in read_items] == items
+
+
+# --- Parquet, and the process that reads it ---
+
+
+def table(path: Path, **columns: list) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_parquet_page_that_is_larger_than_its_bound_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(documents, "CHILD_MEMORY", 8)  # MiB, where a record is at most one
+    path = table(tmp_path / "a.parquet", text=["short"], other=["x" * (24 * MIB)])
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.message == f"{path}: cannot be read within 8 MiB of memory"
+    assert "--max-record-mib" in caught.value.hint
+    other = table(tmp_path / "b.parquet", text=["after"])
+    texts, bad = read(path, other, skip=True)
+    assert texts == ["after"] and bad == [caught.value.message]
+
+
+def test_a_parquet_row_has_a_limit_and_its_neighbours_are_read(tmp_path) -> None:
+    path = table(tmp_path / "a.parquet", text=["first", "x" * (MIB + 1), "last"])
+    texts, bad = read(path, skip=True)
+    assert texts == ["first", "last"]
+    assert bad == [f"{path}:2: a row longer than 1 MiB; --max-record-mib raises the most"]
+
+
+def test_a_dictionary_that_makes_long_rows_of_short_ones_is_read_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "CHILD_MEMORY", 16)
+    path = table(tmp_path / "a.parquet", text=["x" * (MIB // 2)] * 128)
+    assert len(read(path)[0]) == 128
+
+
+def test_a_reader_that_takes_too_long_is_ended_and_replaced(tmp_path, monkeypatch) -> None:
+    path = table(tmp_path / "a.parquet", text=["x"])
+    child = ReaderProcess(Bounds(MIB, 64 * MIB, seconds=0.0), print)
+    source = Source(path, "a.parquet", str(path), "parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: not read within 0 seconds"):
+        list(child.read(source))
+    child = ReaderProcess(Bounds(MIB, 64 * MIB), print)
+    for _ in range(2):
+        assert [record for record, _ in child.read(source)] == [(f"{path}:1", {"text": "x"})]
+        os.kill(child._child.pid, 9)  # what the next file finds
+        child._child.wait()
+        child.close()
+    child.close()
+
+
+def test_the_child_reads_what_it_is_told_and_writes_no_file(tmp_path) -> None:
+    """Its limits, asked of itself."""
+    script = (
+        "import resource; from clara_cli.documents.reader_process import limit_memory;"
+        "limit_memory(64 * 2**20); b = bytearray(32 * 2**20)\n"
+        "try: bytearray(128 * 2**20); print('taken')\n"
+        "except MemoryError: print('refused')\n"
+        "try: open('file', 'wb', 0).write(b'x'); print('written')\n"
+        "except OSError as error: print(type(error).__name__)\n"
+    )
+    words = [sys.executable, "-c", script]
+    run = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert run.stdout.splitlines()[0] == "refused" and "written" not in run.stdout
+
+
+def test_a_reading_that_is_given_up_leaves_no_process(tmp_path) -> None:
+    path = table(tmp_path / "a.parquet", text=["x"] * 1000)
+    reading = read_documents([str(path)], DocumentOptions(), print, print)
+    next(reading)
+    child = reading._child._child
+    assert child is not None and child.poll() is None
+    del reading
+    gc.collect()  # it holds its own generator
+    deadline = time.monotonic() + 10
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.poll() is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", ["sentences", "wide", "values"])
+def test_memory_for_a_record_stays_within_32_times_its_limit(tmp_path: Path, form: str) -> None:
+    """The longest record, of the shapes that take the most: a sentence every other letter, one
+    letter that makes all the others four bytes wide, and as many values as are admitted. At the
+    limit that holds without the option, 32 times are 512 MiB."""
+    assert DocumentOptions().max_record_mib * 32 == 512
+    size = 2 * MIB
+    record = {
+        "sentences": {"text": "? " * ((size - 100) // 2)},
+        "wide": {"text": "x y. " * ((size - 100) // 5) + "\U0001f389"},
+        "values": {"text": "x", "v": [[]] * (size // json_lines.BYTES_A_VALUE // 2 - 100)},
+    }[form]
+    (tmp_path / "a.jsonl").write_text(json.dumps(record, ensure_ascii=False))
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "a.jsonl")]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+    passages, peak = map(int, re.findall(r"\d+", run.stdout))
+    assert passages >= 1 and peak < 32 * 2
