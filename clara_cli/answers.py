@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from clara_cli.documents.places import Place, place_of
 from clara_cli.records import (
     ABSTENTION,
     Answer,
@@ -117,10 +118,17 @@ def _source_json(hit: Hit) -> dict[str, Any]:
         record["corpus"] = hit.corpus
     if hit.read != "memory":
         record["read"] = hit.read
-    file, line = _place(hit)
-    if file:
-        record |= {"file": file, "line": line}
-    return record
+    return record | _place_json(place_of(hit.passage.source))
+
+
+def _place_json(place: Place) -> dict[str, Any]:
+    """`file` with `line`, `page`, `slide`, `sheet` or `section`; nothing where it is not known."""
+    if not place.file:
+        return {}
+    if not place.kind:
+        return {"file": place.file, "line": place.line}
+    numbered = place.kind in ("page", "slide") and place.name.isdecimal()
+    return {"file": place.file, place.kind: int(place.name) if numbered else place.name}
 
 
 def _explain_json(explanation: Explanation) -> dict[str, Any]:
@@ -205,9 +213,9 @@ def show_sources(answer: Answer) -> None:
     out = console(stderr=False)
     for hit in answer.sources:
         out.print(Text(f"{hit.rank}. {_details(hit)}", style="bold"), soft_wrap=False)
-        file, line = _place(hit)
-        if file:
-            out.print(Text(f"   {clean(f'{file}:{line}')}", style=_link(file)), soft_wrap=False)
+        place = place_of(hit.passage.source)
+        if place.file:
+            out.print(Text(f"   {clean(str(place))}", style=_link(place)), soft_wrap=False)
         marked = Text(clean(hit.passage.text or "") or "(text not kept)")
         mark(marked, telling_words(answer.answer))
         out.print(marked, soft_wrap=False)
@@ -222,13 +230,13 @@ def _show_hit(out: Console, hit: Hit, question: str, answer: str, *, large: bool
     mark(shown, words)
     out.print(_hanging(out, Text(f"{hit.rank}. ", style="cyan"), shown), soft_wrap=False)
     details = Text(_details(hit), style="dim")
-    file, line = _sentence_place(hit)
-    if not file:
+    place = _sentence_place(hit)
+    if not place.file:
         out.print(Text("   ") + details, soft_wrap=False)
         return
-    place = Text(clean(f"{file}:{line}"), style=_link(file))
-    beside = 3 + place.cell_len + 2 + details.cell_len <= out.width
-    out.print(Text.assemble("   ", place, "  " if beside else "\n   ", details), soft_wrap=False)
+    where = Text(clean(str(place)), style=_link(place))
+    beside = 3 + where.cell_len + 2 + details.cell_len <= out.width
+    out.print(Text.assemble("   ", where, "  " if beside else "\n   ", details), soft_wrap=False)
 
 
 def _hanging(out: Console, heading: Text, text: Text) -> Text:
@@ -275,22 +283,20 @@ def excerpt(text: str, words: set[str], width: int) -> str:
     return piece if start + width > len(line) else f"{piece.rpartition(' ')[0] or piece}…"
 
 
-def _place(hit: Hit) -> tuple[str, int]:
-    """(file, line) a passage came from; an empty file where it is not known."""
-    file, _, line = hit.passage.source.rpartition(":")
-    return (file, int(line)) if file and line.isdecimal() else ("", 0)
 
 
-def _sentence_place(hit: Hit) -> tuple[str, int]:
-    """(file, line) of a passage's best sentence, else of the passage."""
-    file, line = _place(hit)
-    return file, (hit.sentence.line if hit.sentence is not None else 0) or line
+def _sentence_place(hit: Hit) -> Place:
+    """Where a passage's best sentence stands, else the passage."""
+    place = place_of(hit.passage.source)
+    line = hit.sentence.line if hit.sentence is not None else 0
+    return dataclasses.replace(place, line=line) if line else place
 
 
-def _link(file: str) -> str:
-    """A style that opens the file where a terminal can, if it is still there."""
-    path = Path(file)
-    return f"dim link {path.resolve().as_uri()}" if path.is_file() else "dim"
+def _link(place: Place) -> str:
+    """A style that opens the file where a terminal can, if it is still there; a PDF at its page."""
+    path = Path(place.file)
+    at = f"#page={place.name}" if place.kind == "page" else ""
+    return f"dim link {path.resolve().as_uri()}{at}" if path.is_file() else "dim"
 
 
 def _balance(answer: Answer) -> Text:

@@ -11,13 +11,15 @@ Task = Literal["paraphrase", "qa"]  # what is written from the memory of one pas
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What the user gives. `source` is `file:line` (or the file) for error messages."""
+    """What the user gives. `source` is `file:line` (or the file) for error messages; `parts` are
+    where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`)."""
 
     id: str
     text: str
     title: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    parts: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,8 @@ class Passage:
     """A piece of a document; `text == document.text[start:end]` in Unicode code points.
 
     `tokens` counts the backbone tokens the compressor reads (title included, specials excluded).
-    `text` is None in a corpus stored without text. `source` is the `file:line` where it begins, as
-    the user named the file; empty where it came from no file.
+    `text` is None in a corpus stored without text. `source` is the `file:line` where it begins, or
+    `file#page=3` (`documents.places`), as the user named the file; empty where it came from none.
     """
 
     passage_id: str

@@ -53,6 +53,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"INPUTS", "--backbone", "--batch-tokens", "--dry-run", "--model", "--no-text"},
         *{"--no-title", "--out", "--ratio", "--shard-size", "--skip-bad", "--split"},
         *{"--store-dtype", "--text", "--title", "--into", "--nproc", "--overlap", "--text-field"},
+        "--file-seconds",
         "--max-record-mib",
     },
     "index": {
@@ -78,6 +79,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
             "--llm",
             "--log",
             "--llm-model",
+            "--file-seconds",
             "--max-record-mib",
             "--search",
             "--skip-bad",

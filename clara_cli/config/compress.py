@@ -26,7 +26,8 @@ class CompressConfig(PlacementOptions, DocumentOptions):
     """
 
     inputs: tuple[str, ...] = argument(
-        "Files or folders: .jsonl(.gz/.xz) .txt .md .csv .parquet; hf:OWNER/DATASET, also with "
+        "Files or folders: .jsonl(.gz/.xz) .json .txt .md .csv .tsv .parquet; with the extra "
+        "documents .pdf .docx .pptx .xlsx .html .epub .rst .eml; hf:OWNER/DATASET, also with "
         "/CONFIG and :SPLIT; or - for JSONL on stdin."
     )
     ratio: int | None = option(

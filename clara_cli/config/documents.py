@@ -22,6 +22,9 @@ class DocumentOptions:
         INPUT,
         low=1,
     )
+    file_seconds: float = option(
+        "Longest that reading one PDF, office, web or mail file may take.", 60.0, INPUT, low=0.1
+    )
     skip_bad: bool = option(
         "Count and report bad lines, duplicate ids and what cannot be read instead of stopping.",
         False,

@@ -175,14 +175,19 @@ def _passages(document: Document, title: str, pieces: Sequence[tuple[Span, int]]
             end=end,
             tokens=tokens,
             metadata=document.metadata,
-            source=_place(document.source, line),
+            source=_place(document, line, start),
         )
         made.append(passage)
     return made
 
 
-def _place(source: str, line: int) -> str:
-    """`file:line`: a record's own line, or the line inside a file that is one document."""
+def _place(document: Document, line: int, start: int) -> str:
+    """`file:line`: a record's own line, or the line inside a file that is one document; of a file
+    with parts `file#part`, the one that begins last before `start`."""
+    source = document.source
+    if document.parts:
+        number = bisect_right(document.parts, start, key=lambda part: part[0]) - 1
+        return f"{source}#{document.parts[number][1]}" if document.parts[number][1] else source
     if source.startswith("<stdin>"):
         return ""
     return source if not source or _LINE.search(source) else f"{source}:{line}"

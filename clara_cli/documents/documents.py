@@ -19,7 +19,7 @@ from clara_cli.documents import hub, listing, sources
 from clara_cli.documents.json_lines import array_items, parse_line
 from clara_cli.documents.listing import Source
 from clara_cli.documents.reader_process import Bounds, ReaderProcess
-from clara_cli.documents.sources import BadRecord, Record, shortened
+from clara_cli.documents.sources import BadRecord, FileText, Record, shortened
 from clara_cli.documents.tables import read_csv, read_tsv
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Document
@@ -28,7 +28,7 @@ from clara_cli.storage.disk_set import DiskSet
 SKIP_HINT = "add --skip-bad: it is then left out and counted"
 TEXT_HINT = f"save the file as UTF-8, in parts where it is large; or {SKIP_HINT}"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
-CHILD_MEMORY = 16  # bytes that a process reading a file may take for one of a record's
+ROW_MEMORY, FILE_MEMORY = 16, 64  # bytes to read rows, or a whole file, for one of a record's
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
 
 
@@ -70,8 +70,8 @@ class Reading(Iterator[Document]):
         for line in listed.unreadable:
             on_bad(line)
         self._limit = options.max_record_mib * 2**20
-        bounds = Bounds(record=self._limit, memory=CHILD_MEMORY * self._limit)
-        self._child = ReaderProcess(bounds, on_note)
+        self._file_seconds = options.file_seconds
+        self._child = ReaderProcess(on_note)
         self._total = _total_bytes(self._files)
         self._bytes = 0
         self._documents = self._read()
@@ -133,11 +133,13 @@ class Reading(Iterator[Document]):
     def _records_of(self, source: Source) -> Iterator[tuple[Record, int]]:
         """The records of one file, each with the bytes of it that were read so far."""
         with sources.opened(source) as (kind, stream):
-            if kind == "parquet":
+            if kind == "parquet" or kind in listing.NEEDS:
                 if not stream.seekable():
-                    message = f"{source.name}: Parquet needs a file, not a pipe"
+                    message = f"{source.name}: {kind} needs a file, not a pipe"
                     raise UsageError(message, listing.ACCEPTED)
-                yield from self._child.read(dataclasses.replace(source, kind=kind))
+                memory = self._limit * (ROW_MEMORY if kind == "parquet" else FILE_MEMORY)
+                bounds = Bounds(self._limit, memory, self._file_seconds)
+                yield from self._child.read(dataclasses.replace(source, kind=kind), bounds)
                 return
             for record in _READERS[kind](source, stream, self._limit):
                 yield record, sources.position(stream) if self._total else 0
@@ -165,6 +167,9 @@ def _document(record: Any, default_id: str, where: str, fields: tuple[str, ...])
     """A parsed record as a Document, or BadRecord saying what is wrong with it."""
     if isinstance(record, BadRecord):
         raise record
+    if isinstance(record, FileText):
+        parts = tuple((start, name) for start, name in record.parts)
+        return Document(default_id, record.text, record.title, record.metadata, where, parts)
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object: {shortened(record)}")
     key = next((name for name in fields if record.get(name) is not None), fields[-1])

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from clara_cli.config.documents import DocumentOptions
@@ -24,11 +25,31 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".pdf": "pdf",
+    ".docx": "docx",
+    ".pptx": "pptx",
+    ".xlsx": "xlsx",
+    ".html": "html",
+    ".htm": "html",
+    ".epub": "epub",
+    ".rst": "rst",
+    ".eml": "email",
 }
+NEEDS = {  # kinds read by the extra `documents`, and the library whose presence says it is there
+    "pdf": "pypdf",
+    "docx": "docx",
+    "pptx": "pptx",
+    "xlsx": "openpyxl",
+    "html": "bs4",
+    "epub": "bs4",
+    "rst": "docutils",
+    "email": "bs4",
+}
+INSTALL = "pip install 'clara-cli[documents]'"
 HUB = "hf:"  # before the name of a Hugging Face dataset
 ACCEPTED = (
-    "accepted: .jsonl .txt .md .csv .tsv (also .gz, .xz), .parquet, a folder, hf:OWNER/DATASET, or "
-    "- for stdin"
+    "accepted: .jsonl .json .txt .md .csv .tsv (also .gz, .xz), .parquet, with the extra documents "
+    ".pdf .docx .pptx .xlsx .html .epub .rst .eml, a folder, hf:OWNER/DATASET, or - for stdin"
 )
 TEXT_FIELDS = ("text", "contents")
 _PLAIN_SUFFIX = re.compile(r"\.[a-z0-9_+~-]{1,12}")
@@ -37,10 +58,10 @@ _NAMED = 20  # paths that one error names
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file to read. `label` names its documents, `name` names it in errors; `kind` is
-    jsonl, json (lines or an array), text, csv, tsv, parquet, hub (a dataset, no file), or empty
-    where the content decides; a record's text is in the first of `fields` that it has; `url` is
-    where a file of a dataset on the Hub is read from."""
+    """One file to read. `label` names its documents, `name` names it in errors; `kind` is jsonl,
+    json (lines or an array), text, csv, tsv, parquet, one of `NEEDS`, hub (a dataset, no file), or
+    empty where the content decides; a record's text is in the first of `fields` that it has; `url`
+    is where a file of a dataset on the Hub is read from."""
 
     path: Path
     label: str
@@ -90,7 +111,11 @@ def list_inputs(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) ->
             _walk(path, fields, listing)
         elif path.exists() or path.is_symlink():
             kind = kind_of(path)
-            unique = names[path.name] == 1 and kind != "text"
+            if kind in NEEDS and not is_readable(kind):
+                named = "mail" if kind == "email" else kind.upper()
+                message = f"{item}: {named} is read with the extra documents, not installed"
+                raise DataError(message, INSTALL)
+            unique = names[path.name] == 1 and kind != "text" and kind not in NEEDS
             label = path.name if unique else path.as_posix()
             _add(listing, Source(path, label, item, kind, fields))
         else:
@@ -143,6 +168,11 @@ def kind_of(path: Path) -> str:
     return KINDS.get(suffixes[-1], "") if suffixes else ""
 
 
+def is_readable(kind: str) -> bool:
+    """Whether the library that reads files of this kind is installed."""
+    return kind not in NEEDS or find_spec(NEEDS[kind]) is not None
+
+
 def counts_lines(file: str) -> bool:
     """Whether the lines of a file are those of the text it holds (.txt, .md), not records."""
     return kind_of(Path(file)) == "text"
@@ -162,7 +192,7 @@ def _walk(folder: Path, fields: tuple[str, ...], listing: Listing) -> None:
                 listing.left_out["hidden"] += 1
                 continue
             kind = kind_of(path)
-            if kind or special_file(path):
+            if kind and is_readable(kind) or special_file(path):
                 label = path.relative_to(folder).as_posix()
                 _add(listing, Source(path, label, str(path), kind, fields))
             else:

@@ -18,12 +18,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from clara_cli.documents import sources
-from clara_cli.documents.listing import Source
-from clara_cli.documents.sources import BadRecord, Record, shortened
+from clara_cli.documents import parquet, sources
+from clara_cli.documents.formats import FORMATS
+from clara_cli.documents.listing import NEEDS, Source
+from clara_cli.documents.sources import BadRecord, FileText, Record, shortened
 from clara_cli.errors import DataError
 
 _BOOT = (
@@ -31,9 +33,12 @@ _BOOT = (
     "from clara_cli.documents.reader_process import serve; serve()"
 )
 _PIECE = 2**16
+_VALUES: dict[str, Callable[[Any], Any]] = {  # a message's kind, and what its value stands for
+    "record": dict,
+    "bad": BadRecord,
+    "file": lambda value: FileText(**value),
+}
 _FILES = 100  # read by one process before a fresh one takes its place
-
-Reader = Callable[[Source, IO[bytes], Callable[[str], None]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,22 @@ class Bounds:
 class ReaderProcess:
     """The child that reads files, started with the first of them. Close it when done."""
 
-    def __init__(self, bounds: Bounds, note: Callable[[str], None]) -> None:
-        self._bounds, self._note = bounds, note
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
         self._child: subprocess.Popen[bytes] | None = None
         self._files, self._buffer = 0, b""
 
-    def read(self, source: Source) -> Iterator[tuple[Record, int]]:
-        """The records of a file, each with the bytes of the file that were read so far.
+    def read(self, source: Source, bounds: Bounds) -> Iterator[tuple[Record, int]]:
+        """The records of a file, each with the bytes of the file that were read so far; of a file
+        that is one document its FileText.
 
         Raises:
             DataError: for a file that its reader refuses, and one that takes too much memory or
                 time.
         """
-        self._send(source)
+        self._send(source, bounds)
         while True:
-            kind, *message = self._receive(source)
+            kind, *message = self._receive(source, bounds)
             if kind == "end":
                 return
             if kind == "note":
@@ -74,7 +80,7 @@ class ReaderProcess:
             else:
                 place, value, position = message
                 where = f"{source.name}:{place}" if place is not None else source.name
-                yield (where, value if kind == "record" else BadRecord(value)), position
+                yield (where, _VALUES[kind](value)), position
 
     def close(self) -> None:
         """End the child."""
@@ -87,7 +93,7 @@ class ReaderProcess:
                     with contextlib.suppress(OSError):  # it died with something unread in its pipe
                         stream.close()
 
-    def _send(self, source: Source) -> None:
+    def _send(self, source: Source, bounds: Bounds) -> None:
         if self._files >= _FILES:
             self.close()
         if self._child is None:
@@ -102,29 +108,29 @@ class ReaderProcess:
             )
         self._files += 1
         request = {**dataclasses.asdict(source), "path": str(source.path)}
-        request["bounds"] = dataclasses.asdict(self._bounds)
+        request["bounds"] = dataclasses.asdict(bounds)
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(request).encode() + b"\n")
         self._child.stdin.flush()
 
-    def _receive(self, source: Source) -> list[Any]:
+    def _receive(self, source: Source, bounds: Bounds) -> list[Any]:
         """The child's next message. A child that is silent, dead or long-winded is replaced."""
         assert self._child is not None and self._child.stdout is not None
-        deadline = time.monotonic() + self._bounds.seconds
-        most = 4 * self._bounds.record + _PIECE
+        deadline = time.monotonic() + bounds.seconds
+        most = 4 * bounds.record + _PIECE
         pieces = [self._buffer]
         size = len(self._buffer)
         while b"\n" not in pieces[-1]:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._child.stdout], [], [], left)[0]:
                 self.close()
-                message = f"{source.name}: not read within {self._bounds.seconds:g} seconds"
+                message = f"{source.name}: not read within {bounds.seconds:g} seconds"
                 raise DataError(message, "look whether the file is whole, or leave it out")
             piece = os.read(self._child.stdout.fileno(), _PIECE)
             size += len(piece)
             if not piece or size > most:
                 self.close()
-                raise _too_much_memory(source, self._bounds)
+                raise _too_much_memory(source, bounds)
             pieces.append(piece)
         line, _, self._buffer = b"".join(pieces).partition(b"\n")
         received: list[Any] = json.loads(line)
@@ -172,14 +178,20 @@ def _serve_file(request: dict[str, Any], answer: Callable[..., None]) -> None:
 
 def _answer_file(source: Source, bounds: Bounds, answer: Callable[..., None]) -> None:
     """Tell the parent every record of a file."""
-    reader = _reader_of(source.kind)
+    _import_library(source.kind)
 
     def note(line: str) -> None:
         answer("note", line)
 
     with sources.opened(source) as (_, stream):
         limit_memory(bounds.memory)
-        for number, record in enumerate(reader(source, stream, note), 1):
+        if source.kind in FORMATS:
+            record = FORMATS[source.kind](source, stream)
+            too_long = len(record["text"].encode("utf-8", "replace")) > bounds.record
+            message = sources.too_long("a text", bounds.record)
+            answer("bad" if too_long else "file", None, message if too_long else record, 0)
+            return
+        for number, record in enumerate(parquet.rows(source, stream, note), 1):
             position = sources.position(stream)
             size = len(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace"))
             if size > bounds.record:
@@ -188,13 +200,11 @@ def _answer_file(source: Source, bounds: Bounds, answer: Callable[..., None]) ->
                 answer("record", number, record, position)
 
 
-def _reader_of(kind: str) -> Reader:
-    """What reads files of a kind; its library is imported now, before memory is bounded."""
-    import pyarrow.parquet  # noqa: F401
-
-    from clara_cli.documents import parquet
-
-    return {"parquet": parquet.rows}[kind]
+def _import_library(kind: str) -> None:
+    """Import what reads files of a kind, before memory is bounded."""
+    import_module("pyarrow.parquet" if kind == "parquet" else NEEDS[kind])
+    if NEEDS.get(kind) == "bs4":
+        import_module("lxml.etree")
 
 
 def limit_memory(more: int) -> None:

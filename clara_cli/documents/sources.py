@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any
 
 from clara_cli.documents.listing import ACCEPTED, Source
@@ -31,6 +32,17 @@ Record = tuple[str, Any]  # where it stands (file:line), the parsed record or a 
 
 class BadRecord(Exception):  # noqa: N818  (a verdict on one record)
     """What is wrong with one record."""
+
+
+@dataclass(frozen=True)
+class FileText:
+    """What a file that is one document holds: `parts` are where its pages, slides, sheets or
+    sections start in the text, as (start, `page=3`)."""
+
+    title: str
+    text: str
+    parts: list[tuple[int, str]]
+    metadata: dict[str, Any]
 
 
 def shortened(value: Any, width: int = 60) -> str:

@@ -84,3 +84,22 @@ def test_no_command_waits_for_a_pipe(works, folder, tmp_path, capsys):
     ):
         left, _, err = run(capsys, *words)
         assert left == code and "a named pipe, not a file" in err, (words, err)
+
+
+def test_a_source_names_the_page_it_is_from(works, tmp_path, monkeypatch, capsys):
+    fpdf = pytest.importorskip("fpdf", reason="needs the extra dev")
+    pytest.importorskip("pypdf", reason="needs the extra documents")
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
+    made = fpdf.FPDF()
+    made.set_font("helvetica", size=12)
+    for text in ("The river Ord is long. " * 20, "Ann Lee is mayor of Elmgate."):
+        made.add_page()
+        made.multi_cell(0, 8, text)
+    made.output(str(tmp_path / "towns.pdf"))
+    words = ["ask", "Who is mayor of Elmgate?", tmp_path / "towns.pdf", "--model", works.e2e, *FAST]
+    code, out, _ = run(capsys, *words, "--max-new-tokens", "2", "--json")
+    best = json.loads(out)["sources"][0]
+    assert code == 0 and best["page"] == 2 and "line" not in best
+    assert best["file"] == str(tmp_path / "towns.pdf")
+    _, out, _ = run(capsys, *words, "--max-new-tokens", "2")
+    assert "towns.pdf page 2" in " ".join(out.split())

@@ -160,7 +160,7 @@ def table(path: Path, **columns: list) -> Path:
 
 
 def test_a_parquet_page_that_is_larger_than_its_bound_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(documents, "CHILD_MEMORY", 8)  # MiB, where a record is at most one
+    monkeypatch.setattr(documents, "ROW_MEMORY", 8)  # MiB, where a record is at most one
     path = table(tmp_path / "a.parquet", text=["short"], other=["x" * (24 * MIB)])
     with pytest.raises(DataError) as caught:
         read(path)
@@ -179,20 +179,20 @@ def test_a_parquet_row_has_a_limit_and_its_neighbours_are_read(tmp_path) -> None
 
 
 def test_a_dictionary_that_makes_long_rows_of_short_ones_is_read_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "CHILD_MEMORY", 16)
+    monkeypatch.setattr(documents, "ROW_MEMORY", 16)
     path = table(tmp_path / "a.parquet", text=["x" * (MIB // 2)] * 128)
     assert len(read(path)[0]) == 128
 
 
 def test_a_reader_that_takes_too_long_is_ended_and_replaced(tmp_path, monkeypatch) -> None:
     path = table(tmp_path / "a.parquet", text=["x"])
-    child = ReaderProcess(Bounds(MIB, 64 * MIB, seconds=0.0), print)
+    child = ReaderProcess(print)
     source = Source(path, "a.parquet", str(path), "parquet")
     with pytest.raises(DataError, match=r"a\.parquet: not read within 0 seconds"):
-        list(child.read(source))
-    child = ReaderProcess(Bounds(MIB, 64 * MIB), print)
+        list(child.read(source, Bounds(MIB, 64 * MIB, seconds=0.0)))
     for _ in range(2):
-        assert [record for record, _ in child.read(source)] == [(f"{path}:1", {"text": "x"})]
+        records = [record for record, _ in child.read(source, Bounds(MIB, 64 * MIB, 60.0))]
+        assert records == [(f"{path}:1", {"text": "x"})]
         os.kill(child._child.pid, 9)  # what the next file finds
         child._child.wait()
         child.close()

@@ -207,7 +207,7 @@ def test_parquet_of_one_huge_row_group_is_streamed(tmp_path: Path, monkeypatch) 
     texts = pa.table({"text": [random.Random(n).randbytes(1000).hex() for n in range(12_000)]})
     plain = {"compression": None, "use_dictionary": False}
     pq.write_table(texts, tmp_path / "p.parquet", row_group_size=10**9, **plain)
-    monkeypatch.setattr(documents, "CHILD_MEMORY", 16)  # MiB, where a record is at most one
+    monkeypatch.setattr(documents, "ROW_MEMORY", 16)  # MiB, where a record is at most one
     assert len(read(tmp_path / "p.parquet", max_record_mib=1)[0]) == 12_000  # the file has 24 MB
 
 
@@ -332,9 +332,9 @@ def test_paths_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     good = jsonl(tmp_path / "a.jsonl", {"text": "x"})
     with pytest.raises(UsageError, match="no such file or folder"):
         read_documents([str(good), str(tmp_path / "gone.jsonl")], DocumentOptions(), print, print)
-    (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(UsageError, match=r"a\.docx: not a type that is read"):
-        read(tmp_path / "a.docx")
+    (tmp_path / "a.xyz").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"a\.xyz: not a type that is read"):
+        read(tmp_path / "a.xyz")
 
 
 def test_nothing_at_all_is_an_error(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_pipe_that_was_handed_over_open_is_read():
 
 
 def test_what_is_left_out_is_counted_by_kind(folder):
-    names = ["a.pdf", "b.PDF", "c.pdf", "d.docx", "Makefile", ".hidden.txt", "e.f g h", "x.tar.gz"]
+    names = ["a.mov", "b.MOV", "c.mov", "d.bin", "Makefile", ".hidden.txt", "e.f g h", "x.tar.gz"]
     for name in names:
         (folder / name).write_text("x")
     (folder / ".git").mkdir()
@@ -145,10 +145,10 @@ def test_what_is_left_out_is_counted_by_kind(folder):
     reading = read_documents([str(folder)], SKIP, print, print)
     assert [document.text for document in reading] == ["good"]
     assert reading.left_out == {
-        **{".pdf": 3, ".docx": 1, ".gz": 1, "other": 1},
+        **{".mov": 3, ".bin": 1, ".gz": 1, "other": 1},
         **{"hidden": 2, "compressed corpus": 1, "without suffix": 1},
     }
-    assert describe_left_out(reading.left_out).startswith("3 .pdf, 2 hidden, 1 .docx")
+    assert describe_left_out(reading.left_out).startswith("3 .mov, 2 hidden, 1 .bin")
 
 
 def test_a_folder_of_nothing_to_read_says_what_it_holds(tmp_path):
