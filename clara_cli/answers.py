@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from clara_cli.documents.places import Place, place_of
+from clara_cli.printable import clean, clean_line
 from clara_cli.records import (
     ABSTENTION,
     Answer,
@@ -26,7 +27,7 @@ from clara_cli.records import (
     Retelling,
     SearchResult,
 )
-from clara_cli.ui import clean, console, duration
+from clara_cli.ui import console, duration
 
 SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
 SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count
@@ -215,7 +216,7 @@ def show_sources(answer: Answer) -> None:
         out.print(Text(f"{hit.rank}. {_details(hit)}", style="bold"), soft_wrap=False)
         place = place_of(hit.passage.source)
         if place.file:
-            out.print(Text(f"   {clean(str(place))}", style=_link(place)), soft_wrap=False)
+            out.print(Text(f"   {clean_line(str(place))}", style=_link(place)), soft_wrap=False)
         marked = Text(clean(hit.passage.text or "") or "(text not kept)")
         mark(marked, telling_words(answer.answer))
         out.print(marked, soft_wrap=False)
@@ -234,7 +235,7 @@ def _show_hit(out: Console, hit: Hit, question: str, answer: str, *, large: bool
     if not place.file:
         out.print(Text("   ") + details, soft_wrap=False)
         return
-    where = Text(clean(str(place)), style=_link(place))
+    where = Text(clean_line(str(place)), style=_link(place))
     beside = 3 + where.cell_len + 2 + details.cell_len <= out.width
     out.print(Text.assemble("   ", where, "  " if beside else "\n   ", details), soft_wrap=False)
 
@@ -251,7 +252,7 @@ def _details(hit: Hit) -> str:
     span = f"{passage.document_id} [{passage.start}:{passage.end}]"
     read = "" if hit.read == "memory" else f"read as {hit.read}"
     parts = [passage.title, span, f"{hit.score:.3f}", read, hit.corpus]
-    return clean(" ".join(filter(None, parts)))
+    return clean_line(" ".join(filter(None, parts)))
 
 
 def telling_words(answer: str) -> set[str]:

@@ -31,6 +31,7 @@ from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Hit, Retelling, SearchResult, Task
 from clara_cli.retrieval import FirstStage, Retriever
 
@@ -287,5 +288,6 @@ def mismatch(corpus: Corpus, name: str, fingerprint: str) -> ArtefactError:
     return ArtefactError(
         f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']} "
         f"({made_by.get('model')}), {name} is {fingerprint}",
-        f"use --model {made_by.get('model')}, or compress again with --model {name}",
+        f"use --model {shell_word(made_by.get('model'))}, or compress again with --model "
+        f"{shell_word(name)}",
     )

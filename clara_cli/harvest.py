@@ -5,10 +5,10 @@ records only.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import Any
 
+from clara_cli.printable import shell_word
 from clara_cli.records import SynthResult
 
 POOLED = ("e2e", "instruct")
@@ -34,7 +34,7 @@ def _synthesised(r: SynthResult, only: str | None) -> list[str]:
 
 
 def _next(r: SynthResult) -> str:
-    place = shlex.quote(r.pairs)
+    place = shell_word(r.pairs)
     if not r.accepted:
         return "next: try another --llm; the rejected file says why each was rejected"
     pooled = next((kind for kind in POOLED if kind in r.kinds), None)

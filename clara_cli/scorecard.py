@@ -5,7 +5,6 @@ figures in a block of their own. A part of `ui`; knows records only.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from clara_cli.measures import (
     Survival,
     SystemsResult,
 )
+from clara_cli.printable import shell_word
 
 WIDE = 100  # columns the whole table takes; below, it shows the scores alone
 
@@ -72,7 +72,7 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
         lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
         lines += _published(r.published)
     if r.report:
-        folder = shlex.quote(r.report)
+        folder = shell_word(r.report)
         lines.append(f"report: {folder}/report.md, {folder}/report.html")
     return lines
 
@@ -193,7 +193,7 @@ def _sped(r: SpeedResult, only: str | None) -> list[Any]:
     lines.append(f"ratio {r.ratio}: {r.memory_tokens} memory tokens for 256 of text")
     lines += [f"{name:<20}{figures}" for name, figures in _speeds(r)]
     lines.append(f"medians of {r.rounds} alternating rounds; an answer reads 5 passages")
-    return [*lines, f"written: {shlex.quote(r.out)}/speed.json"] if r.out else lines
+    return [*lines, f"written: {shell_word(r.out)}/speed.json"] if r.out else lines
 
 
 def _speeds(r: SpeedResult) -> Iterator[tuple[str, str]]:

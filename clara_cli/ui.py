@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal as size
 from rich.progress import (
     BarColumn,
@@ -26,12 +25,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from clara_cli import harvest, records, scorecard
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.fields import Setting
+from clara_cli.printable import clean, escaped_json, shell_word
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
@@ -44,10 +45,19 @@ OS_HINTS = {
 
 
 class _Console(Console):
-    """A console that leaves a reader's going away to the error boundary."""
+    """A console that leaves a reader's going away to the error boundary, and shows no character
+    that a terminal would obey."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """What is printed, whatever printed it, without characters that a terminal would obey."""
+        for segment in super().render(renderable, options):
+            safe = segment.control or segment.text.isprintable()
+            yield segment if safe else Segment(clean(segment.text), segment.style)
 
 
 def console(*, stderr: bool) -> Console:
@@ -57,12 +67,6 @@ def console(*, stderr: bool) -> Console:
     return _Console(
         stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=not stream.isatty()
     )
-
-
-def clean(text: str) -> str:
-    """Text from documents or models without the control characters a terminal would obey."""
-    odd = {c for c in text if not (c.isprintable() or c in "\n\t")}
-    return text.translate({ord(c): "\N{REPLACEMENT CHARACTER}" for c in odd}) if odd else text
 
 
 class TerminalReport:
@@ -181,7 +185,7 @@ def _figures(progress: records.Progress) -> str:
 
 def json_line(record: dict[str, Any]) -> str:
     """A JSON object in one line."""
-    return json.dumps(_jsonable(record), ensure_ascii=False)
+    return escaped_json(json.dumps(_jsonable(record), ensure_ascii=False))
 
 
 def write_json(record: dict[str, Any]) -> None:
@@ -242,7 +246,7 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
         return [first, *left_out, shape, f"about {speed}", following]
     if not r.passages_per_second:
         speed = "complete as it was: nothing to compute"
-    following = f"next: clara index {shlex.quote(r.corpus)}"
+    following = f"next: clara index {shell_word(r.corpus)}"
     return [f"{r.corpus}: {made}{odd}", *left_out, shape, speed, following]
 
 
@@ -260,7 +264,7 @@ def _needed(r: MemoryNeed, only: str | None) -> list[str]:
 
 
 def _indexed(r: IndexResult, only: str | None) -> list[str]:
-    following = f'next: clara ask "..." --corpus {shlex.quote(r.corpus)}'
+    following = f'next: clara ask "..." --corpus {shell_word(r.corpus)}'
     if only == "check":
         return [f"{r.corpus}: every file matches its checksum, {duration(r.seconds)}", following]
     recall = f", recall@{r.k} {r.recall_at_k:.3f}" if r.recall_at_k is not None else ""
@@ -275,7 +279,7 @@ def _indexed(r: IndexResult, only: str | None) -> list[str]:
 def _trained(r: TrainResult, only: str | None) -> list[str]:
     losses = (("ce", r.ce), ("mse", r.mse))
     figures = "".join(f", {name} {x:.4g}" for name, x in losses if x is not None)
-    place = shlex.quote(r.checkpoint)
+    place = shell_word(r.checkpoint)
     following = f"clara compress DOCUMENTS --model {place}"
     if r.stage in ("pretrain", "scp"):
         following = f"clara train QUESTIONS --stage instruct --init {place} --out DIR"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from clara_cli.documents.chunk import sentence_spans
 from clara_cli.documents.examples import read_questions
 from clara_cli.engine import Clara, mismatch, named_model
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
+from clara_cli.printable import shell_word
 from clara_cli.records import IndexResult, Progress, Report
 from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
@@ -97,7 +97,7 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
         try:
             load_index(folder / place, fingerprint, rows)
         except ArtefactError as error:
-            again = f"clara index {shlex.quote(str(folder))}"
+            again = f"clara index {shell_word(folder)}"
             found.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
     if found:
         named = "; ".join(chain.from_iterable(found.values()))

@@ -23,6 +23,7 @@ from clara_cli.answering.passage_search import (
 from clara_cli.config import AskConfig
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Report, SearchResult
 from clara_cli.retrieval import Retriever
 
@@ -283,7 +284,8 @@ def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
     for retriever in clara.retrievers:
         folder = retriever.corpus.folder
         if not (folder / "index").exists() and not config.documents:
-            report.note(f"{folder} has no index: every passage is scanned (clara index {folder})")
+            again = f"clara index {shell_word(folder)}"
+            report.note(f"{folder} has no index: every passage is scanned ({again})")
     if clara.query_role == "compressor" and config.task is None:
         stage = config.first_stage
         words = clara.has_text and stage in ("auto", "bm25")

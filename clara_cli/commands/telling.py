@@ -9,6 +9,7 @@ from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.memory_space import is_older
 from clara_cli.core.model import ROLES
 from clara_cli.corpus.store import Corpus
+from clara_cli.printable import shell_word
 from clara_cli.records import Report
 
 OLDER = "was written by an older version of clara, which recorded less of its weights"
@@ -17,7 +18,7 @@ OLDER = "was written by an older version of clara, which recorded less of its we
 def note_older(loaded: Loaded, corpora: Sequence[Corpus], report: Report) -> None:
     """Say where a checkpoint or a corpus is compared as version 1 of its format was."""
     if loaded.info.version == 1:
-        anew = f"clara train --init {loaded.name} --steps 0 --out DIR writes it anew"
+        anew = f"clara train --init {shell_word(loaded.name)} --steps 0 --out DIR writes it anew"
         report.note(f"{loaded.name} {OLDER}: the first values of each are compared; {anew}")
         return
     for corpus in corpora:

@@ -27,6 +27,7 @@ from clara_cli.core.prompts import Prompter
 from clara_cli.core.released import load_released
 from clara_cli.core.roles import load_role, read_weights, role_tensors, set_tables
 from clara_cli.errors import ArtefactError
+from clara_cli.printable import shell_word
 from clara_cli.storage.files import copy_tree, make_folder, new_folder, write_atomic
 from clara_cli.storage.tensors import save_tensors
 
@@ -79,8 +80,8 @@ def not_a_checkpoint(path: Path) -> ArtefactError:
     """The error for a folder that holds none; a plain language model is named as what it is."""
     hint = "give what clara pretrain or clara train wrote, or a released compression-N folder"
     if (path / "config.json").is_file():
-        hint = f"it is a plain language model: give it as --backbone {path}, and as --model a "
-        hint += "checkpoint that was trained on it"
+        hint = f"it is a plain language model: give it as --backbone {shell_word(path)}, and as "
+        hint += "--model a checkpoint that was trained on it"
     message = f"{path}: not a checkpoint (neither clara.json nor adapters.pth in it)"
     return ArtefactError(message, hint)
 

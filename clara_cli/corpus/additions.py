@@ -11,6 +11,7 @@ from pathlib import Path
 from clara_cli.corpus.manifest import Manifest, read_manifest
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError
+from clara_cli.printable import shell_word
 
 
 class Additions:
@@ -24,7 +25,7 @@ class Additions:
         """Read every id of a finished corpus. Raises ArtefactError where there is none."""
         manifest = read_manifest(folder)
         if manifest is None:
-            hint = f"make it first: clara compress DOCUMENTS --out {folder}"
+            hint = f"make it first: clara compress DOCUMENTS --out {shell_word(folder)}"
             raise ArtefactError(f"{folder}: no finished corpus to add to", hint)
         self.folder, self.manifest = folder, manifest
         self.part: int | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from clara_cli.corpus.manifest import Identity, Part, read_manifest
 from clara_cli.corpus.store import verify
+from clara_cli.printable import shell_word
 
 _FLAGS = ("split", "overlap", "shard_size", "batch_tokens", "load_in")
 _USUAL: dict[str, Any] = {
@@ -37,7 +38,7 @@ def repairs(folder: Path) -> dict[str, list[str]]:
         what = [f"{item.file}: {item.what}" for item in damaged if item.file in names]
         if what and manifest:
             place = "--into" if number else "--out"
-            found[_command(manifest.identity, part, f"{place} {shlex.quote(str(folder))}")] = what
+            found[_command(manifest.identity, part, f"{place} {shell_word(folder)}")] = what
     return found
 
 

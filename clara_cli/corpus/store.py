@@ -22,6 +22,7 @@ from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
 from clara_cli.corpus.writer import damage_of
 from clara_cli.errors import ArtefactError
+from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _finished(folder: Path) -> Manifest:
         raise ArtefactError(message, "run the same clara compress command again: it goes on")
     there = folder.exists()
     what = "not a corpus: no manifest.json" if there else "no such corpus"
-    out = "NAME.clara" if there else folder
+    out = "NAME.clara" if there else shell_word(folder)
     raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {out}")
 
 
@@ -216,7 +217,7 @@ class Corpus:
             raise self._damaged(path, f"its header is {header}, the manifest says {wanted}")
 
     def _damaged(self, path: Path, what: str) -> ArtefactError:
-        return ArtefactError(f"{path}: {what}", _CHECK.format(self.folder))
+        return ArtefactError(f"{path}: {what}", _CHECK.format(shell_word(self.folder)))
 
 
 def _first_nonfinite(memory_NMD: Tensor) -> int | None:

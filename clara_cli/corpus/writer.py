@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clara_cli.corpus import journal, manifest, quantize
 from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
 from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import files
 from clara_cli.storage.lock import LOCK_NAME, locked
@@ -195,7 +196,8 @@ class CorpusWriter:
                     files.remove(self.folder, name)
 
     def _other(self, what: str) -> ArtefactError:
-        hint = f"use another --out, or delete {self.folder}; --into {self.folder} adds documents"
+        folder = shell_word(self.folder)
+        hint = f"use another --out, or delete {folder}; --into {folder} adds documents"
         return ArtefactError(f"{self.folder} is a finished corpus, and {what}", hint)
 
 

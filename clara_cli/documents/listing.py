@@ -15,6 +15,7 @@ from pathlib import Path
 
 from clara_cli.config.documents import DocumentOptions
 from clara_cli.errors import DataError, UsageError
+from clara_cli.printable import shell_word
 from clara_cli.storage.file_kinds import printable_path, special_file, why_unreadable
 
 KINDS = {
@@ -105,7 +106,7 @@ def list_inputs(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) ->
         elif item.startswith(HUB):
             listing.sources.append(Source(path, item.removeprefix(HUB), item, "hub", fields))
         elif _is_corpus(path):
-            hint = f'ask it: clara ask "..." --corpus {item}'
+            hint = f'ask it: clara ask "..." --corpus {shell_word(item)}'
             raise UsageError(f"{item}: a compressed corpus, not documents", hint)
         elif path.is_dir():
             _walk(path, fields, listing)

@@ -6,7 +6,6 @@ Knows delimiters and headers; knows nothing of what a record means.
 from __future__ import annotations
 
 import csv
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -15,6 +14,7 @@ from clara_cli.documents.json_lines import BYTES_A_VALUE
 from clara_cli.documents.listing import TEXT_FIELDS, Source
 from clara_cli.documents.sources import BadRecord, Record
 from clara_cli.errors import DataError
+from clara_cli.printable import shell_word
 
 _COLLECTIONS = {  # columns of tab-separated rows without a header, by their number
     2: ("id", "text"),
@@ -107,7 +107,7 @@ def _collection(source: Source, lines: _RowLines, first: Sequence[str]) -> Itera
         raise DataError(message, "add a header: id, text, title")
     if len(first) == 2 and first[1].startswith("[") and first[1].endswith("]"):
         message = f"{source.name}:1: questions with their answers, not documents"
-        raise DataError(message, f"clara bench --dataset {shlex.quote(source.name)} reads them")
+        raise DataError(message, f"clara bench --dataset {shell_word(source.name)} reads them")
     for number, line in enumerate(lines, 1):
         lines.start_row()
         where, cells = f"{source.name}:{number}", line.rstrip("\r\n").split("\t")

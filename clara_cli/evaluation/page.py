@@ -8,6 +8,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from clara_cli.evaluation.tables import Cell, Table
+from clara_cli.printable import clean, clean_line
 
 _PLOTS = {
     "f1-ratio": "Quality against ratio; bars are 95 % intervals",
@@ -60,12 +61,12 @@ def markdown(title: str, said: str, tables: Sequence[Table], plots: Sequence[str
         lines += [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
         lines += [f"| {' | '.join(map(_plain, row))} |" for row in table.rows]
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    return clean("\n".join(lines).rstrip()) + "\n"
 
 
 def _plain(cell: Cell) -> str:
     note = f" {cell.note}" if cell.note else ""
-    return (cell.text + note + " *" * cell.best).replace("|", r"\|")
+    return clean_line(cell.text + note + " *" * cell.best).replace("|", r"\|")
 
 
 def page(title: str, said: str, tables: Sequence[Table], plots: Mapping[str, str]) -> str:
@@ -81,7 +82,8 @@ def page(title: str, said: str, tables: Sequence[Table], plots: Mapping[str, str
     parts += map(_section, tables)
     start = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{e(title)}</title>'
     view = '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    return f"{start}{view}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    body = clean("".join(parts))
+    return f"{clean(start)}{view}<style>{_STYLE}</style><body>{body}</body></html>\n"
 
 
 def _section(table: Table) -> str:

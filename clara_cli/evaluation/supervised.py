@@ -9,6 +9,7 @@ from clara_cli.core.info import read_info
 from clara_cli.core.roles import load_role, read_weights
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.systems import SUP_ROLE
+from clara_cli.printable import shell_word
 
 _HINT = "give --sup-model a folder that clara train --stage retrieval wrote"
 
@@ -31,7 +32,8 @@ def add_supervised(loaded: Loaded, name: str) -> None:
         raise ArtefactError(
             f"{path} has the memory space {info.fingerprint}, {loaded.name} has "
             f"{loaded.info.fingerprint}",
-            f"train it from this one: clara train --stage retrieval --init {loaded.name}",
+            "train it from this one: clara train --stage retrieval --init "
+            f"{shell_word(loaded.name)}",
         )
     file = path / "query_reasoner" / "adapter_model.safetensors"
     tensors = read_weights(file)
