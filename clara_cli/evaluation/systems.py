@@ -277,7 +277,7 @@ class TextCompressor(Protocol):
 
     asks: bool
 
-    def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
+    def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract] | Failure:
         """What is left of the passages, in the order it is to be read; one of which nothing is left
         is not there."""
 
@@ -349,18 +349,26 @@ class TextSystem:
         if self._compressor is not None:
             seconds["search" if self._compressor.asks else "compress"] += _share(began, batch)
         began = time.monotonic()
-        tasks = [
-            (asked.question, [extract.text for extract in own])
-            for asked, own in zip(batch, extracts, strict=True)
-        ]
-        readings = self._reader.read(tasks)
+        readings = self._read(batch, extracts)
         seconds["generate"] = _share(began, batch)
         return [
-            reading if isinstance(reading, Failure) else _prediction(reading, own, seconds)
+            _prediction(reading, own, seconds)
             for reading, own in zip(readings, extracts, strict=True)
         ]
 
-    def _extracts(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
+    def _read(
+        self, batch: Sequence[Asked], extracts: Sequence[list[Extract] | Failure]
+    ) -> list[Reading | Failure]:
+        """What the reader makes of those that there is something to read for."""
+        tasks = [
+            (asked.question, [extract.text for extract in own])
+            for asked, own in zip(batch, extracts, strict=True)
+            if not isinstance(own, Failure)
+        ]
+        readings = iter(self._reader.read(tasks) if tasks else [])
+        return [own if isinstance(own, Failure) else next(readings) for own in extracts]
+
+    def _extracts(self, question: str, pieces: Sequence[Piece]) -> list[Extract] | Failure:
         if self._compressor is None:
             return [Extract((piece,), piece.text, piece.tokens) for piece in pieces]
         return self._compressor.compress(question, pieces)
@@ -372,8 +380,10 @@ def _share(began: float, batch: Sequence[Asked]) -> float:
 
 
 def _prediction(
-    reading: Reading, extracts: Sequence[Extract], seconds: dict[str, float]
-) -> Prediction:
+    reading: Reading | Failure, extracts: list[Extract] | Failure, seconds: dict[str, float]
+) -> Prediction | Failure:
+    if isinstance(reading, Failure) or isinstance(extracts, Failure):
+        return reading if isinstance(reading, Failure) else Failure("nothing to read")
     kept = extracts[: reading.kept]
     return Prediction(
         reading.text,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from clara_cli.errors import UsageError
 from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractive, RecompExtractive
-from clara_cli.evaluation.rivals.registry import SystemSpec
+from clara_cli.evaluation.rivals.program import Program, ProgramCompressor, ProgramSystem
+from clara_cli.evaluation.rivals.registry import SYSTEMS, SystemSpec
 from clara_cli.evaluation.rivals.retrievers import (
     CrossEncoderPicker,
     DensePicker,
@@ -22,6 +23,7 @@ from clara_cli.evaluation.rivals.retrievers import (
 )
 from clara_cli.evaluation.rivals.rival import Rival
 from clara_cli.evaluation.rivals.server import ChatOpener, ServerReader
+from clara_cli.evaluation.rivals.tuned import TEMPLATES, ListwisePicker, TunedReader
 from clara_cli.evaluation.rivals.weights import load
 from clara_cli.evaluation.systems import (
     AllGiven,
@@ -33,6 +35,8 @@ from clara_cli.evaluation.systems import (
     TextSystem,
     build,
 )
+
+STARTING = 4  # times what an answer may take, to start a program
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,26 @@ def _compressed(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System
     return TextSystem(spec.label, bench.reader, AllGiven(), compressor, ratio)
 
 
+def _tuned(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    weights = load(spec, "generate", _device(bench), bench.reader.model.dtype)
+    if spec.name == "rankzephyr":
+        return TextSystem(spec.label, bench.reader, ListwisePicker(weights, bench.top_k))
+    reader = TunedReader(weights, TEMPLATES[spec.name], bench.reader.max_new_tokens)
+    return TextSystem(spec.label, reader, AllGiven())
+
+
+def _program(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    """A rival in an environment of its own, started now and ended with the run."""
+    hello = {"top_k": bench.top_k, "max_new_tokens": bench.reader.max_new_tokens}
+    timeout = bench.tools.timeout
+    program = Program(Path(spec.argument), hello, timeout, STARTING * timeout)
+    bench.tools.resources.callback(program.close)
+    if spec.info.kind == "memory":
+        return ProgramSystem(spec.label, ratio, program)
+    compressor = ProgramCompressor(program, bench.reader.count_tokens)
+    return TextSystem(spec.label, bench.reader, AllGiven(), compressor)
+
+
 def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     chat = bench.tools.open_chat(*spec.server)
     bench.tools.resources.callback(chat.close)
@@ -111,6 +135,8 @@ OPENERS: dict[str, tuple[bool, Opener]] = {
     "llmlingua2": (False, _compressed),
     "recomp-extractive": (False, _compressed),
     "recomp-abstractive": (False, _compressed),
+    **{name: (name == "rankzephyr", _tuned) for name in (*TEMPLATES, "rankzephyr")},
+    **{info.name: (info.kind == "memory", _program) for info in SYSTEMS if info.argument == "DIR"},
 }
 """By name: whether it chooses from the pool, and what makes it."""
 
@@ -129,7 +155,5 @@ def build_systems(specs: Sequence[SystemSpec], bench: Workbench) -> list[System]
 
 
 def _rival(spec: SystemSpec, bench: Workbench, ratio: int | None) -> Rival:
-    if spec.name not in OPENERS:
-        raise UsageError(f"--system {spec.name}: no adapter in this version", "omit it")
     chooses, opener = OPENERS[spec.name]
     return Rival(spec.label, ratio, chooses, lambda: opener(spec, bench, ratio), bench.warn)
