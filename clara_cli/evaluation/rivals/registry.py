@@ -136,26 +136,56 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         "released-clara",
         "apple-amlr (research)",
         "apple/CLaRa-7B-E2E",
-        "by its own code; --model opens it too",
+        "its own code; --model opens it too",
         16,
     ),
-    _environment("pisco", "CC-BY-NC", "naver/pisco-mistral", "transformers 4, Mistral-7B", 16),
-    _environment("oscar", "CC-BY-NC", "naver/oscar-mistral-7B", "transformers 4, Mistral-7B", 16),
-    _environment("cocom", "unclear", "naver/cocom-v1-16-mistral-7b", "also -4- and -128-", 16),
     _environment(
-        "xrag", "Apache-2.0 (v1.1)", "Hannibal046/xrag-7b", "with SFR-Embedding-Mistral", 128
+        "pisco",
+        "CC-BY-NC",
+        "naver/pisco-mistral",
+        "soft compressor; Mistral-7B, transformers 4",
+        16,
     ),
-    _environment("lclm", "Apache-2.0", "latent-context/0.6b-4b-LCLM-16x", "a package from git", 16),
-    _environment("comprexit", "unclear", "", "weights by its authors' repository", 4),
-    _environment("arc-encoder", "unclear", "", "weights by its authors' repository", 4),
-    _environment("latent-memory", "unclear", "", "weights by its authors' repository"),
+    _environment(
+        "oscar", "CC-BY-NC", "naver/oscar-mistral-7B", "the same, seeing the question", 16
+    ),
+    _environment(
+        "cocom",
+        "unclear",
+        "naver/cocom-v1-16-mistral-7b",
+        "soft compressor; also -4- and -128-",
+        16,
+    ),
+    _environment(
+        "xrag",
+        "Apache-2.0 (v1.1)",
+        "Hannibal046/xrag-7b",
+        "one vector a passage; SFR-Embedding-Mistral",
+        128,
+    ),
+    _environment(
+        "lclm",
+        "Apache-2.0",
+        "latent-context/0.6b-4b-LCLM-16x",
+        "soft compressor; a package from git",
+        16,
+    ),
+    _environment(
+        "comprexit", "unclear", "", "soft compressor; weights, if public, from its authors", 4
+    ),
+    _environment(
+        "arc-encoder", "unclear", "", "soft compressor; weights, if public, from its authors", 4
+    ),
+    _environment(
+        "latent-memory", "unclear", "", "soft compressor; weights, if public, from its authors"
+    ),
     _environment(
         "autocompressor",
-        "Apache-2.0",
+        "unclear",
         "princeton-nlp/AutoCompressor-Llama-2-7b-6k",
-        "its repository's own class",
+        "summary vectors; its repository's own class",
     ),
-    _environment("pcc", "unclear", "", "no public weights known; code by its authors", 16),
+    _environment("pcc", "unclear", "", "soft compressor; no public weights known", 16),
     _environment("external", "yours", "", "a program of yours (the protocol)"),
     _tuned(
         "self-rag", "MIT", "selfrag/selfrag_llama2_7b", "its files are .bin: convert them first"
@@ -164,7 +194,7 @@ SYSTEMS: tuple[SystemInfo, ...] = (
     _tuned("retrobust", "unclear", "Ori/llama-2-13b-peft-nq-retrobust", "LoRA on Llama-2 13B"),
     _tuned("rankzephyr", "MIT", "castorini/rank_zephyr_7b_v1_full", "orders, the backbone reads"),
     _tuned("gritlm", "Apache-2.0", "GritLM/GritLM-7B", "as a reader, without its embeddings"),
-    _tuned("rag-ddr", "unclear", "OpenMatch/RAG-DDR-Llama3-8B", "LoRA on Llama-3 8B Instruct"),
+    _tuned("rag-ddr", "unclear", "OpenMatch/RAG-DDR/Gen_model_Llama3_8b", "LoRA on Llama-3 8B"),
     SystemInfo("dro", "reported", "-", "no public weights"),
     SystemInfo("genground", "reported", "-", "no public weights or code"),
     SystemInfo("dpa-rag", "reported", "-", "no public weights"),
@@ -301,8 +331,9 @@ def _in_cache(repository: str) -> bool:
     """Whether the Hub client's cache holds weights of a repository; touches no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "adapter_config.json"):
-        path = try_to_load_from_cache(repository, name)
+    owner, name, *part = repository.split("/", 2)
+    for file in ("config.json", "adapter_config.json"):
+        path = try_to_load_from_cache(f"{owner}/{name}", "/".join([*part, file]))
         if isinstance(path, str) and any(Path(path).parent.glob("*.safetensors")):
             return True
     return False

@@ -10,8 +10,12 @@ from clara_cli.errors import ClaraError, is_out_of_memory
 from clara_cli.evaluation.rivals.registry import EXTRA
 from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
 
-FAILURES = (ClaraError, ImportError, OSError, RuntimeError, ValueError)
-"""What libraries and weights of others raise when they cannot be used."""
+FAILURES = (
+    *(ClaraError, ImportError, OSError, MemoryError, RuntimeError, ValueError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, TypeError),
+)
+"""What libraries and weights of others raise when they cannot be used: not the end of a run in
+which other systems answer."""
 
 
 class Rival:

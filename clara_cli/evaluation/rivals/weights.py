@@ -65,7 +65,8 @@ def _adapted(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def weights_folder(name: str) -> Path:
-    """The folder of a name: a local one, an installed package's, or one fetched from the Hub.
+    """The folder of a name: a local one, an installed package's, or one fetched from the Hub
+    (owner/name, or owner/name/sub-folder).
 
     Raises:
         ArtefactError: where there is none.
@@ -75,9 +76,13 @@ def weights_folder(name: str) -> Path:
     if name == MINILM and (package := importlib.util.find_spec(MINILM_PACKAGE)) is not None:
         assert package.origin is not None
         return Path(package.origin).parent / "model"
-    if not is_owner_and_name(name):
+    if is_owner_and_name(name):
+        folder = hub.download(name, hub.BACKBONE, None, name)
+        hub.download(name, ("1_Pooling/config.json",), None, name)  # how its vectors are made
+        return folder
+    if not hub.is_hub_id(name):
         message = f"{name or 'no name'}: no such folder, and not a Hub id (owner/name)"
         raise ArtefactError(message, "name weights by their folder or Hub id")
-    folder = hub.download(name, hub.BACKBONE, None, name)
-    hub.download(name, ("1_Pooling/config.json",), None, name)  # how its vectors are made
-    return folder
+    owner, repository, part = name.split("/", 2)
+    patterns = tuple(f"{part}/{pattern}" for pattern in hub.BACKBONE)
+    return hub.download(f"{owner}/{repository}", patterns, None, name) / part

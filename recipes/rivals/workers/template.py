@@ -1,5 +1,5 @@
 """A rival to fill in: two functions, `load` and `answer_question`. For xRAG, LCLM, ComprExIT,
-ARC-Encoder, Latent Memory, AutoCompressor, PCC and programs of your own."""
+ARC-Encoder, Latent Memory, PCC and programs of your own."""
 
 from protocol import serve, texts_of
 

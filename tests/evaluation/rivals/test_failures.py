@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
@@ -87,6 +88,24 @@ def test_a_rival_that_does_not_open_is_an_error_in_its_row(
     page = (tmp_path / "o" / "report.md").read_text()
     assert "| external | 6 | no weights (fetch them) |" in page
     assert "| external | 0 |" in page  # answered questions
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_weights_too_large_for_memory_are_tried_once(
+    error: BaseException, mayors: Path, checkpoint: Path, report: Any, rival: Any
+) -> None:
+    rival(error)
+    card = go(mayors, checkpoint, report).systems[1]
+    assert (card.out_of_memory, card.unanswered, card.em) == (6, 0, None)
+    assert len(report.warnings) == 1
+
+
+def test_a_fault_in_a_rivals_library_is_its_rows_error(
+    mayors: Path, checkpoint: Path, report: Any, rival: Any
+) -> None:
+    rival(lambda question: {}["missing"])
+    text, other = go(mayors, checkpoint, report).systems
+    assert other.error == "KeyError: 'missing'" and text.error == ""
 
 
 def test_one_unanswered_question_leaves_the_paired_comparison(

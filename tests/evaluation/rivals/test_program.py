@@ -177,6 +177,65 @@ def test_the_recipes_workers_run_the_code_that_comes_with_the_weights(
     assert card.context_tokens == 8 * len(line["hits"])
 
 
+TORCH = "bfloat16 = None\n"
+TRANSFORMERS = """
+class Ids:
+    def __init__(self, rows):
+        self.rows, self.shape = rows, (len(rows), len(rows[0]))
+        self.input_ids = self
+    def to(self, device):
+        return self
+    def __getitem__(self, row):
+        return self.rows[row]
+
+class AutoTokenizer:
+    @classmethod
+    def from_pretrained(cls, folder):
+        return cls()
+    def __call__(self, text, add_special_tokens, return_tensors):
+        return Ids([text.split()])
+    def decode(self, words, skip_special_tokens):
+        return " ".join(words)
+"""
+AUTO_COMPRESSOR = """
+from transformers import Ids
+
+class LlamaAutoCompressorModel:
+    @classmethod
+    def from_pretrained(cls, folder, torch_dtype):
+        return cls()
+    def eval(self):
+        return self
+    def to(self, device):
+        return self
+    def __call__(self, ids, output_softprompt):
+        self.softprompt = Ids([ids[0][-3:]])
+        return self
+    def generate(self, prompt, do_sample, softprompt, max_new_tokens):
+        assert not do_sample and prompt[0][-1] == "Answer:"
+        return [prompt[0] + softprompt[0][:max_new_tokens + 1]]
+"""
+
+
+def test_autocompressors_worker_answers_from_summary_vectors(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, environment: Any
+) -> None:
+    """Stand-ins for torch, transformers and the repository's class: the last three words of the
+    passages are the summary, which is also the answer."""
+    folder = environment((WORKERS / "autocompressor.py").read_text())
+    for name, code in (
+        ("torch", TORCH),
+        ("transformers", TRANSFORMERS),
+        ("auto_compressor", AUTO_COMPRESSOR),
+    ):
+        (folder / f"{name}.py").write_text(code)
+    done = go(mayors, checkpoint, report, f"autocompressor={folder}", limit=1, out=tmp_path / "o")
+    card = done.systems[1]
+    assert (card.error, card.context_tokens) == ("", 3)
+    (line,) = lines(tmp_path / "o", "autocompressor")
+    assert line["prediction"] == "is Una Holt." and line["hits"] == ["0", "1", "2"]
+
+
 def test_an_unfilled_template_says_so(
     mayors: Path, checkpoint: Path, report: Any, environment: Any
 ) -> None:

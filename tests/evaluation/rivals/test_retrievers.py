@@ -236,6 +236,25 @@ def test_weights_that_are_not_here_are_the_rows_error(
     assert (rerank.em, dense.em, rerank.unanswered) == (None, None, 2)
 
 
+def test_weights_in_a_repositorys_folder_are_fetched_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def download(repository: str, patterns: Any, *_: Any) -> Path:
+        asked.append((repository, patterns[0]))
+        return tmp_path
+
+    monkeypatch.setattr("clara_cli.core.hub.download", download)
+    assert weights_folder("OpenMatch/RAG-DDR/Gen_model") == tmp_path / "Gen_model"
+    assert weights_folder("BAAI/bge-m3") == tmp_path
+    assert asked == [
+        ("OpenMatch/RAG-DDR", "Gen_model/*.json"),
+        ("BAAI/bge-m3", "*.json"),
+        ("BAAI/bge-m3", "1_Pooling/config.json"),
+    ]
+
+
 def test_weights_that_name_code_of_their_own_are_the_rows_error(
     mayors: Path, checkpoint: Path, tmp_path: Path, report: Any
 ) -> None:
