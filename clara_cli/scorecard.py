@@ -86,8 +86,9 @@ _WIDE |= {"ms": 6, "tokens": 6, "bytes": 6}
 def _table(rows: Sequence[Scorecard], *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name, width in (_WIDE if wide else _NARROW).items():
-        justify: Literal["left", "right"] = "left" if name == "system" else "right"
-        table.add_column(name, justify=justify, no_wrap=True, width=width)
+        left = name == "system"  # a long name goes on in the next line: its end tells rows apart
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(name, justify=justify, no_wrap=not left, overflow="fold", width=width)
     table.width = sum(column.width or 0 for column in table.columns) + len(table.columns) - 1
     for row in rows:
         half = None if "f1" not in row.ci95 else (row.ci95["f1"][1] - row.ci95["f1"][0]) / 2

@@ -49,11 +49,11 @@ class ServerChat:
     async def _ask_all(
         self, prompts: Sequence[tuple[str, str]], max_tokens: int
     ) -> list[ChatAnswer]:
-        made = (
+        requests = (
             Prompt("answer", user, None, max_tokens=max_tokens, system=system)
             for system, user in prompts
         )
-        return list(await asyncio.gather(*map(self._ask, made)))
+        return list(await asyncio.gather(*map(self._ask, requests)))
 
     async def _ask(self, prompt: Prompt) -> ChatAnswer:
         try:

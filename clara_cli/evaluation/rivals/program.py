@@ -54,12 +54,13 @@ class Program:
         self._process = _start(folder)
         assert self._process.stdin is not None
         self._stdin, self._sender = self._process.stdin, threading.Thread()
-        for target in (self._read_answers, self._read_errors):
-            threading.Thread(target=target, daemon=True).start()
-        said = self._exchange({"protocol": PROTOCOL, **hello}, start_timeout)
-        if said.get("ready") is not True:
+        self._error_reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._error_reader.start()
+        threading.Thread(target=self._read_answers, daemon=True).start()
+        reply = self._exchange({"protocol": PROTOCOL, **hello}, start_timeout)
+        if reply.get("ready") is not True:
             self.close()
-            raise ProgramError(f"{folder}: not ready: {_short(said)}", f"see {GUIDE}")
+            raise ProgramError(f"{folder}: not ready: {_short(reply)}", f"see {GUIDE}")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to one request."""
@@ -104,9 +105,10 @@ class Program:
 
     def _give_up(self, what: str) -> NoReturn:
         self.close()
-        last = "; ".join(self._errors)
-        told = f": {last[-200:]}" if last else ""
-        raise ProgramError(f"the program {what}{told}", "the same command asks again")
+        self._error_reader.join(PATIENCE)  # its last words may still be on their way
+        last = "; ".join(self._errors)[-200:]
+        message = f"the program {what}: {last}" if last else f"the program {what}"
+        raise ProgramError(message, "the same command asks again")
 
     def _read_answers(self) -> None:
         stream = self._process.stdout

@@ -78,8 +78,8 @@ def _pooling(folder: Path) -> Pooling | None:
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return settings if isinstance(settings, dict) else {}
 
 
 class Embedder:

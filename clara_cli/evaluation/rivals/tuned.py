@@ -164,16 +164,16 @@ def generate(weights: Weights, prompts: Sequence[list[int]], max_new_tokens: int
     pad = 0 if pad is None else pad
     longest = max(map(len, prompts))
     rows = [[pad] * (longest - len(ids)) + ids for ids in prompts]
-    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    masks = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
     with torch.inference_mode():
-        made = model.generate(
+        sequences = model.generate(
             input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(seen, device=model.device),
+            attention_mask=torch.tensor(masks, device=model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
         )
-    texts = tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(sequences[:, longest:], skip_special_tokens=True)
     return [str(text) for text in texts]
 
 
@@ -191,7 +191,7 @@ class ListwisePicker:
         return [self._ordered(asked)[: self._top_k] for asked in batch]
 
     def _ordered(self, asked: Asked) -> list[Piece]:
-        pieces, end = list(candidates(asked)), 0
+        pieces = list(candidates(asked))
         end = len(pieces)
         while end > 1:
             start = max(0, end - WINDOW)

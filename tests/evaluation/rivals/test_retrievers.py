@@ -227,7 +227,7 @@ def test_weights_that_are_not_here_are_the_rows_error(
     """The tests run without a network; the Hub's cache has no such model."""
     settings: dict[str, Any] = {"dataset": str(mayors), "model": str(checkpoint), "limit": 2}
     settings |= {"device": "cpu", "dtype": "float32", "max_new_tokens": 2}
-    names = "closed-book,text+rerank,text+dense=nowhere/at/all"
+    names = "closed-book,text+rerank,text+dense=./nowhere"
     done = bench.run(BenchConfig(**settings, system=names), report)
     assert isinstance(done, BenchResult)
     _, rerank, dense = done.systems

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from conftest import MAYORS, question, write
 from serving import transformers_serve
+from typer.testing import CliRunner
 
+from clara_cli import app
 from clara_cli.commands import bench, chat_server
 from clara_cli.config import BenchConfig
 from clara_cli.core.prompts import ANSWER_SYSTEM
@@ -116,6 +118,18 @@ def test_it_reads_what_text_reads_and_is_asked_greedily(
     assert system == {"role": "system", "content": ANSWER_SYSTEM}
     assert user["content"].startswith("Background:\nElmgate\nThe mayor of Elmgate is Nora Velden.")
     assert user["content"].endswith("Question:Who is mayor of Elmgate?")
+
+
+def test_rows_of_long_names_are_told_apart_in_a_terminal(
+    mayors: Path, checkpoint: Path, server: Server
+) -> None:
+    names = ("a/SmolLM2-135M-Instruct-Q4_1", "a/SmolLM2-135M-Instruct-Q8_0")
+    system = ",".join(f"server+bm25={name}@{server.url}" for name in names)
+    words = ["bench", "--dataset", str(mayors), "--model", str(checkpoint), "--system", system]
+    said = CliRunner().invoke(app.app, [*words, "--limit", "2", "--device", "cpu"])
+    assert said.exit_code == 0, said.output
+    assert "Q4_1" in said.stdout and "Q8_0" in said.stdout
+    assert max(map(len, said.stdout.splitlines()[1:])) <= 100
 
 
 def test_bm25_picks_for_it(
