@@ -6,8 +6,7 @@ first use. It knows nothing of how either works.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from clara_cli.engine import Clara
 

@@ -284,8 +284,6 @@ def excerpt(text: str, words: set[str], width: int) -> str:
     return piece if start + width > len(line) else f"{piece.rpartition(' ')[0] or piece}…"
 
 
-
-
 def _sentence_place(hit: Hit) -> Place:
     """Where a passage's best sentence stands, else the passage."""
     place = place_of(hit.passage.source)

@@ -16,10 +16,8 @@ import importlib
 import inspect
 import itertools
 import os
-import signal
 import sys
 import traceback
-import types
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -27,12 +25,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clara_cli import config as configs
-from clara_cli import launch
+from clara_cli import interrupts, launch
 from clara_cli.config import AskConfig, Common
-from clara_cli.errors import ExitCode, UsageError, nearest
+from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, nearest
 from clara_cli.fields import MACHINE, Setting, with_recipe
 from clara_cli.parameters import LIST_SETTINGS, SHARED, parameters
-from clara_cli.repl import Terminated
 
 COMMANDS: dict[str, type[Common]] = {
     "synth": configs.SynthConfig,
@@ -93,9 +90,10 @@ class ClaraGroup(TyperGroup):
         prog_name = prog_name or "clara"
         self._main_shell_completion(extra, prog_name, complete_var)
         try:
-            with self.make_context(prog_name, words, obj=tuple(words), **extra) as ctx:
-                self.invoke(ctx)
-            sys.stdout.flush()
+            with interrupts.raised():
+                with self.make_context(prog_name, words, obj=tuple(words), **extra) as ctx:
+                    self.invoke(ctx)
+                sys.stdout.flush()
             code = int(ExitCode.OK)
         except (Exception, KeyboardInterrupt) as error:
             named = next((word for word in words if word in self.commands), "")
@@ -134,6 +132,8 @@ def _failed(error: BaseException, command: str, *, traced: bool) -> int:
     if traced:
         traceback.print_exception(error)
     error = _usage_error(error) if isinstance(error, typer.TyperException) else error
+    if not isinstance(error, ClaraError) and interrupts.is_interrupt(error):
+        error = Interrupted("interrupted")
     known = ui.explain(error, command)
     launch.tell(known, ui.show_error)
     return int(known.code)
@@ -262,13 +262,9 @@ def build() -> typer.Typer:
 app = build()
 
 
-def _terminate(signum: int, frame: types.FrameType | None) -> NoReturn:
-    raise Terminated
-
-
 def main() -> None:
     """The command `clara`. SIGTERM ends it the way Ctrl-C does: state kept, exit 130."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.install()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TextIO
 
 from clara_cli import answers, repl, scorecard, slash, ui
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions, default_model
-from clara_cli.errors import DataError, NotSupportedError, UsageError
+from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer, SearchResult
 from clara_cli.ui import TerminalReport
 
@@ -108,29 +109,44 @@ def _with_documents(
     cache = importlib.import_module("clara_cli.corpus.cache")
     held.enter_context(cache.in_use(corpus))
     names = ", ".join(config.documents)
-    if (corpus / "manifest.json").is_file():
-        report.note(f"{names}: compressed before, in {corpus}")
-        for line in listed.unreadable:
-            report.warn(f"skipped {line}")
-    else:
-        report.note(f"{names}: compressed once into {corpus}")
-        compress = importlib.import_module("clara_cli.commands.compress")
-        settings = CompressConfig(
-            inputs=documents,
-            ratio=config.ratio,
-            model=model,
-            backbone=config.backbone,
-            out=corpus,
-            device=config.device,
-            dtype=config.dtype,
-            load_in=config.load_in,
-            device_map=config.device_map,
-            **{f.name: getattr(config, f.name) for f in dataclasses.fields(DocumentOptions)},
-        )
-        compress.run(settings, report)
-        cache.drop_unused()
-        report.pause()
+    try:
+        with cache.making(corpus, report.note) as missing:
+            if missing:
+                report.note(f"{names}: compressed once into {corpus}")
+                _compress(config, documents, model, corpus, report)
+                cache.drop_unused()
+                report.pause()
+            else:
+                report.note(f"{names}: compressed before, in {corpus}")
+                for line in listed.unreadable:
+                    report.warn(f"skipped {line}")
+    except ArtefactError as error:
+        if str(corpus) not in error.message:
+            raise
+        # its own advice is for `clara compress --out`
+        hint = f"delete {shlex.quote(str(corpus))}, and ask again"
+        raise ArtefactError(error.message, hint) from error
     return dataclasses.replace(config, corpus=(corpus,), model=model)
+
+
+def _compress(
+    config: AskConfig, documents: tuple[str, ...], model: str, corpus: Path, report: TerminalReport
+) -> None:
+    """Compress the documents into the cache."""
+    compress = importlib.import_module("clara_cli.commands.compress")
+    settings = CompressConfig(
+        inputs=documents,
+        ratio=config.ratio,
+        model=model,
+        backbone=config.backbone,
+        out=corpus,
+        device=config.device,
+        dtype=config.dtype,
+        load_in=config.load_in,
+        device_map=config.device_map,
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(DocumentOptions)},
+    )
+    compress.run(settings, report)
 
 
 def _absolute(given: str) -> str:

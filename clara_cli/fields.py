@@ -8,6 +8,7 @@ files of a config's fields; unknown keys are refused. Knows no command.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import tomllib
 import types
 import typing
@@ -19,6 +20,7 @@ from clara_cli.errors import UsageError, nearest
 from clara_cli.storage.file_kinds import special_file
 
 Config = TypeVar("Config")
+_LARGEST = 2**63
 
 INPUT, MODEL, OUTPUT, METHOD, MACHINE = "Input", "Model", "Output", "Method", "Machine"
 
@@ -128,15 +130,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if special := special_file(path):
         raise UsageError(f"{path}: {special}", "give --recipe the path of a .toml file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _toml_of(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}", "give --recipe the path of a .toml file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(
             f"{path}: not a TOML recipe: {error}", "lines look like: learning_rate = 1e-4"
         ) from error
+
+
+def _toml_of(text: str) -> dict[str, Any]:
+    """TOML text read. Raises ValueError where it is none, or nested too deeply."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -147,8 +157,8 @@ def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {pair}: no '='", "write --set learning_rate=1e-4")
         try:
-            values[key.strip()] = tomllib.loads(f"value = {raw}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[key.strip()] = _toml_of(f"value = {raw}")["value"]
+        except ValueError:
             values[key.strip()] = raw
     return values
 
@@ -186,6 +196,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_convert(args[0], item, where) for item in items)
+    if isinstance(value, int | float) and not abs(value) < _LARGEST:
+        hint = f"give a finite number below {_LARGEST:.1g}"
+        raise UsageError(f"{where} is {reprlib.repr(value)}", hint)
     if hint is float and type(value) is int:
         return float(value)
     if hint is Path and type(value) is str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, memory_hint
 from clara_cli.records import NullReport, Report
+from clara_cli.storage.files import write_atomic
 
 ERRORS = "CLARA_LAUNCH_ERRORS"  # the folder in which launched processes leave their errors
 
@@ -102,7 +103,7 @@ def tell(error: ClaraError, show: Callable[[ClaraError], None]) -> None:
         return
     described = {"message": error.message, "hint": error.hint, "code": int(error.code)}
     described["time"] = time.time()
-    (Path(folder) / f"{world().rank}.json").write_text(json.dumps(described), encoding="utf-8")
+    write_atomic(Path(folder), f"{world().rank}.json", json.dumps(described).encode())
 
 
 def first_error(folder: Path) -> ClaraError | None:

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 
 from clara_cli import slash
 from clara_cli.errors import ClaraError
+from clara_cli.interrupts import Terminated
 from clara_cli.slash import Session
+from clara_cli.storage.cache import private
+from clara_cli.storage.files import append, make_folder
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -31,10 +34,6 @@ if TYPE_CHECKING:
     from prompt_toolkit.output import Output
 
     from clara_cli.records import Answer, SearchResult
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM. Ends the program as Ctrl-C does, where Ctrl-C here only stops an answer."""
 
 
 class Loader:
@@ -148,9 +147,7 @@ class Repl:
             if not self._loader.future.done():
                 ui.say("loading the model ...")
             session = self._loader.future.result()
-            self._talk = slash.Talk(
-                session, ui.say, self._show, answers.show_sources, self._clear
-            )
+            self._talk = slash.Talk(session, ui.say, self._show, answers.show_sources, self._clear)
         return self._talk
 
     def _clear(self) -> None:
@@ -230,8 +227,9 @@ def _history() -> History:
 
     path = history_path()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    except OSError:
+        with private():
+            make_folder(path.parent)
+            append(path.parent, path.name, b"")
+    except ClaraError:
         return InMemoryHistory()
     return FileHistory(str(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -19,12 +19,15 @@ from clara_cli.errors import ArtefactError, UsageError, nearest
 from clara_cli.records import Passage
 from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.errors import OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
-from clara_cli.search.graph import GraphIndex
+from clara_cli.search.graph import SIDECAR, GraphIndex
 from clara_cli.search.keys import make_key
 
 FirstStage = Literal["latent", "bm25", "hybrid"]
 Ranked = list[tuple[float, int]]
+Index = TypeVar("Index", GraphIndex, BM25)
+INDEX, WORDS = "index", "index/bm25"  # where a corpus keeps them
 CANDIDATES_PER_K = 20
 _OWN_FIELDS = ("document_id", "passage_id", "title")
 _BLOCK = 256  # rows of a filtered scan gathered at a time
@@ -49,11 +52,18 @@ class Retriever:
 
     @classmethod
     def open(cls, folder: Path) -> Retriever:
-        """Open a corpus with its index, if it has one. Raises ArtefactError where either is
-        missing, damaged, or the index is of another corpus."""
-        corpus = Corpus.open(folder)
-        index = GraphIndex.load(corpus.folder / "index", corpus.manifest.sha256, len(corpus))
-        return cls(corpus, index)
+        """Open a corpus with its index, if it has one that is of all its passages. Raises
+        ArtefactError where either is missing, damaged, or the index is of another corpus."""
+        while True:
+            corpus = Corpus.open(folder)
+            index = _loaded(GraphIndex, corpus, INDEX)
+            if index is not None or corpus.is_current():  # else it grew, its index with it
+                return cls(corpus, index)
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether the corpus has a graph, but of fewer passages than it has now."""
+        return self.index is None and (self.corpus.folder / INDEX / SIDECAR).exists()
 
     @property
     def has_text(self) -> bool:
@@ -160,10 +170,20 @@ class Retriever:
                     f"{self.corpus.folder}: no text was kept, so there are no words to search",
                     "use --first-stage latent, or compress again without --no-text",
                 )
-            folder, manifest = self.corpus.folder / "index" / "bm25", self.corpus.manifest
-            saved = BM25.load(folder, manifest.sha256, manifest.rows)
+            saved = _loaded(BM25, self.corpus, WORDS)
             self._bm25 = saved or BM25.build(passage_texts(self.corpus))
         return self._bm25
+
+
+def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
+    """An index of a corpus; None where there is none, or one of an earlier or a later state of the
+    corpus. Raises ArtefactError where it is damaged or of another corpus."""
+    try:
+        return kind.load(corpus.folder / place, corpus.manifest.sha256, len(corpus))
+    except OtherCorpusError as error:
+        if corpus.is_current() and error.indexed not in corpus.manifest.earlier():
+            raise
+        return None
 
 
 def refuse_idle_filter(retrievers: Sequence[Retriever], where: str) -> None:

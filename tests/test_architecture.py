@@ -4,6 +4,7 @@ and what no module does."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,9 +41,10 @@ LAYERS = [
     {"documents"},
     {"config"},
     {"fields"},
-    {"chat", "launch", "storage"},
+    {"chat", "launch"},
+    {"storage"},
     {"records", "measures"},
-    {"errors", "printable"},
+    {"errors", "interrupts", "printable"},
 ]
 HELPERS = {
     f"clara_cli.commands.{name}"
@@ -323,6 +325,38 @@ def test_nothing_prints():
         and node.func.id == "print"
     ]
     assert_none(found, "print calls (a command returns a record, ui shows it)")
+
+
+CHANGES = set(
+    "write_text write_bytes unlink rmdir rmtree mkdir makedirs rename remove_folder".split()
+)
+CHANGES |= set("hardlink_to touch copytree copyfile truncate chmod mkdtemp".split())
+OS_CHANGES = {"replace", "remove"}  # names that others than os have
+
+
+def changes_files(call: ast.Call) -> bool:
+    """Whether a call writes, makes, renames or deletes a file or folder, by its name alone."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    if name == "open":
+        given = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+        modes = {node.value for node in given if isinstance(node, ast.Constant)}
+        return any(
+            set(mode) & set("wax+") for mode in modes if re.fullmatch("[rwaxbt+]+", str(mode))
+        )
+    return name in CHANGES and owner != "files" or name in OS_CHANGES and owner == "os"
+
+
+def test_only_storage_writes_and_deletes_files():
+    """There links are refused, what is written is whole, and a full disk is one clear error."""
+    found = [
+        at(module, node)
+        for module in MODULES
+        if not module.startswith("clara_cli/storage/")
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and changes_files(node)
+    ]
+    assert_none(found, "files written or deleted outside clara_cli/storage")
 
 
 def caught(handler: ast.ExceptHandler) -> set[str]:

@@ -13,6 +13,7 @@ from test_ui import make_answer
 
 from clara_cli import repl
 from clara_cli.errors import ArtefactError, DataError, UsageError
+from clara_cli.interrupts import Terminated
 from clara_cli.records import Answer, SearchResult
 
 
@@ -46,7 +47,7 @@ class FakeSession:
             "clara": DataError("a bad question"),
             "memory": MemoryError(),
             "stop": KeyboardInterrupt(),
-            "term": repl.Terminated(),
+            "term": Terminated(),
             "bug": TypeError("a bug"),
         }
         if question in faults:
@@ -127,7 +128,7 @@ def test_ctrl_c_at_the_prompt_drops_the_line(converse: Callable[..., list[Answer
     assert [answer.question for answer in shown] == ["one"]
 
 
-@pytest.mark.parametrize(("word", "kind"), [("term", repl.Terminated), ("bug", TypeError)])
+@pytest.mark.parametrize(("word", "kind"), [("term", Terminated), ("bug", TypeError)])
 def test_termination_and_bugs_end_it(
     word: str, kind: type[BaseException], converse: Callable[..., list[Answer]]
 ) -> None:

@@ -25,7 +25,7 @@ from clara_cli.engine import Clara, mismatch, named_model
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import IndexResult, Progress, Report
-from clara_cli.retrieval import CANDIDATES_PER_K, Retriever, passage_texts
+from clara_cli.retrieval import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.choice import (
     GOOD_RECALL,
@@ -43,6 +43,8 @@ from clara_cli.search.graph import Graph, GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, sample_size
 from clara_cli.search.milvus import MilvusGraph
+from clara_cli.storage.files import make_folder
+from clara_cli.storage.lock import locked
 
 PSEUDO_QUESTIONS = 200
 
@@ -53,6 +55,13 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     if config.check:
         return check(config, started, report)
     corpus = Corpus.open(config.corpus)
+    make_folder(corpus.folder, INDEX)
+    with locked(corpus.folder, f"{INDEX}/.lock", corpus.folder / INDEX):
+        return make(corpus, config, report, started)
+
+
+def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) -> IndexResult:
+    """Build the index, measure it, and put it in place of the one before."""
     model = named_model(corpus, config.model)
     loaded = load(LoadOptions.of(config, model, corpus.manifest.identity.ratio))
     clara = Clara(loaded, Retriever(corpus))
@@ -93,7 +102,7 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
     found = repairs(folder)
     manifest = read_manifest(folder)
     fingerprint, rows = (manifest.sha256, manifest.rows) if manifest else ("", 0)
-    for load_index, place in ((GraphIndex.load, "index"), (BM25.load, "index/bm25")):
+    for load_index, place in ((GraphIndex.load, INDEX), (BM25.load, WORDS)):
         try:
             load_index(folder / place, fingerprint, rows)
         except ArtefactError as error:
@@ -144,8 +153,8 @@ def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Repor
         if config.uri is None:
             return HnswGraph.new(width, most, HnswSettings(seed=config.seed))
         name = f"clara_{corpus.manifest.sha256[:16]}_{pair.key.rule}"
-        old = corpus.folder / "index"  # may point to the collection that is written anew
-        return MilvusGraph.new(width, config.uri, name, partial(forget, old))
+        # the index there may point to the collection that is written anew
+        return MilvusGraph.new(width, config.uri, name, partial(forget, corpus.folder, INDEX))
 
     return GraphIndex.build(
         keys(),
@@ -160,13 +169,14 @@ def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Repor
 
 def save(engine: str, index: GraphIndex, corpus: Corpus) -> int:
     """Write what `engine` needs, and the words; returns the bytes."""
-    folder, size = corpus.folder / "index", 0
+    folder, size = corpus.folder, 0
     if engine == "exact":
-        forget(folder)
+        forget(folder, INDEX)
     else:
-        size += index.save(folder)
+        size += index.save(folder, INDEX)
     if corpus.manifest.identity.text:
-        size += BM25.build(passage_texts(corpus)).save(folder / "bm25", corpus.manifest.sha256)
+        words = BM25.build(passage_texts(corpus))
+        size += words.save(folder, corpus.manifest.sha256, WORDS)
     return size
 
 

@@ -35,6 +35,7 @@ from clara_cli.core.trackers import check_tracker, open_trackers
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.report import environment
 from clara_cli.records import Report, TrainResult
+from clara_cli.storage.files import inside
 from clara_cli.storage.history import History
 from clara_cli.storage.lock import locked
 
@@ -211,10 +212,15 @@ def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -
         before = ranks.lead(run.extend)
         if before is not None and ranks.first:
             say_extended(config.out, before, steps, report)
-        if ranks.lead(lambda: run.finished):
+        bundled = (task.loaded.path / "backbone").is_dir()
+        damage = ranks.lead(lambda: run.damage(bundled))
+        if not damage:
             report.note(f"{config.out} is finished; nothing to do")
             done = ranks.lead(lambda: summary(run, steps, 0.0, 0.0))
         else:
+            ranks.lead(lambda: run.refuse_lost(damage))
+            if (config.out / "checkpoint").exists():
+                report.note(f"{damage}: the checkpoint is written again from {run.last}")
             done = train_model(config, task, steps, run, checks, report)
             conclude(config, task, run, done, report)
     if done.cut:
@@ -258,6 +264,8 @@ def train_model(
     )
     if run.ranks.first:
         note_environment(run, model)
+        for name in ("tensorboard", "wandb"):  # the trackers' own writing
+            inside(run.path, name)
         run.trackers = open_trackers(config.tracker, run.path, run.settings, report)
     trained = model.trained_parameters()
     try:

@@ -25,7 +25,7 @@ from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Report, SearchResult
-from clara_cli.retrieval import Retriever
+from clara_cli.retrieval import INDEX, Retriever
 
 
 class Session(ABC):
@@ -283,9 +283,10 @@ def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
     refuse_empty(clara.passage_search)
     for retriever in clara.retrievers:
         folder = retriever.corpus.folder
-        if not (folder / "index").exists() and not config.documents:
+        why = "grew since it was indexed" if retriever.outgrown else "has no index"
+        if (retriever.outgrown or not (folder / INDEX).exists()) and not config.documents:
             again = f"clara index {shell_word(folder)}"
-            report.note(f"{folder} has no index: every passage is scanned ({again})")
+            report.note(f"{folder} {why}: every passage is scanned ({again})")
     if clara.query_role == "compressor" and config.task is None:
         stage = config.first_stage
         words = clara.has_text and stage in ("auto", "bm25")

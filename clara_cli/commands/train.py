@@ -310,7 +310,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     stage = loaded.info.stage
     run = RunFolder(config.out, run_settings(config, "none", ()))
     run.open()
-    if run.finished:
+    if not run.damage(bundled=(loaded.path / "backbone").is_dir()):
         report.note(f"{config.out} is finished; nothing to do")
     else:
         finish(config, stage, loaded, 0, 0)

@@ -29,7 +29,7 @@ from clara_cli.core.roles import load_role, read_weights, role_tensors, set_tabl
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.storage.files import copy_tree, make_folder, new_folder, write_atomic
-from clara_cli.storage.tensors import save_tensors
+from clara_cli.storage.tensors import check_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CHANGED = "a file was changed or damaged; restore the checkpoint from a copy"
@@ -117,6 +117,22 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
             f"{path}: the compressor's weights do not match the fingerprint in clara.json", CHANGED
         )
     return Loaded(model, info, path, options.name)
+
+
+def check_files(path: Path, bundled: bool = False) -> None:
+    """See that a native checkpoint's own files are all there and what was written, those of a
+    `bundled` backbone at least whole.
+
+    Raises:
+        ArtefactError: for the first file that is not.
+    """
+    info, backbone = read_info(path), path / "backbone"
+    if bundled and not (backbone / "config.json").is_file():
+        raise ArtefactError(f"{backbone / 'config.json'}: missing", RESTORE)
+    files = [part_file(path, name) for name in (MEMORY, *info.roles)]
+    for file in (*files, *backbone.glob("*.safetensors")):
+        check_tensors(file, RESTORE)
+    check_parts(path, info, verify=True)
 
 
 def check_backbone(base: Backbone, info: CheckpointInfo, verify: bool) -> None:

@@ -7,11 +7,11 @@ notices other weights at once, a damaged file often. Knows no model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.core import gguf, int8
-from clara_cli.errors import ArtefactError, first_line
+from clara_cli.errors import ArtefactError, ClaraError, first_line
 from clara_cli.storage.artefact import parse
-from clara_cli.storage.cache import cache_folder
+from clara_cli.storage.cache import cache_folder, private, private_folder
+from clara_cli.storage.files import write_atomic
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NOT_WEIGHTS = ("adapter", "consolidated")  # beginnings of files that are not the model's own
@@ -226,12 +227,7 @@ def read_known(files: Sequence[Path]) -> str | None:
 
 def keep_known(files: Sequence[Path], digest: str) -> None:
     """Keep a digest for the next time; where that cannot be written it is computed again."""
-    try:
-        file = known_file(files)
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=file.parent)  # readable by its owner alone
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(digest)
-        os.replace(name, file)
-    except OSError:
-        return
+    with contextlib.suppress(OSError, ClaraError):
+        name = known_file(files).name
+        with private():
+            write_atomic(private_folder("digests"), name, digest.encode())

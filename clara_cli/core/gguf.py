@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +19,11 @@ from typing import Any
 
 from clara_cli.core.loading import load_gguf
 from clara_cli.errors import ArtefactError, first_line
-from clara_cli.storage.cache import cache_folder
+from clara_cli.storage.cache import cache_folder, private, private_folder
+from clara_cli.storage.files import new_folder, remove_tree, write_atomic
+from clara_cli.storage.lock import locked
 
-SUFFIX, NOTE = ".gguf", "gguf.json"
+SUFFIX, NOTE, BACKBONES = ".gguf", "gguf.json", "backbones"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 MOST_TENSORS, MOST_FIELDS = 100_000, 100_000
 HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata fields
@@ -93,7 +92,7 @@ def file_digest(file: Path) -> str:
 
 def backbones_folder() -> Path:
     """Where the cache keeps dequantised backbones."""
-    return cache_folder() / "backbones"
+    return cache_folder() / BACKBONES
 
 
 def unpack(file: Path, note: Callable[[str], None] | None = None) -> Path:
@@ -109,18 +108,12 @@ def unpack(file: Path, note: Callable[[str], None] | None = None) -> Path:
         return folder
     if note is not None:
         note(f"{file.name}: dequantising it once, into {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    work = Path(tempfile.mkdtemp(prefix=f"{digest[:16]}.", dir=folder.parent))
-    try:
-        with as_artefact_errors(file):
-            write_backbone(file, work)
-        write_json(work / NOTE, {"file": file.name, "sha256": digest})
-        for path in work.iterdir():
-            path.chmod(0o600)
-        with contextlib.suppress(OSError):  # another process was first: its folder is the same
-            os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    parent = private_folder(BACKBONES)
+    with private(), locked(parent, f"{digest}.lock", folder, note or (lambda message: None)):
+        if not (folder / NOTE).is_file():
+            with new_folder(parent, digest) as work, as_artefact_errors(file):
+                write_backbone(file, work)
+                write_json(work, NOTE, {"file": file.name, "sha256": digest})
     return folder
 
 
@@ -132,10 +125,11 @@ def source_digest(folder: Path) -> str | None:
 
 def remove_backbones() -> tuple[int, int]:
     """Empty the cache of dequantised backbones: (folders, bytes) that were removed."""
-    folders = [path for path in backbones_folder().glob("*") if not path.is_symlink()]
+    paths = backbones_folder().glob("*")
+    folders = [path for path in paths if path.is_dir() and not path.is_symlink()]
     size = sum(file.lstat().st_size for folder in folders for file in folder.rglob("*"))
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_tree(folder.parent, folder.name)
     return len(folders), size
 
 
@@ -181,9 +175,9 @@ def write_backbone(file: Path, folder: Path) -> None:
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config["dtype"] = "float32"
-    write_json(folder / "config.json", config)
+    write_json(folder, "config.json", config)
     ends = {"eos_token_id": end_ids(metadata), "bos_token_id": tokenizer.bos_token_id}
-    write_json(folder / "generation_config.json", ends)
+    write_json(folder, "generation_config.json", ends)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -236,6 +230,7 @@ def end_ids(metadata: dict[str, Any]) -> list[int]:
     return list(dict.fromkeys(i for i in [*named, *control] if i is not None))
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
     """An indented JSON file."""
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_atomic(folder, name, text.encode())

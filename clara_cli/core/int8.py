@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.core import loading
+from clara_cli.storage.files import make_folder
+from clara_cli.storage.tensors import save_tensors
 
 FILE = "model.int8.safetensors"  # instead of model.safetensors, beside config.json
 SCALE = ".int8_scale"
@@ -47,12 +49,10 @@ def expand(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def save_backbone(model: Any, folder: Path) -> None:
     """Write a model's config and its weights in eight bits. The model's own weights become what a
     reader of the folder will see."""
-    from safetensors.torch import save_file
-
     kept = {name: p.detach().to("cpu") for name, p in model.named_parameters()}
     made = shrink(kept)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(made, folder / FILE)
+    make_folder(folder)
+    save_tensors(folder / FILE, made)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     expanded = expand(made, torch.float32)

@@ -4,7 +4,6 @@ main memory and disk by accelerate. Whatever holds it, the roles and what is sav
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import weakref
@@ -18,6 +17,7 @@ from torch import nn
 
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError, first_line
+from clara_cli.storage.artefact import parse
 
 EXTRA = "pip install 'clara-cli[quant]'"
 MAPS = ("auto", "sequential")
@@ -103,7 +103,7 @@ def read_map(file: str) -> dict[str, int | str]:
     """
     known = f"--device-map takes {', '.join(MAPS)}, or a JSON file of module names and devices"
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = parse(Path(file).read_bytes())
     except OSError as error:
         raise UsageError(f"--device-map {file}: {error.strerror}", known) from error
     except ValueError as error:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from clara_cli.core.model import ClaraModel, LoraSettings
 from clara_cli.core.prompts import Markers, Prompter
 from clara_cli.core.roles import load_role, set_tables
 from clara_cli.errors import ArtefactError, first_line
+from clara_cli.storage.artefact import read_object
 
 ADAPTERS = {
     "compressor": "encoder_adapter",
@@ -118,20 +118,11 @@ def fill_tables(base: Backbone, added: int, tables: dict[str, Tensor], path: Pat
 
 def read_config(file: Path) -> dict[str, Any]:
     """config.json with the fields that are needed, checked."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{file}: {error.strerror}", "the released folder holds one") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtefactError(f"{file}: not JSON: {error}", "download the folder again") from error
-    if not isinstance(config, dict):
-        raise ArtefactError(f"{file}: not an object of settings", "download the folder again")
-    for key in ("doc_max_length", "compr_rate", "lora_r"):
-        if type(config.get(key)) is not int or config[key] < 1:
-            raise ArtefactError(
-                f"{file}: {key} is {config.get(key)!r}", "it must be a positive integer"
-            )
-    rate, longest = config["compr_rate"], config["doc_max_length"]
+    fields = read_object(file, "download the folder again")
+    if fields is None:
+        raise ArtefactError(f"{file}: no such file", "the released folder holds one")
+    config = fields.values
+    longest, rate, _ = (fields.count(key, 1) for key in ("doc_max_length", "compr_rate", "lora_r"))
     if rate > longest:
         message = f"{file}: compr_rate is {rate}, more than doc_max_length, {longest}"
         raise ArtefactError(message, "such passages have no memory; download the folder again")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clara_cli.core.checkpoint import check_files
 from clara_cli.core.ranks import Ranks
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Tracker
@@ -85,10 +86,22 @@ class RunFolder:
         self._record({**before, "steps": wanted})
         return done
 
-    @property
-    def finished(self) -> bool:
-        """Whether the result is there."""
-        return (self.path / "checkpoint" / "clara.json").is_file()
+    def damage(self, bundled: bool = False) -> str:
+        """Why the run has no result, or one that is not whole (`bundled`: with a backbone of its
+        own); empty where it is finished."""
+        try:
+            check_files(self.path / "checkpoint", bundled)
+        except ArtefactError as error:
+            return error.message
+        return ""
+
+    def refuse_lost(self, damage: str) -> None:
+        """Raise ArtefactError where a result was written once, is damaged now, and no state is
+        kept to write it again from."""
+        kept = any((self.path / name / "step.json").is_file() for name in ("last", "last.old"))
+        if not kept and any(self.path.glob("checkpoint*")):
+            message = f"{damage}, and {self.last} is not there to write it again from"
+            raise ArtefactError(message, "restore one of them, or use another --out")
 
     def log(self, history: History, line: dict[str, Any], prefix: str = "train/") -> None:
         """Add the line of a step to one of the folder's histories, and tell the trackers its

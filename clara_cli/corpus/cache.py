@@ -11,17 +11,18 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from clara_cli.corpus.manifest import MANIFEST
+from clara_cli.corpus.manifest import MANIFEST, read_manifest
 from clara_cli.documents.listing import Source
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage import files
-from clara_cli.storage.cache import cache_folder
+from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.errors import cannot_write
 from clara_cli.storage.lock import lock_folder, locked
 
+CORPORA = "corpora"
 KEY_LETTERS = 20
 KEPT = 8  # corpora, the last used
 
@@ -45,7 +46,7 @@ def cached_corpus(documents: Sequence[Source], maker: Sequence[str | None]) -> P
         except OSError as error:  # compressing refuses it, or skips it
             content = f"unreadable: {error.strerror}"
         digest.update(json.dumps([source.label, content]).encode())
-    return cache_folder() / "corpora" / f"{digest.hexdigest()[:KEY_LETTERS]}.clara"
+    return cache_folder() / CORPORA / f"{digest.hexdigest()[:KEY_LETTERS]}.clara"
 
 
 @contextlib.contextmanager
@@ -56,7 +57,8 @@ def in_use(corpus: Path) -> Iterator[None]:
         ClaraError: where it cannot be made or locked.
     """
     while True:
-        files.make_folder(corpus)
+        with private():
+            files.make_folder(private_folder(CORPORA), corpus.name)
         try:
             folder = lock_folder(corpus, fcntl.LOCK_SH)
         except FileNotFoundError:  # dropped in this instant
@@ -72,14 +74,28 @@ def in_use(corpus: Path) -> Iterator[None]:
         os.close(folder)
 
 
+@contextlib.contextmanager
+def making(corpus: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Whether a cached corpus is still to be made: the one who is told so makes it meanwhile,
+    readable by the user alone. Who comes second hears (`say`) of the first, and waits.
+
+    Raises:
+        ClaraError: where it cannot be locked, or is damaged.
+    """
+    with private(), locked(corpus.parent, f"{corpus.stem}.lock", corpus, say):
+        yield read_manifest(corpus) is None
+
+
 def drop_unused(keep: int = KEPT) -> None:
     """Remove all but the corpora of the cache last used, and those in use or being written.
 
     Raises:
         ClaraError: where one cannot be removed.
     """
-    corpora = sorted((cache_folder() / "corpora").glob("*.clara"), key=_last_used)
+    corpora = sorted((cache_folder() / CORPORA).glob("*.clara"), key=_last_used)
     for corpus in corpora[:-keep]:
+        if corpus.is_symlink():  # somebody else's
+            continue
         with contextlib.suppress(BlockingIOError, FileNotFoundError, ArtefactError):
             _drop(corpus)
 

@@ -93,6 +93,14 @@ class Manifest:
         later = [other.first_shard for other in self.parts[part + 1 :]]
         return range(self.parts[part].first_shard, later[0] if later else len(self.shards))
 
+    def earlier(self) -> set[str]:
+        """The fingerprints the corpus had before each addition to it."""
+        states = []
+        for count, part in enumerate(self.parts[1:], 1):
+            shards = self.shards[: part.first_shard]
+            states.append(_described(self.identity, self.parts[:count], shards))
+        return {sha256_bytes(artefact.encode(state)) for state in states}
+
     @property
     def rows(self) -> int:
         """Passages in all shards."""
@@ -113,8 +121,18 @@ def write_manifest(
     folder: Path, identity: Identity, parts: Sequence[Part], shards: Sequence[Shard]
 ) -> Manifest:
     """Write `manifest.json`, which makes the corpus finished. Raises ClaraError."""
+    data = _described(identity, parts, shards)
+    encoded = artefact.encode(data)
+    manifest = _manifest(Fields(data, folder / MANIFEST, REPAIR), sha256_bytes(encoded))
+    write_atomic(folder, MANIFEST, encoded)
+    return manifest
+
+
+def _described(
+    identity: Identity, parts: Sequence[Part], shards: Sequence[Shard]
+) -> dict[str, Any]:
     totals = {name: sum(part.counts[name] for part in parts) for name in COUNTS}
-    data = {
+    return {
         "format": "clara-corpus",
         "version": VERSION,
         **asdict(identity),
@@ -123,10 +141,6 @@ def write_manifest(
         "parts": [{**asdict(part), "inputs": list(part.inputs)} for part in parts],
         "shards": [asdict(shard) for shard in shards],
     }
-    encoded = artefact.encode(data)
-    manifest = _manifest(Fields(data, folder / MANIFEST, REPAIR), sha256_bytes(encoded))
-    write_atomic(folder, MANIFEST, encoded)
-    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:

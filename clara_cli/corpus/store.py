@@ -7,7 +7,6 @@ Shards stay on disk, memory-mapped. Knows nothing of search or of how memory was
 from __future__ import annotations
 
 import gzip
-import json
 import struct
 import zlib
 from bisect import bisect_right
@@ -24,6 +23,7 @@ from clara_cli.corpus.writer import damage_of
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
+from clara_cli.storage import artefact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,12 @@ _OPEN_SHARDS = 64
 _DECODED_SHARDS = 4
 _OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
 _KEYS = {field.name for field in fields(Passage)} - _OPTIONAL
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("passage_id", "document_id", "title", "source"), (str,)),
+    **dict.fromkeys(("start", "end", "tokens"), (int,)),
+    "metadata": (dict,),
+    "text": (str, type(None)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ def _finished(folder: Path) -> Manifest:
     if manifest is not None:
         return manifest
     unfinished = journal.read(folder)
+    if unfinished is None and (manifest := read_manifest(folder)) is not None:
+        return manifest  # finished between the two looks
     if unfinished is not None:
         message = f"{folder} is not finished: {len(unfinished.shards)} shards so far"
         raise ArtefactError(message, "run the same clara compress command again: it goes on")
@@ -89,6 +97,11 @@ class Corpus:
 
     def __len__(self) -> int:
         return self._first_rows[-1]
+
+    def is_current(self) -> bool:
+        """Whether nobody wrote to the corpus since it was opened."""
+        manifest = read_manifest(self.folder)
+        return manifest is not None and manifest.sha256 == self.manifest.sha256
 
     def memory(self, rows: Sequence[int]) -> Tensor:
         """The memory of the given rows, [N, M, D], in the order given; a row may come twice.
@@ -183,10 +196,7 @@ class Corpus:
         try:
             with gzip.open(path, "rb") as stream:
                 for line in stream:
-                    record = json.loads(line)
-                    if not isinstance(record, dict) or record.keys() - _OPTIONAL != _KEYS:
-                        raise ValueError("not the keys of a passage")
-                    passages.append(Passage(**{"text": None, **record}))
+                    passages.append(_passage(line))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise self._damaged(path, f"line {len(passages) + 1}: {error}") from error
         if len(passages) != shard.rows:
@@ -233,6 +243,17 @@ def _first_nonfinite(memory_NMD: Tensor) -> int | None:
     return int(np.argmax(wrong_N)) if wrong_N.any() else None
 
 
+def _passage(line: bytes) -> Passage:
+    """A stored passage. Raises ValueError saying what is wrong with its line."""
+    record = artefact.parse(line)
+    if not isinstance(record, dict) or record.keys() - _OPTIONAL != _KEYS:
+        raise ValueError("not the keys of a passage")
+    for name, value in record.items():
+        if type(value) not in _KINDS[name]:
+            raise ValueError(f"{name} is {str(value)[:60]!r}")
+    return Passage(**{"text": None, **record})
+
+
 def _header(path: Path) -> dict[str, Any] | None:
     """dtype and shape of each tensor of a shard, None where the header is not readable."""
     with path.open("rb") as stream:
@@ -240,7 +261,7 @@ def _header(path: Path) -> dict[str, Any] | None:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
         raw = stream.read(length) if length <= _MAX_HEADER else b""
     try:
-        tensors = json.loads(raw)
+        tensors = artefact.parse(raw)
         return {name: {key: tensors[name][key] for key in ("dtype", "shape")} for name in tensors}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError):
         return None

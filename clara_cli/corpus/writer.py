@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
-from clara_cli.storage import files
+from clara_cli.storage import artefact, files
 from clara_cli.storage.lock import LOCK_NAME, locked
 
 if TYPE_CHECKING:
@@ -127,8 +128,11 @@ class CorpusWriter:
             return True
         if any(item.startswith(shard.passages) for item in damage):
             return self._part is not None
-        stored = gzip.decompress((self.folder / shard.passages).read_bytes())
-        return _unplaced(stored) == _unplaced(gzip.decompress(encoded))
+        try:
+            stored = _unplaced(gzip.decompress((self.folder / shard.passages).read_bytes()))
+        except (ValueError, EOFError, OSError, zlib.error, AttributeError, TypeError):
+            return False  # no passages of this program's, whatever their sum
+        return stored == _unplaced(gzip.decompress(encoded))
 
     def write(self, number: int, passages: Sequence[Passage], memory_NMD: Tensor) -> None:
         """Write one shard (at least one passage) in the stored dtype and record it.
@@ -269,7 +273,7 @@ def encode_passages(passages: Sequence[Passage], keep_text: bool) -> bytes:
 
 def _unplaced(lines: bytes) -> list[dict[str, Any]]:
     """Stored passages without the place they came from: the same documents may have moved."""
-    records = [json.loads(line) for line in lines.splitlines()]
+    records = [artefact.parse(line) for line in lines.splitlines()]
     return [{key: r[key] for key in r if key != "source"} for r in records]
 
 

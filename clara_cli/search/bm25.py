@@ -12,18 +12,22 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clara_cli.errors import ArtefactError
-from clara_cli.search import sidecar
+from clara_cli.search.errors import REBUILD, OtherCorpusError
+from clara_cli.storage import versions
+from clara_cli.storage.tensors import read_tensors, save_tensors
+from clara_cli.storage.versions import Version
 
 SIDECAR, TABLES = "bm25.json", "bm25.safetensors"
 _ASCII = re.compile(r"\w+")
 _FORMAT, _VERSION = "clara-bm25", 1
+_DTYPES = ("torch.float32", "torch.int32", "torch.int64")
 _FOUND_BY = ("data", "indices", "indptr")  # bm25s's sparse matrix of scores, a column a word
 # Han, kana, Thai, Lao, Myanmar, Khmer: no spaces between words.
 _SPACELESS = (
@@ -117,46 +121,49 @@ class BM25:
                 found[word] = slice(int(indptr[column]), int(indptr[column + 1]))
         return found
 
-    def save(self, folder: Path, corpus_sha256: str = "") -> int:
-        """Write the index, its description last; returns its bytes. Raises ClaraError."""
-        from safetensors.numpy import save
+    def save(self, root: Path, corpus_sha256: str = "", place: str = "") -> int:
+        """Put the index in place of the one at `root / place`, at once; returns its bytes. Raises
+        ClaraError; then the one before stays."""
+        import torch
 
-        path = folder / SIDECAR
-        with sidecar.writing(folder):
-            path.unlink(missing_ok=True)
-            encoded = save(self._tables)
-            tables = sidecar.save_file(folder / TABLES, lambda n: Path(n).write_bytes(encoded))
-            described: dict[str, Any] = {
-                "format": _FORMAT, "version": _VERSION, "rows": self._rows, "tables": tables,
+        tensors = {name: torch.from_numpy(table) for name, table in self._tables.items()}
+
+        def fill(folder: Path) -> dict[str, Any]:
+            encode = partial(save_tensors, tensors=tensors)
+            return {
+                "format": _FORMAT, "version": _VERSION, "rows": self._rows,
                 "corpus_sha256": corpus_sha256, "vocabulary": list(self._vocabulary),
+                "tables": versions.save_file(folder, TABLES, encode),
             }  # fmt: skip
-            sidecar.save_json(path, described)
-            return int(tables["bytes"] + path.stat().st_size)
+
+        return versions.publish(root, place, SIDECAR, (TABLES,), fill)
 
     @classmethod
     def load(cls, folder: Path, corpus_sha256: str, rows: int) -> BM25 | None:
         """The saved index of a corpus of so many rows, None where there is none. Raises
         ArtefactError where it is damaged or of another corpus."""
-        path = folder / SIDECAR
-        described = sidecar.read_json(path, _FORMAT, _VERSION)
-        if described is None:
-            return None
-        found = sidecar.field(path, described, "corpus_sha256", str)
-        if found != corpus_sha256:
-            message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
-            raise ArtefactError(message, sidecar.REBUILD)
-        if sidecar.field(path, described, "rows", int) != rows:
-            message = f"{path}: {described['rows']} texts, the corpus has {rows}"
-            raise ArtefactError(message, sidecar.REBUILD)
-        listed = sidecar.field(path, described, "vocabulary", list)
-        vocabulary = {word: n for n, word in enumerate(listed) if isinstance(word, str)}
-        if len(vocabulary) != len(listed):
-            raise ArtefactError(f"{path}: key 'vocabulary' is no list of words", sidecar.REBUILD)
-        tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
-        tables = _load_tables(tables_path)
-        if not _whole(tables, rows, len(vocabulary)):
-            raise ArtefactError(f"{tables_path}: no scores of {rows} texts", sidecar.REBUILD)
-        return cls(tables, vocabulary, rows)
+
+        def use(version: Version) -> BM25:
+            fields = version.fields
+            if (indexed := fields.get("corpus_sha256", str)) != corpus_sha256:
+                raise OtherCorpusError(fields.file, indexed, corpus_sha256)
+            if (texts := fields.count("rows")) != rows:
+                raise fields.wrong("rows", f"{texts} texts, the corpus has {rows}")
+            listed = fields.list_of("vocabulary", str)
+            vocabulary = {word: n for n, word in enumerate(listed)}
+            if len(vocabulary) != len(listed):
+                raise fields.wrong("vocabulary", "a word stands in it twice")
+            path = version.file("tables", TABLES)
+            stored = read_tensors(path, REBUILD)
+            if not all(str(getattr(stored.get(n), "dtype", "")) in _DTYPES for n in _FOUND_BY):
+                names, dtypes = ", ".join(_FOUND_BY), ", ".join(_DTYPES)
+                raise ArtefactError(f"{path}: no tensors {names} of {dtypes}", REBUILD)
+            tables = {name: stored[name].numpy() for name in _FOUND_BY}
+            if not _whole(tables, rows, len(vocabulary)):
+                raise ArtefactError(f"{path}: no scores of {rows} texts", REBUILD)
+            return cls(tables, vocabulary, rows)
+
+        return versions.read(folder, SIDECAR, (_FORMAT, _VERSION), REBUILD, use)
 
 
 def inverse_frequency(texts: int, holding: int) -> float:
@@ -171,19 +178,6 @@ def pooled_idf(indexes: Sequence[BM25], question: str) -> dict[str, float]:
         holding.update(index.frequencies(question))
     texts = sum(map(len, indexes))
     return {word: inverse_frequency(texts, count) for word, count in holding.items()}
-
-
-def _load_tables(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tables = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
-    if not set(_FOUND_BY) <= tables.keys():
-        raise ArtefactError(f"{path}: no tensors {', '.join(_FOUND_BY)}", sidecar.REBUILD)
-    return tables
 
 
 def _whole(tables: Mapping[str, np.ndarray], rows: int, words: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +19,17 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.search import sidecar
+from clara_cli.search.errors import REBUILD, OtherCorpusError
 from clara_cli.search.hnsw import GRAPH, HnswGraph
 from clara_cli.search.keys import KEY_RULES, wrong_state
 from clara_cli.search.milvus import MilvusGraph
+from clara_cli.storage import versions
+from clara_cli.storage.artefact import Fields
+from clara_cli.storage.tensors import read_tensors, save_tensors
+from clara_cli.storage.versions import Version
 
 SIDECAR, TABLES = "index.json", "tables.safetensors"
+FILES = (GRAPH, TABLES)
 _FORMAT, _VERSION = "clara-index", 1
 _EXACT = "use the exact scan: clara index CORPUS --engine exact"
 
@@ -140,14 +146,14 @@ class GraphIndex:
         keys = _array(keys_BF)
         if keys.shape[1] != self.width:
             message = f"query keys are {keys.shape[1]} wide, the index {self.width}"
-            raise ArtefactError(message, sidecar.REBUILD)
+            raise ArtefactError(message, REBUILD)
         count = min(count, len(self))
         if not len(keys):
             return torch.empty(0, count), torch.empty(0, count, dtype=torch.long)
         labels, cosines = self._graph.nearest(keys, min(count, self.labels))
         if not ((labels >= 0) & (labels < self.labels)).all() or not np.isfinite(cosines).all():
             message = f"the {self.engine} index gives keys that are none of its {self.labels}"
-            raise ArtefactError(message, sidecar.REBUILD)
+            raise ArtefactError(message, REBUILD)
         proposals = [self._rows_of(*pair, count) for pair in zip(labels, cosines, strict=True)]
         scores, rows = zip(*proposals, strict=True)
         return torch.stack(scores), torch.stack(rows)
@@ -165,22 +171,18 @@ class GraphIndex:
         order = by_row[torch.argsort(scores_N[by_row], descending=True, stable=True)][:count]
         return scores_N[order], rows_N[order]
 
-    def save(self, folder: Path) -> int:
-        """Write the index, its description last; returns its bytes in the folder. An index that
-        was there is gone first, so that a crash leaves none rather than a mixture. Raises
-        ClaraError."""
-        from safetensors.torch import save
+    def save(self, root: Path, place: str = "") -> int:
+        """Put the index in place of the one at `root / place`, at once; returns its bytes there.
+        Raises ClaraError; then the one before stays."""
 
-        forget(folder)
-        with sidecar.writing(folder):
-            graph = self._graph.save(folder)
-            encoded = save(self._tables)
-            tables = sidecar.save_file(folder / TABLES, lambda n: Path(n).write_bytes(encoded))
+        def fill(folder: Path) -> dict[str, Any]:
             described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
-            described |= {**self._described, "engine": self.engine, "graph": graph}
-            sidecar.save_json(folder / SIDECAR, {**described, "tables": tables})
-            size = tables["bytes"] + (folder / SIDECAR).stat().st_size
-            return int(graph.get("bytes", 0) + size)
+            described |= {**self._described, "engine": self.engine}
+            described["graph"] = self._graph.save(folder)
+            encode = partial(save_tensors, tensors=self._tables)
+            return {**described, "tables": versions.save_file(folder, TABLES, encode)}
+
+        return versions.publish(root, place, SIDECAR, FILES, fill)
 
     @classmethod
     def load(cls, folder: Path, corpus_sha256: str, rows: int) -> GraphIndex | None:
@@ -188,80 +190,64 @@ class GraphIndex:
 
         Raises ArtefactError where it is damaged or of another corpus (both sums named).
         """
-        path = folder / SIDECAR
-        described = sidecar.read_json(path, _FORMAT, _VERSION)
-        if described is None:
-            return None
-        _check(path, described, corpus_sha256, rows)
-        tables_path = sidecar.check_file(folder, path, described.get("tables"), TABLES)
-        tables = _load_tables(tables_path)
-        _check_tables(tables_path, tables, described)
-        return cls(_open_graph(folder, path, described), tables, described)
+
+        def use(version: Version) -> GraphIndex:
+            described = _check(version.fields, corpus_sha256, rows)
+            path = version.file("tables", TABLES)
+            tables = read_tensors(path, REBUILD)
+            _check_tables(path, tables, described)
+            return cls(_open_graph(version), tables, described)
+
+        return versions.read(folder, SIDECAR, (_FORMAT, _VERSION), REBUILD, use)
 
 
-def forget(folder: Path) -> None:
-    """Leave no graph in a folder."""
-    with sidecar.writing(folder):
-        for name in (SIDECAR, GRAPH, TABLES):
-            (folder / name).unlink(missing_ok=True)
+def forget(root: Path, place: str = "") -> None:
+    """Leave no graph there."""
+    versions.withdraw(root, place, SIDECAR, FILES)
 
 
-def _check(path: Path, described: dict[str, Any], corpus_sha256: str, rows: int) -> None:
-    for key in ("width", "rows", "labels", "candidates_per_k"):
-        if sidecar.field(path, described, key, int) < 1:
-            message = f"{path}: key {key!r} is {described[key]}, the least is 1"
-            raise ArtefactError(message, sidecar.REBUILD)
-    found = sidecar.field(path, described, "corpus_sha256", str)
-    if found != corpus_sha256:
-        message = f"{path} indexes corpus {found[:12]}, this corpus is {corpus_sha256[:12]}"
-        raise ArtefactError(message, sidecar.REBUILD)
-    if described["rows"] != rows or described["labels"] > rows:
-        counts = f"{described['labels']} keys for {described['rows']} passages"
-        raise ArtefactError(f"{path}: {counts}, the corpus has {rows}", sidecar.REBUILD)
-    if sidecar.field(path, described, "key", str) not in KEY_RULES:
-        known = ", ".join(KEY_RULES)
-        message = f"{path}: key 'key' is {described['key'][:60]!r}, known: {known}"
-        raise ArtefactError(message, sidecar.REBUILD)
+def _check(fields: Fields, corpus_sha256: str, corpus_rows: int) -> dict[str, Any]:
+    """The description, once it is of this corpus and may be believed."""
+    indexed = fields.get("corpus_sha256", str)
+    if indexed != corpus_sha256:
+        raise OtherCorpusError(fields.file, indexed, corpus_sha256)
+    for key in ("width", "candidates_per_k"):
+        fields.count(key, 1)
+    rows, labels = fields.count("rows", 1), fields.count("labels", 1)
+    if rows != corpus_rows or labels > rows:
+        counts = f"{labels} keys for {rows} passages"
+        raise ArtefactError(f"{fields.file}: {counts}, the corpus has {corpus_rows}", REBUILD)
+    if (rule := fields.get("key", str)) not in KEY_RULES:
+        raise fields.wrong("key", f"{rule[:60]!r}, known: {', '.join(KEY_RULES)}")
+    return fields.values
 
 
-def _open_graph(folder: Path, path: Path, described: dict[str, Any]) -> Graph:
-    engine, width, labels = (described.get(key) for key in ("engine", "width", "labels"))
-    entry = sidecar.field(path, described, "graph", dict)
+def _open_graph(version: Version) -> Graph:
+    engine = version.fields.get("engine", str)
     if engine == HnswGraph.engine:
-        return HnswGraph.load(folder, path, entry, int(width or 0), int(labels or 0))
+        return HnswGraph.load(version)
     if engine == MilvusGraph.engine:
-        return MilvusGraph.load(path, entry)
-    raise ArtefactError(f"{path}: key 'engine' is {engine!r}", sidecar.REBUILD)
-
-
-def _load_tables(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tables = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
-    if not {"rows", "starts"} <= tables.keys():
-        raise ArtefactError(f"{path}: no tensors 'rows' and 'starts'", sidecar.REBUILD)
-    return tables
+        return MilvusGraph.load(version.fields.object("graph"))
+    raise version.fields.wrong("engine", f"{engine[:60]!r}, known: hnsw, milvus")
 
 
 def _check_tables(path: Path, tables: dict[str, Tensor], described: dict[str, Any]) -> None:
     """Each row stands behind one label, each label has a row, and the key rule's state is whole."""
+    if not {"rows", "starts"} <= tables.keys():
+        raise ArtefactError(f"{path}: no tensors 'rows' and 'starts'", REBUILD)
     rows, labels = described["rows"], described["labels"]
     starts, listed = tables["starts"], tables["rows"]
     for name, tensor, count in (("starts", starts, labels + 1), ("rows", listed, rows)):
         if tensor.dtype != torch.int64 or tensor.shape != (count,):
             shape = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             message = f"{path}: tensor {name!r} is {shape}, not int64 [{count}]"
-            raise ArtefactError(message, sidecar.REBUILD)
+            raise ArtefactError(message, REBUILD)
     whole = int(starts[0]) == 0 and int(starts[-1]) == rows and bool((starts.diff() > 0).all())
     if not whole or not torch.equal(listed.sort().values, torch.arange(rows)):
-        raise ArtefactError(f"{path}: not one label for each of {rows} rows", sidecar.REBUILD)
+        raise ArtefactError(f"{path}: not one label for each of {rows} rows", REBUILD)
     state = {name: tensor for name, tensor in tables.items() if name not in ("rows", "starts")}
     if wrong := wrong_state(described["key"], state, described["width"]):
-        raise ArtefactError(f"{path}: {wrong}", sidecar.REBUILD)
+        raise ArtefactError(f"{path}: {wrong}", REBUILD)
 
 
 def _array(keys_NF: Tensor) -> np.ndarray:

@@ -17,8 +17,10 @@ import hnswlib
 import numpy as np
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.search import sidecar
+from clara_cli.search.errors import REBUILD
 from clara_cli.search.hnsw_file import GraphFileError, check_graph
+from clara_cli.storage import versions
+from clara_cli.storage.versions import Version
 
 GRAPH = "graph.bin"
 _SPACE = "cosine"
@@ -80,7 +82,7 @@ class HnswGraph:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the graph's file; returns its description with the settings."""
-        return sidecar.save_file(folder / GRAPH, self._save) | asdict(self._settings)
+        return versions.save_file(folder, GRAPH, self._save) | asdict(self._settings)
 
     def _save(self, name: str) -> None:
         """hnswlib's own save, which tells neither of a full disk nor why it cannot open."""
@@ -92,25 +94,23 @@ class HnswGraph:
             raise OSError(errno.ENOSPC, "no space left on device", name)
 
     @classmethod
-    def load(
-        cls, folder: Path, described_in: Path, entry: dict[str, Any], width: int, labels: int
-    ) -> HnswGraph:
+    def load(cls, version: Version) -> HnswGraph:
         """The graph that `save` described, checked before hnswlib reads it.
 
         Raises ArtefactError where it is missing, damaged, or holds another number of keys.
         """
-        path = sidecar.check_file(folder, described_in, entry, GRAPH)
-        names = HnswSettings.__dataclass_fields__
+        path, entry = version.file("graph", GRAPH), version.fields.object("graph")
         settings = HnswSettings(
-            **{name: sidecar.field(described_in, entry, name, int) for name in names}
+            links=entry.count("links"),
+            ef_construction=entry.count("ef_construction"),
+            ef=entry.count("ef", 1, _MOST_CANDIDATES),
+            seed=entry.count("seed"),
         )
-        if not 1 <= settings.ef <= _MOST_CANDIDATES:
-            message = f"{described_in}: key 'ef' is {settings.ef}, not 1 to {_MOST_CANDIDATES}"
-            raise ArtefactError(message, sidecar.REBUILD)
+        width, labels = version.fields.count("width"), version.fields.count("labels")
         try:
             check_graph(path, width, labels, settings.links, settings.ef_construction)
             graph: Any = hnswlib.Index(space=_SPACE, dim=width)
             graph.load_index(str(path), max_elements=labels)
         except (OSError, GraphFileError, RuntimeError) as error:
-            raise ArtefactError(f"{path}: {error}", sidecar.REBUILD) from error
+            raise ArtefactError(f"{path}: {error}", REBUILD) from error
         return cls(graph, settings)

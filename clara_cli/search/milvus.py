@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from clara_cli.errors import ClaraError, UsageError
-from clara_cli.search import sidecar
+from clara_cli.search.errors import REBUILD
+from clara_cli.storage.artefact import Fields
 
 _INSERT = 1000  # keys a request carries: 16 MB at the widest, servers take 64
 MOST = 16_384  # results Milvus gives to one query
@@ -74,12 +75,9 @@ class MilvusGraph:
         return graph
 
     @classmethod
-    def load(cls, described_in: Path, entry: dict[str, Any]) -> MilvusGraph:
+    def load(cls, entry: Fields) -> MilvusGraph:
         """The collection that `save` described; the first question connects."""
-        uri, collection = (
-            sidecar.field(described_in, entry, name, str) for name in ("uri", "collection")
-        )
-        return cls(uri, collection)
+        return cls(entry.get("uri", str), entry.get("collection", str))
 
     def add(self, keys: np.ndarray, labels: list[int]) -> None:
         """Put in new keys [N, F] under new labels."""
@@ -106,7 +104,7 @@ class MilvusGraph:
         if any(len(hits) != wanted for hits in found):
             fewest = min(len(hits) for hits in found)
             message = f"{self.uri}: collection {self.collection} gave {fewest} of {wanted} labels"
-            raise ClaraError(message, sidecar.REBUILD)
+            raise ClaraError(message, REBUILD)
         labels = np.array([[hit["label"] for hit in hits] for hits in found], np.int64)
         return labels, np.array([[hit["distance"] for hit in hits] for hits in found], np.float32)
 

@@ -18,14 +18,16 @@ from pathlib import Path, PurePath
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.errors import cannot_write
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, to be written or deleted. Raises ArtefactError where a part of the name is
     a link: it would lead out of the artefact."""
-    path = folder
-    for part in PurePath(name).parts:
+    path, parts = folder, PurePath(name).parts
+    if PurePath(name).is_absolute() or ".." in parts:
+        raise ValueError(f"{name!r} is not inside {folder}")
+    for part in parts:
         path = path / part
         if path.is_symlink():
             message = f"{path} is a link: nothing is written or deleted through it"
@@ -37,7 +39,7 @@ def save_file(folder: Path, name: str, save: Callable[[str], object], needed: in
     """Write a file whole or not at all: `save` writes the temporary file it is given, which is
     flushed to the disk and renamed. A failure leaves what was there before; raises ClaraError."""
     path = inside(folder, name)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         temporary.unlink(missing_ok=True)
         save(str(temporary))
@@ -168,13 +170,14 @@ def undisturbed() -> Iterator[None]:
 
 def remove_temporaries(folder: Path, name: str = "") -> None:
     """Remove what a killed process left half written; call it under the lock only."""
-    for leftover in sorted(inside(folder, name).glob(f"{_TEMPORARY}*")):
-        remove(leftover.parent, leftover.name)
+    for leftover in sorted(inside(folder, name).glob(f"{TEMPORARY}*")):
+        discard = remove_tree if leftover.is_dir() else remove
+        discard(leftover.parent, leftover.name)
 
 
 def is_temporary(name: str) -> bool:
     """Whether a file name is one `save_file` gives while it writes."""
-    return name.startswith(_TEMPORARY)
+    return name.startswith(TEMPORARY)
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,15 +18,20 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, name: str = LOCK_NAME, what: Path | None = None) -> Iterator[None]:
+def locked(
+    folder: Path,
+    name: str = LOCK_NAME,
+    what: Path | None = None,
+    wait: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """Hold the lock `name` of a folder, or raise ArtefactError naming the process that holds it;
-    `what` is being written, if it is not the folder.
+    with `wait`, tell it that instead, and wait. `what` is being written, if it is not the folder.
 
     The lock ends with the process, however it ends. The lock file holds the process id and its
     command line, and is gone once the lock is released.
     """
     path = inside(folder, name)
-    descriptor = _acquire(path, what or folder)
+    descriptor = _acquire(path, what or folder, wait)
     try:
         command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
         os.ftruncate(descriptor, 0)
@@ -41,15 +46,17 @@ def locked(folder: Path, name: str = LOCK_NAME, what: Path | None = None) -> Ite
         os.close(descriptor)
 
 
-def _acquire(path: Path, what: Path) -> int:
+def _acquire(path: Path, what: Path, wait: Callable[[str], None] | None) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    told = False
     while True:
         try:
             descriptor = os.open(path, flags, 0o644)
         except OSError as error:
             cannot_write(path, 0, error)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            how = fcntl.LOCK_EX | (0 if told else fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how)
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                 return descriptor
             os.close(descriptor)
@@ -62,6 +69,10 @@ def _acquire(path: Path, what: Path) -> int:
                 cannot_write(path, 0, error)
             pid, _, command = holder.partition(" ")
             message = f"{what} is being written by process {pid or '?'} ({command})"
+            if wait is not None:
+                wait(f"{message}: waiting for it")
+                told = True
+                continue
             hint = "wait for it to end, or choose another --out"
             raise ArtefactError(message, hint) from error
 

@@ -26,7 +26,21 @@ def read_tensors(path: Path, hint: str) -> dict[str, Tensor]:
         raise ArtefactError(f"{path}: damaged ({error})", hint) from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, hint: str) -> None:
+    """Raise ArtefactError where a file of tensors is missing, cut or no such file; its numbers are
+    not read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtefactError(f"{path}: missing", hint)
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: damaged ({error})", hint) from error
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a file of a folder that is being made. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -261,8 +261,72 @@ def test_the_cache_keeps_the_last_used_and_those_in_use(works, report, notes, tm
     assert set((tmp_path / "cache" / "corpora").iterdir()) == left  # only what is new takes room
 
 
-def test_a_corpus_dropped_while_somebody_waits_for_it_is_there_again(tmp_path):
-    folder = earlier(tmp_path / "a.clara", 1)
+def test_nobody_else_reads_the_cache(works, report, notes, tmp_path):
+    before = os.umask(0o022)
+    try:
+        (corpus,) = with_documents(works, pausing(report), "notes").corpus
+        (tmp_path / "after").write_text("")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "cache", *(tmp_path / "cache").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert (tmp_path / "after").stat().st_mode & 0o777 == 0o644
+    corpus.parent.chmod(0o755)  # as earlier versions left it
+    with_documents(works, report, "notes")
+    assert corpus.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_second_of_two_who_ask_waits_for_the_first(works, report, notes):
+    """The first compresses, the second hears who does it and then finds it done."""
+    started, go_on, others = threading.Event(), threading.Event(), type(report)()
+    run = compress.run
+
+    def slow(config, told):
+        started.set()
+        assert go_on.wait(60)
+        return run(config, told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress, "run", slow)
+        first = threading.Thread(target=with_documents, args=(works, pausing(report), "notes"))
+        first.start()
+        assert started.wait(60)
+        second = threading.Thread(target=with_documents, args=(works, pausing(others), "notes"))
+        second.start()
+        while not others.notes:
+            time.sleep(0.01)
+        assert "is being written by process" in others.notes[0]
+        assert "waiting for it" in others.notes[0] and "--out" not in others.notes[0]
+        go_on.set()
+        first.join(60)
+        second.join(60)
+    assert "compressed once into" in report.notes[0]
+    assert len(others.notes) == 2 and "compressed before" in others.notes[1]
+
+
+@pytest.mark.parametrize("damage", ["manifest.json", "journal.json", "journal", "shards"])
+def test_advice_about_the_cache_is_one_that_ask_can_follow(works, report, notes, tmp_path, damage):
+    (corpus,) = with_documents(works, pausing(report), "notes").corpus
+    (corpus / "manifest.json").unlink()
+    path, theirs = corpus / damage, tmp_path / "theirs"
+    if damage.endswith(".json"):
+        path.write_text("{")
+    else:
+        theirs.mkdir()
+        (theirs / "letter").write_text("dear")
+        shutil.rmtree(path, ignore_errors=True)
+        path.symlink_to(theirs)
+    with pytest.raises(ArtefactError) as caught:
+        with_documents(works, report, "notes")
+    assert caught.value.hint == f"delete {corpus}, and ask again"
+    assert not theirs.exists() or [p.name for p in theirs.iterdir()] == ["letter"]
+    shutil.rmtree(corpus)
+    with_documents(works, report, "notes")
+
+
+def test_a_corpus_dropped_while_somebody_waits_for_it_is_there_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path))
+    folder = earlier(tmp_path / "corpora" / "a.clara", 1)
     dropping = os.open(folder, os.O_RDONLY)
     fcntl.flock(dropping, fcntl.LOCK_EX)
     found: list[bool] = []

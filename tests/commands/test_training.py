@@ -395,7 +395,7 @@ def test_a_finished_run_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     ("changes", "named"),
     [
         ({"learning_rate": 0.5}, ("learning_rate", "0.01", "0.5")),
-        ({"steps": 7}, ("steps", "6", "7")),
+        ({"steps": 5}, ("steps", "6", "5")),
         ({"seed": 3}, ("seed", "0", "3")),
         ({"ratios": (4,)}, ("ratios", "[4, 16]", "[4]")),
     ],
@@ -645,3 +645,47 @@ def test_steps_0_twice_does_nothing_and_elsewhere_refuses(works, report, tmp_pat
         convert(works.e2e, tmp_path / "out", report)
     with pytest.raises(UsageError, match="ratios: 1 is not served"):
         convert(works.scp, tmp_path / "new", report, ratios=(1,))
+
+
+# --- a result that is lost ---
+
+LOSSES = {
+    "cut": lambda folder: cut(folder / "generator" / "adapter_model.safetensors"),
+    "memory cut": lambda folder: cut(folder / "memory.safetensors"),
+    "no adapter": lambda folder: (folder / "compressor" / "adapter_model.safetensors").unlink(),
+    "no description": lambda folder: (folder / "clara.json").unlink(),
+    "no JSON": lambda folder: (folder / "clara.json").write_text("{"),
+    "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    "gone": shutil.rmtree,
+}
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_finished_run_whose_checkpoint_is_damaged_writes_it_again(works, report, tmp_path, loss):
+    run = tmp_path / "run"
+    go(works, run, "scp", report)
+    before = tiny.files(run)
+    LOSSES[loss](run / "checkpoint")
+    go(works, run, "scp", report)
+    after = tiny.files(run)
+    for changing in (before, after):
+        del changing["environment.jsonl"]
+    assert after == before
+    report.notes.clear()
+    go(works, run, "scp", report)
+    assert any("nothing to do" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_damaged_checkpoint_without_a_state_is_refused(works, report, tmp_path, loss):
+    run = tmp_path / "run"
+    go(works, run, "scp", report)
+    shutil.rmtree(run / "last")
+    LOSSES[loss](run / "checkpoint")
+    (run / "checkpoint").mkdir(exist_ok=True)
+    with pytest.raises(ArtefactError, match="last is not there to write it again from"):
+        go(works, run, "scp", report)

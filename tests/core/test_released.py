@@ -108,8 +108,8 @@ def change(copy: Path, **fields: object) -> None:
 def test_a_config_without_a_needed_field_is_one_error(copy, tiny_backbone, key, value):
     change(copy, **{key: value})
     error = refused(copy, tiny_backbone)
-    shown = None if value is ... else value
-    assert f"{copy / 'config.json'}: {key} is {shown!r}" in error.message
+    shown = "missing" if value is ... else repr(value)
+    assert f"{copy / 'config.json'}: key '{key}': {shown}" in error.message
 
 
 def test_a_config_that_leaves_no_memory_is_one_error(copy, tiny_backbone):
@@ -125,7 +125,7 @@ def test_a_config_that_is_no_object_is_one_error(copy, tiny_backbone, text):
 
 def test_without_its_config_the_folder_says_so(copy, tiny_backbone):
     (copy / "config.json").unlink()
-    assert "config.json: No such file" in refused(copy, tiny_backbone).message
+    assert "config.json: no such file" in refused(copy, tiny_backbone).message
 
 
 @pytest.mark.parametrize("shape", [{"hidden": 64}, {"layers": 3}, {"layers": 1}])

@@ -545,3 +545,59 @@ def test_passages_encode_alike_whatever_the_clock(monkeypatch) -> None:
     first = encode_passages(passages_of(0), True)
     monkeypatch.setattr("time.time", lambda: 1e9)
     assert encode_passages(passages_of(0), True) == first
+
+
+def repacked(folder: Path, name: str, data: bytes) -> None:
+    """Put other bytes in place of a file of a corpus, and their sum and size in its manifest."""
+    (folder / name).write_bytes(data)
+    path = folder / "manifest.json"
+    described = json.loads(path.read_text())
+    for shard in described["shards"]:
+        for key in ("memory", "passages"):
+            if shard[key] == name:
+                shard |= {f"sha256_{key}": files.sha256_bytes(data), f"bytes_{key}": len(data)}
+    path.write_text(json.dumps(described))
+
+
+PASSAGE = {"passage_id": "a", "document_id": "a", "title": "", "text": "x", "start": 0, "end": 1,
+           "tokens": 1, "metadata": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "9" * 5_000,
+        "[]",
+        json.dumps({**PASSAGE, "metadata": 3}),
+        json.dumps({**PASSAGE, "text": ["x"]}),
+        json.dumps({**PASSAGE, "title": None}),
+        json.dumps({**PASSAGE, "tokens": 1.5}),
+        json.dumps({**PASSAGE, "start": True}),
+        json.dumps({**PASSAGE, "more": 1}),
+        json.dumps(PASSAGE).replace("{}", '{"a": ' + "[" * 200 + "]" * 200 + "}"),
+    ],
+)
+def test_a_stored_passage_of_another_kind_is_named(tmp_path: Path, line: str) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder)
+    repacked(folder, "passages/00001.jsonl.gz", gzip.compress(f"{line}\n".encode()))
+    corpus = Corpus.open(folder)
+    with pytest.raises(ArtefactError, match=r"00001\.jsonl\.gz: line 1: ") as caught:
+        corpus.passage(3)
+    assert len(caught.value.message) < 300
+    with pytest.raises(ArtefactError, match="its documents differ at shard 1"):
+        make(folder)
+
+
+@pytest.mark.parametrize(
+    "header", ["[" * 60_000, '{"memory":' * 6_000, "{}", "[1]", '{"memory": 1}']
+)
+def test_a_shards_header_of_another_kind_is_named(tmp_path: Path, header: str) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder)
+    data = len(header).to_bytes(8, "little") + header.encode() + bytes(64)
+    repacked(folder, "shards/00001.safetensors", data)
+    with pytest.raises(ArtefactError, match=r"00001\.safetensors: its header is "):
+        Corpus.open(folder)

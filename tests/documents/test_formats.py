@@ -38,6 +38,7 @@ def refused(path: Path) -> str:
 
 def places(document: Document, *starts: str) -> list[str]:
     """The parts that texts of a document begin in."""
+
     def letters(text: str) -> list[tuple[int, int]]:
         return [(n, n + 1) for n in range(len(text))]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.search.graph import SIDECAR, TABLES, GraphIndex
+from clara_cli.search.graph import SIDECAR, TABLES, GraphIndex, forget
 from clara_cli.search.hnsw import GRAPH, HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, make_state
 
@@ -88,8 +88,11 @@ def test_the_same_keys_give_the_same_bytes(tmp_path: Path) -> None:
     keys_NF = unit(300)
     for name, chunk in (("a", 64), ("b", 7)):
         build(keys_NF, chunk).save(tmp_path / name)
-    for file in (SIDECAR, GRAPH, TABLES):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    written = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in "ab"]
+    assert written[0] == written[1] and len(written[0]) == 4
+    for file in written[0]:
+        one, other = tmp_path / "a" / file, tmp_path / "b" / file
+        assert one.is_dir() or one.read_bytes() == other.read_bytes()
 
 
 def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
@@ -106,8 +109,9 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
         candidates_per_k=4,
     )
     size = built.save(tmp_path)
-    assert size == sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [GRAPH, SIDECAR, TABLES]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert size == sum(path.stat().st_size for path in files)
+    assert sorted(path.name for path in files) == [GRAPH, SIDECAR, TABLES]
     loaded = GraphIndex.load(tmp_path, CORPUS, 200)
     assert loaded is not None
     assert (loaded.rule, loaded.width, len(loaded)) == ("projection", 12, 200)
@@ -149,12 +153,13 @@ def test_another_corpus_is_refused_with_both_sums(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", [GRAPH, TABLES])
 def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file: str) -> None:
     build(unit(30)).save(tmp_path)
-    whole = (tmp_path / file).read_bytes()
+    (path,) = tmp_path.rglob(file)
+    whole = path.read_bytes()
     for content in (whole[:-8], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], b""):
-        (tmp_path / file).write_bytes(content)
+        path.write_bytes(content)
         with pytest.raises(ArtefactError, match=f"{file}: damaged"):
             GraphIndex.load(tmp_path, CORPUS, 30)
-    (tmp_path / file).unlink()
+    path.unlink()
     with pytest.raises(ArtefactError, match=f"{file}: No such file"):
         GraphIndex.load(tmp_path, CORPUS, 30)
 
@@ -162,18 +167,18 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("format", "x", "not a clara-index file"),
-        ("version", 9, "version 9, this program reads 1"),
-        ("width", "16", "key 'width' is '16'"),
-        ("engine", "annoy", "key 'engine' is 'annoy'"),
+        ("format", "x", "key 'format': not 'clara-index'"),
+        ("version", 9, "key 'version': 9, this program reads 1"),
+        ("width", "16", "key 'width': '16', not of type int"),
+        ("engine", "annoy", "key 'engine': 'annoy', known: hnsw"),
         ("labels", 29, "not one label for each|not int64"),
         ("rows", 31, "30 keys for 31 passages, the corpus has 30"),
         ("width", 15, r"graph.bin: its header has node_bytes"),
         ("width", 2**40, r"graph.bin: .* are too few for 30 keys"),
-        ("labels", 0, "key 'labels' is 0, the least is 1"),
-        ("key", "median", "key 'key' is 'median', known: mean, means"),
+        ("labels", 0, "key 'labels': 0, the least is 1"),
+        ("key", "median", "key 'key': 'median', known: mean, means"),
         ("key", "pca", "rule pca needs one tensor 'projection_PF'"),
-        ("graph", {"file": "../x", "sha256": ""}, "no record of graph.bin"),
+        ("graph", {"file": "../x", "sha256": ""}, "key 'graph.file': '../x', not 'graph.bin'"),
     ],
 )
 def test_a_wrong_description_is_refused(
@@ -186,14 +191,60 @@ def test_a_wrong_description_is_refused(
         GraphIndex.load(tmp_path, CORPUS, 30)
 
 
-def test_a_full_disk_leaves_no_index_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_the_index_before_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
     build(unit(10)).save(tmp_path)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ClaraError, match="cannot be written: No space left"):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ClaraError, match="graph.bin: no space left"):
         build(unit(11)).save(tmp_path)
-    assert GraphIndex.load(tmp_path, CORPUS, 30) is None
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
+    loaded = GraphIndex.load(tmp_path, CORPUS, 10)
+    assert loaded is not None and len(loaded) == 10
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def flatten(folder: Path) -> None:
+    """Make of an index one of the earlier layout: all files beside their description."""
+    path = folder / SIDECAR
+    described = json.loads(path.read_text())
+    version = folder / described.pop("folder")
+    for file in version.iterdir():
+        file.rename(folder / file.name)
+    version.rmdir()
+    path.write_text(json.dumps(described))
+
+
+def test_an_index_of_the_earlier_layout_is_read_and_replaced(tmp_path: Path) -> None:
+    build(unit(10)).save(tmp_path)
+    flatten(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {SIDECAR, GRAPH, TABLES}
+    loaded = GraphIndex.load(tmp_path, CORPUS, 10)
+    assert loaded is not None and len(loaded) == 10
+    build(unit(11)).save(tmp_path)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    loaded = GraphIndex.load(tmp_path, CORPUS, 11)
+    assert loaded is not None and len(loaded) == 11
+    flatten(tmp_path)
+    forget(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_mended_by_the_same_index_again(tmp_path: Path) -> None:
+    build(unit(10)).save(tmp_path)
+    (path,) = tmp_path.rglob(GRAPH)
+    path.write_bytes(b"")
+    build(unit(10)).save(tmp_path)
+    assert GraphIndex.load(tmp_path, CORPUS, 10) is not None
+    assert len(list(tmp_path.rglob("*"))) == 4
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "", 3, "0123456789abcdeg"])
+def test_a_description_names_no_folder_but_a_versions(tmp_path: Path, name: object) -> None:
+    build(unit(10)).save(tmp_path)
+    path = tmp_path / SIDECAR
+    path.write_text(json.dumps({**json.loads(path.read_text()), "folder": name}))
+    with pytest.raises(ArtefactError, match="key 'folder': "):
+        GraphIndex.load(tmp_path, CORPUS, 10)

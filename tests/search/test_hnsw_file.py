@@ -52,14 +52,21 @@ def recorder(monkeypatch) -> list[str]:
     return Recorder.asked
 
 
+def graph_of(folder: Path) -> Path:
+    (path,) = folder.rglob(GRAPH)
+    return path
+
+
 def rewrite(whole: Path, folder: Path, change: Callable[[bytearray], object]) -> None:
-    """A copy of an index whose graph was changed, its recorded sum and size made to fit."""
-    for path in whole.iterdir():
+    """A copy of an index in the earlier layout, whose graph was changed, its recorded sum and size
+    made to fit."""
+    for path in whole.rglob("*.*"):
         (folder / path.name).write_bytes(path.read_bytes())
     data = bytearray((folder / GRAPH).read_bytes())
     change(data)
     (folder / GRAPH).write_bytes(data)
     described = json.loads((folder / SIDECAR).read_text())
+    del described["folder"]
     described["graph"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / SIDECAR).write_text(json.dumps(described))
 
@@ -158,7 +165,7 @@ def test_a_link_to_a_node_that_is_not_on_that_level_never_reaches_hnswlib(
 
 def test_a_whole_graph_does_reach_it(whole, recorder):
     assert GraphIndex.load(whole, CORPUS, NODES) is not None
-    assert recorder == [str(whole / GRAPH)]
+    assert recorder == [str(graph_of(whole))]
 
 
 @pytest.mark.parametrize("setting", ["links", "ef_construction", "ef"])
@@ -176,7 +183,7 @@ def test_settings_that_no_graph_has_are_refused(whole, tmp_path, recorder, setti
 @pytest.mark.parametrize(("nodes", "links"), [(1, 2), (2, 2), (40, 3), (9000, 16)])
 def test_what_hnswlib_writes_is_accepted(tmp_path, nodes, links):
     build(unit(nodes, 4), links=links, ef_construction=20).save(tmp_path)
-    check_graph(tmp_path / GRAPH, 4, nodes, links, 20)
+    check_graph(graph_of(tmp_path), 4, nodes, links, 20)
     loaded = GraphIndex.load(tmp_path, CORPUS, nodes)
     assert loaded is not None
     assert loaded.search(unit(nodes, 4)[:1], 1)[1].tolist() == [[0]]
@@ -189,7 +196,7 @@ def test_what_hnswlib_writes_is_accepted(tmp_path, nodes, links):
 )
 def test_a_changed_byte_is_named_or_changes_no_number_that_is_followed(whole, at, value):
     """Keys may take any finite value and unused room any at all; all other bytes are fixed."""
-    data = bytearray((whole / GRAPH).read_bytes())
+    data = bytearray(graph_of(whole).read_bytes())
     at %= len(data)
     data[at] ^= value
     changed = whole.parent / "changed.bin"

@@ -14,6 +14,7 @@ from torch import Tensor
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
 from clara_cli.search.graph import SIDECAR, GraphIndex
 from clara_cli.search.milvus import MOST, MilvusGraph, full_uri
+from clara_cli.storage.artefact import Fields
 
 needs_milvus = pytest.mark.skipif(
     find_spec("pymilvus") is None or find_spec("milvus_lite") is None,
@@ -45,7 +46,7 @@ def test_saved_and_loaded_it_finds_the_nearest_with_duplicates_joined(tmp_path: 
     built = build(tmp_path / "keys.db", keys_NF[:40], keys_NF[40:])
     assert (len(built), built.labels, built.engine) == (65, 60, "milvus")
     size = built.save(tmp_path / "index")
-    assert size == sum(path.stat().st_size for path in (tmp_path / "index").iterdir())
+    assert size == sum(p.stat().st_size for p in (tmp_path / "index").rglob("*") if p.is_file())
     loaded = GraphIndex.load(tmp_path / "index", CORPUS, 65)
     assert loaded is not None and loaded.candidates_per_k == 7
     queries_BF = unit(4, seed=1)
@@ -91,12 +92,12 @@ def test_a_uri_is_an_address_or_a_db_file(monkeypatch, tmp_path: Path) -> None:
         full_uri("keys")
 
 
-def test_more_than_milvus_gives_is_refused_and_a_sidecar_is_checked(tmp_path: Path) -> None:
-    graph = MilvusGraph.load(tmp_path / SIDECAR, {"uri": "x.db", "collection": "c"})
+def test_more_than_milvus_gives_is_refused_and_a_sidecar_is_checked() -> None:
+    graph = MilvusGraph.load(Fields({"uri": "x.db", "collection": "c"}, "index.json", ""))
     with pytest.raises(UsageError, match="at most 16,384"):
         graph.nearest(unit(1).numpy(), MOST + 1)
     with pytest.raises(ArtefactError, match="key 'uri'"):
-        MilvusGraph.load(tmp_path / SIDECAR, {"collection": "c"})
+        MilvusGraph.load(Fields({"collection": "c"}, "index.json", ""))
 
 
 def test_without_pymilvus_the_extra_is_named(monkeypatch) -> None:
