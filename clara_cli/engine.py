@@ -8,9 +8,12 @@ terminal. K passages given, M memory tokens, D hidden.
 from __future__ import annotations
 
 import random
+import reprlib
+import shlex
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -272,8 +275,29 @@ def _memory_tokens(identity: Identity) -> int:
 def named_model(corpus: Corpus, model: str | None) -> str:
     """The checkpoint to read a corpus with: the one given, else what the corpus names, else
     $CLARA_MODEL, else nano."""
-    named = corpus.manifest.identity.checkpoint.get("model")
-    return model or named or default_model()
+    made_by = corpus.manifest.identity.checkpoint
+    return model or recorded_model(corpus.folder, made_by) or default_model()
+
+
+def recorded_model(folder: Path, made_by: dict[str, Any]) -> str | None:
+    """The checkpoint that a corpus names, None where it names none. A corpus cannot choose what is
+    loaded beyond its own kind: one that lies in the corpus itself has to be given by the user.
+
+    Raises:
+        ArtefactError: for what is no name, and for one inside the corpus's own folder.
+    """
+    named = made_by.get("model")
+    if named is None:
+        return None
+    place = f"{folder / 'manifest.json'}: key 'checkpoint.model'"
+    if not isinstance(named, str) or not named:
+        message = f"{place}: {reprlib.repr(named)}, not a checkpoint's name"
+        raise ArtefactError(message, "name the checkpoint with --model")
+    inside = Path(named).resolve()
+    if inside.exists() and inside.is_relative_to(folder.resolve()):
+        message = f"{place}: {named} lies in the corpus itself, which may not choose what is loaded"
+        raise ArtefactError(message, f"if you trust it, add --model {shlex.quote(named)}")
+    return named
 
 
 def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:

@@ -16,7 +16,7 @@ from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.ranks import join
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import refuse_mismatch
+from clara_cli.engine import named_model, refuse_mismatch
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.compare import compare_runs
@@ -140,10 +140,10 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
 
 def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
     """The checkpoint named, else the corpus's, else $CLARA_MODEL, else nano."""
-    named = config.model
-    if named is None and corpus is not None:
-        named = str(corpus.manifest.identity.checkpoint["model"])
-    named = named or default_model()
+    if corpus is None:
+        named = config.model or default_model()
+    else:
+        named = named_model(corpus, config.model)
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
     if corpus is not None:
         ratio = corpus.manifest.identity.ratio

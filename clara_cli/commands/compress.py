@@ -33,6 +33,7 @@ from clara_cli.corpus.tally import Tally
 from clara_cli.corpus.writer import CorpusWriter, open_writer
 from clara_cli.documents.chunk import model_text, split_document
 from clara_cli.documents.documents import Reading, read_documents
+from clara_cli.engine import recorded_model
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import CompressResult, Passage, Report
 
@@ -95,7 +96,8 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     additions = None
     if config.into is not None:
         additions = Additions(config.into)
-        config = as_stored(config, additions.manifest.identity)
+        named = config.model or recorded_model(config.into, additions.manifest.identity.checkpoint)
+        config = as_stored(dataclasses.replace(config, model=named), additions.manifest.identity)
     if ranks.size > 1 and "-" in config.inputs:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
@@ -126,7 +128,7 @@ def as_stored(config: CompressConfig, stored: Identity) -> CompressConfig:
     if config.out is not None:
         raise UsageError("--out and --into were both given", "give one of them")
     kept = {name: value for name, value in stored.options.items() if hasattr(config, name)}
-    kept |= {"model": stored.checkpoint.get("model"), "ratio": stored.ratio, "text": stored.text}
+    kept |= {"ratio": stored.ratio, "text": stored.text}
     kept |= {"store_dtype": stored.dtype, "dtype": stored.compute_dtype}
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     is_open = {name: value for name, value in kept.items() if getattr(config, name) == usual[name]}

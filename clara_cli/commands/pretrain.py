@@ -168,6 +168,7 @@ def start(config: PretrainConfig, ranks: Ranks) -> Loaded:
     seeded = torch.Generator().manual_seed(config.seed)
     memory_MD, markers_2D = fresh_memory(slots, base.table_VD, seeded)
     prompter = Prompter(base.tokenizer, tokens)
+    prompter.check_template(f"backbone {base.name}")
     model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
     info = CheckpointInfo(
         backbone=base.name,

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
@@ -251,6 +252,7 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
         )
         return ChatClient(target.urls, chat, read_key(), say)
     from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
+    from clara_cli.core.chat_templates import write_user_turn
     from clara_cli.synthesis.local import LocalLLM
 
     device = pick_device(config.device)
@@ -260,7 +262,8 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
         reason = error.message.partition(": ")[2] or error.message
         hint = "give --llm a model's directory, its Hub id, or an address with http://"
         raise ArtefactError(f"--llm {target.model}: {reason}", hint) from error
-    return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed)
+    as_chat = partial(write_user_turn, loaded.tokenizer)
+    return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed, as_chat)
 
 
 def worker(settings: Settings, llm: LLM, library: pools.Library | None) -> Work:

@@ -104,6 +104,7 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
         set_tables(base.model, info.table_rows, tensors)
     lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
     prompter = Prompter(base.tokenizer, info.max_passage_tokens, info.markers)
+    prompter.check_template(f"backbone {base.name}")
     model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
     for role in info.roles:
         load_role(model, role, parts[role], str(part_file(path, role)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clara_cli.core.model import ROLES, LoraSettings
+from clara_cli.core.model import ALL_LINEAR, ROLES, LoraSettings
 from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage.artefact import Fields, read_object
 
 FORMAT, VERSION, READ = "clara-checkpoint", 2, (1, 2)
 MEMORY = "memory"  # the part of the weights that is no role
+MOST_RANK, MOST_PASSAGE, MOST_MEMORY, MOST_NAMES = 4096, 1_000_000, 100_000, 1000
+MOST_TABLE = 5_000_000  # rows of an embedding table
+LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 RESTORE = "restore the checkpoint from a copy"
 
 
@@ -79,14 +83,14 @@ def read_info(path: Path) -> CheckpointInfo:
         backbone=backbone.get("name", str),
         revision=backbone.optional("revision", str),
         backbone_digest=backbone.get("digest", str),
-        max_passage_tokens=fields.count("max_passage_tokens", 1),
-        memory_tokens=fields.count("memory_tokens", 1),
-        ratio=fields.count("ratio", 1),
+        max_passage_tokens=fields.count("max_passage_tokens", 1, MOST_PASSAGE),
+        memory_tokens=fields.count("memory_tokens", 1, MOST_MEMORY),
+        ratio=fields.count("ratio", 1, MOST_PASSAGE),
         ratios=fields.list_of("ratios", int),
         lora=LoraSettings(
-            rank=lora.count("rank", 1),
-            alpha=lora.count("alpha", 1),
-            dropout=lora.number("dropout"),
+            rank=lora.count("rank", 1, MOST_RANK),
+            alpha=lora.count("alpha", 1, MOST_RANK * MOST_RANK),
+            dropout=lora.number("dropout", 1),
             targets=_targets(lora),
         ),
         roles=fields.list_of("roles", str),
@@ -100,7 +104,7 @@ def read_info(path: Path) -> CheckpointInfo:
             encode=markers.get("encode", str),
             separator=markers.get("separator", str),
         ),
-        table_rows=None if fields.values.get("table_rows") is None else fields.count("table_rows"),
+        table_rows=_table_rows(fields),
         fingerprint=fields.get("fingerprint", str),
         version=fields.count("version"),
     )
@@ -123,14 +127,30 @@ def _with_digests(info: CheckpointInfo, fields: Fields) -> CheckpointInfo:
     )
 
 
+def _table_rows(fields: Fields) -> int | None:
+    """Rows of a resized table; None where it was not resized."""
+    resized = fields.values.get("table_rows") is not None
+    return fields.count("table_rows", 1, MOST_TABLE) if resized else None
+
+
 def _targets(lora: Fields) -> str | tuple[str, ...]:
-    """Names of layers, or PEFT's word for all of them."""
+    """Names of layers, or PEFT's word for all of them; never an expression that names them."""
+    if lora.values.get("targets") == ALL_LINEAR:
+        return ALL_LINEAR
     if isinstance(lora.values.get("targets"), str):
-        return lora.get("targets", str)
-    return lora.list_of("targets", str)
+        raise lora.wrong("targets", f"an expression, not {ALL_LINEAR!r} or a list of names")
+    names = lora.list_of("targets", str)
+    if not names or len(names) > MOST_NAMES or not all(map(LAYER_NAME.fullmatch, names)):
+        raise lora.wrong("targets", f"not names of at most {MOST_NAMES} layers")
+    return names
 
 
 def _check(info: CheckpointInfo, fields: Fields) -> None:
+    names = info.markers.all
+    if len(names) > MOST_MEMORY or max(map(len, names)) > MOST_NAMES or not info.markers.memory:
+        raise fields.wrong("markers", f"none for memory, more than {MOST_MEMORY:,}, or too long")
+    if len(info.ratios) > MOST_NAMES:
+        raise fields.wrong("ratios", f"{len(info.ratios)} of them, the most is {MOST_NAMES}")
     for ratio in (info.ratio, *info.ratios):
         slots = info.max_passage_tokens // ratio if ratio > 0 else 0
         if not 1 <= slots <= info.memory_tokens:

@@ -74,13 +74,14 @@ def load_backbone(folder: Path, what: str, dtype: torch.dtype) -> Any:
     with loading.as_artefact_errors(f"{what}: {FILE}"):
         tensors = expand(load_file(folder / FILE), dtype)
     with loading.as_artefact_errors(what):
-        model = loading.new_model(config, dtype)
-        wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        empty = loading.empty_model(folder, what)
+        wanted = {name: tuple(p.shape) for name, p in empty.named_parameters()}
         stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if wanted != stored:
             odd = sorted(wanted.items() ^ stored.items())[0]
             place = folder / "config.json"
             raise ValueError(f"{FILE}: {odd[0]} {odd[1]} does not belong to {place}")
+        model = loading.new_model(config, dtype)
         model.load_state_dict(tensors, strict=False)
         model.tie_weights()
     settings = loading.load_generation_config(folder, what)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,16 @@ TASKS: dict[Task, str] = {
     "label tokens": "AutoModelForTokenClassification",
     "rewrite": "AutoModelForSeq2SeqLM",
 }
+MOST = {  # of a config's numbers, an order above any published model's
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 1000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim"), 200_000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 10_000),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 10_000),
+    **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "n_inner", "d_ff"), 2_000_000),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 5_000_000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 200_000_000),
+}
+PACKED = 2  # numbers a byte holds at most, in four bits
 NO_CODE = {"trust_remote_code": False}
 HINT = "its folder needs config.json, *.safetensors and the tokenizer's files"
 
@@ -121,6 +132,50 @@ def code_hint(settings: Any, key: str) -> str:
     return "clara runs no code that comes with a model: give one of a kind transformers knows"
 
 
+def refuse_sizes(folder: Path, what: str) -> None:
+    """Refuse a config with a number that no model has, before anything is made of it.
+
+    Raises:
+        ArtefactError: naming the setting and the most it may be.
+    """
+    levels = [read_settings(folder / "config.json", what)]
+    while levels:
+        level = levels.pop()
+        levels += level if isinstance(level, list) else []
+        for key, value in level.items() if isinstance(level, dict) else ():
+            most = MOST.get(key)
+            if most is not None and isinstance(value, int | float) and not 0 <= value <= most:
+                shown = reprlib.repr(value)
+                message = f"{what}: config.json: {key} is {shown}, the most is {most:,}"
+                raise ArtefactError(message, HINT)
+            levels.append(value)
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Everything that is seen to before a library reads a folder.
+
+    Raises:
+        ArtefactError: for code of its own, and for impossible numbers.
+    """
+    refuse_code(folder, what)
+    if (folder / "config.json").exists():
+        refuse_sizes(folder, what)
+
+
+def refuse_more_than_stored(folder: Path, what: str) -> None:
+    """Refuse a config that makes more numbers than the folder's files hold bytes, before memory is
+    taken for them.
+
+    Raises:
+        ArtefactError: with both.
+    """
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    wanted = sum(parameter.numel() for parameter in empty_model(folder, what).parameters())
+    if wanted > PACKED * stored:
+        message = f"{what}: config.json makes {wanted:,} numbers, its files have {stored:,} bytes"
+        raise ArtefactError(message, HINT)
+
+
 def refuse_adapter(folder: Path, what: str) -> None:
     """Refuse a backbone with a LoRA adapter beside it, which would be in force or not by chance.
 
@@ -162,7 +217,7 @@ def load_tokenizer(folder: Path, what: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    refuse_code(folder, what)
+    check_folder(folder, what)
     with as_artefact_errors(what):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, **NO_CODE)
 
@@ -175,7 +230,7 @@ def load_config(folder: Path, what: str) -> Any:
     """
     from transformers import AutoConfig
 
-    refuse_code(folder, what)
+    check_folder(folder, what)
     with as_artefact_errors(what):
         return AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
 
@@ -189,12 +244,18 @@ def load_model(folder: Path, what: str, dtype: torch.dtype, **placement: Any) ->
     """
     from transformers import AutoModelForCausalLM
 
-    refuse_code(folder, what)
     refuse_adapter(folder, what)
+    refuse_more_than_stored(folder, what)
+    stored: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **NO_CODE}
     with as_artefact_errors(what):
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **NO_CODE, **placement
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **stored, **placement
         )
+    model, facts = loaded
+    if missing := sorted(facts["missing_keys"]):
+        message = f"{what}: {len(missing)} weights are not in its files: {', '.join(missing[:3])}"
+        raise ArtefactError(message, HINT)
+    return model
 
 
 def load_task_model(folder: Path, what: str, dtype: torch.dtype, task: Task) -> Any:
@@ -205,7 +266,7 @@ def load_task_model(folder: Path, what: str, dtype: torch.dtype, task: Task) -> 
     """
     import transformers
 
-    refuse_code(folder, what)
+    check_folder(folder, what)
     with as_artefact_errors(what):
         return getattr(transformers, TASKS[task]).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **NO_CODE
@@ -220,7 +281,7 @@ def merge_adapter(model: Any, folder: Path, what: str) -> Any:
     """
     from peft import PeftModel
 
-    refuse_code(folder, what)
+    check_folder(folder, what)
     if not (folder / ADAPTER_WEIGHTS).exists():
         message = f"{what}: no {ADAPTER_WEIGHTS}"
         raise ArtefactError(message, "save the adapter as safetensors first")

@@ -36,6 +36,7 @@ from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad, until
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
 from clara_cli.errors import UsageError
 
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 ROLES = ("compressor", "query_reasoner", "generator")
 
 
@@ -46,7 +47,7 @@ class LoraSettings:
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.1
-    targets: str | tuple[str, ...] = "all-linear"
+    targets: str | tuple[str, ...] = ALL_LINEAR
 
     def config(self) -> LoraConfig:
         """As PEFT wants it."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from clara_cli.core.chat_templates import HINT, chat_template, render_chat
 from clara_cli.core.losses import IGNORE
-from clara_cli.errors import DataError
+from clara_cli.errors import ArtefactError
 
 PROMPT_VERSION = "clara-1"
 
@@ -65,6 +66,7 @@ class Markers:
 
 
 SEAM = "<|seam|>"
+PROBE = "Who, 'of' <b> & {{ x }} [\u00e9\u4e16], is it\\n?"  # what a template might change
 HOLE = "\u2983answer\u2984"  # stands for the answer while a chat template is rendered
 
 
@@ -169,7 +171,7 @@ class Prompter:
         system, user = chat
         turns = [{"role": "user", "content": user}]
         ending = [{"role": "assistant", "content": answer}] if answer is not None else []
-        if self.tokenizer.chat_template is None:
+        if chat_template(self.tokenizer) is None:
             return f"{self.bos}{system}\n\n{user}\n" + (f"{answer}{self.eos}" if answer else "")
         try:
             return self._template([{"role": "system", "content": system}, *turns, *ending])
@@ -178,18 +180,38 @@ class Prompter:
         try:
             return self._template([*merged, *ending])
         except TemplateError as error:
-            raise DataError(
+            raise ArtefactError(
                 f"the tokenizer's chat template cannot render a question: {error}",
                 "use a backbone whose chat template takes user and assistant turns",
             ) from error
 
     def _template(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(
+        return render_chat(
+            self.tokenizer,
             messages,
-            tokenize=False,
             add_generation_prompt=messages[-1]["role"] == "user",
             enable_thinking=False,
         )
+
+    def check_template(self, what: str) -> None:
+        """See that a chat template keeps what it is given: question, texts and placeholders, and
+        the answer, whole and as they are.
+
+        Raises:
+            ArtefactError: where it drops, cuts, escapes or repeats them.
+        """
+        question = "\n".join(f"{number}: {PROBE}" for number in range(40))
+        chat = self.answer_chat(question, 2, 4, [PROBE])
+        whole = self.render(chat, HOLE)
+        for name, text, rendered in (
+            ("the user's text", chat[1], self.render(chat, None)),
+            ("the user's text", chat[1], whole),
+            ("the answer", HOLE, whole),
+        ):
+            if rendered.count(text) != 1:
+                times = "not at all, or not as it is" if text not in rendered else "several times"
+                message = f"{what}: its chat template writes {name} {times}"
+                raise ArtefactError(message, HINT)
 
 
 def text_chat(question: str, texts: Sequence[str]) -> tuple[str, str]:

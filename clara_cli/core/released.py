@@ -14,7 +14,7 @@ from torch import Tensor
 from clara_cli.core.backbone import Backbone
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import origin
-from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.info import MOST_MEMORY, MOST_PASSAGE, MOST_RANK, CheckpointInfo
 from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.memory_space import fingerprint, older_fingerprint
 from clara_cli.core.model import ClaraModel, LoraSettings
@@ -50,6 +50,7 @@ def load_released(path: Path, options: LoadOptions, dropout: float | None = None
     use_released_bos(base.tokenizer, base.name)
     embedding = fill_tables(base, len(markers.all), tables, path)
     prompter = Prompter(base.tokenizer, config["doc_max_length"], markers)
+    prompter.check_template(f"backbone {base.name}")
     count = config["doc_max_length"] // config["compr_rate"]
     memory_MD = embedding[prompter.memory_ids].float()
     if len(markers.memory) == 1:
@@ -122,7 +123,11 @@ def read_config(file: Path) -> dict[str, Any]:
     if fields is None:
         raise ArtefactError(f"{file}: no such file", "the released folder holds one")
     config = fields.values
-    longest, rate, _ = (fields.count(key, 1) for key in ("doc_max_length", "compr_rate", "lora_r"))
+    longest, rate = (fields.count(key, 1, MOST_PASSAGE) for key in ("doc_max_length", "compr_rate"))
+    fields.count("lora_r", 1, MOST_RANK)
+    if longest // rate > MOST_MEMORY:
+        tokens = f"{longest:,} in ratio {rate}: the most is {MOST_MEMORY:,} memory tokens"
+        raise fields.wrong("doc_max_length", tokens)
     if rate > longest:
         message = f"{file}: compr_rate is {rate}, more than doc_max_length, {longest}"
         raise ArtefactError(message, "such passages have no memory; download the folder again")

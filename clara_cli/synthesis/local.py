@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,19 @@ def _like(job: _Job) -> tuple[float, int]:
 
 
 class LocalLLM:
-    """`LLM` over a model in memory."""
+    """`LLM` over a model in memory. `as_chat` writes a prompt as the user's turn of a chat, where
+    the model has a template for one."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch: int,
+        seed: int,
+        as_chat: Callable[[str], str | None],
+    ) -> None:
         self._model, self._tokenizer, self._seed = model, tokenizer, seed
+        self._as_chat = as_chat
         self._batch = batch
         self._window: int | None = getattr(model.config, "max_position_embeddings", None)
         self._waiting: list[_Job] = []
@@ -71,12 +81,9 @@ class LocalLLM:
         """A prompt as token ids. What looks like a special token in it is text, and stays text."""
         for special in self._tokenizer.all_special_tokens:
             text = text.replace(special, f"{special[:1]} {special[1:]}")
-        if self._tokenizer.chat_template:
-            message = [{"role": "user", "content": text}]
-            text = self._tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True
-            )
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        chat = self._as_chat(text)
+        if chat is not None:
+            return list(self._tokenizer(chat, add_special_tokens=False)["input_ids"])
         return list(self._tokenizer(text)["input_ids"])
 
     async def _run(self) -> None:

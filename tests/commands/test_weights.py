@@ -264,3 +264,46 @@ def test_index_check_says_where_weights_are_not_here(world, tmp_path):
     shutil.rmtree(model)
     index.run(tiny.index(corpus, check=True), report)
     assert any(note.startswith("weights are not checked: ") for note in report.notes)
+
+
+# --- what a corpus names ---
+
+
+@pytest.mark.parametrize("named", [7, ["nano"], {"name": "nano"}, True, ""])
+def test_a_model_that_is_no_name_is_refused(world, works, named, tmp_path):
+    model, corpus = world
+    file = corpus / "manifest.json"
+    told = json.loads(file.read_text())
+    told["checkpoint"]["model"] = named
+    file.write_text(json.dumps(told))
+    measured = BenchConfig(
+        **tiny.MACHINE, dataset=str(works.questions), corpus=corpus, setting="corpus", limit=2
+    )
+    more = dataclasses.replace(tiny.compress(works.documents, model, corpus), out=None, into=corpus)
+    for run in (
+        lambda: list(ask.run(tiny.ask("Who?", corpus), Heard())),
+        lambda: index.run(tiny.index(corpus), Heard()),
+        lambda: bench.run(measured, Heard()),
+        lambda: compress.run(dataclasses.replace(more, model=None), Heard()),
+    ):
+        with pytest.raises(
+            ArtefactError, match=r"manifest\.json: key 'checkpoint\.model': "
+        ) as error:
+            run()
+        assert "--model" in error.value.hint
+    question(model, corpus)  # named by the user, it opens
+
+
+def test_a_model_inside_the_corpus_has_to_be_named_by_the_user(world, tmp_path):
+    model, corpus = world
+    inside = corpus / "shards" / "model"
+    shutil.copytree(model, inside)
+    file = corpus / "manifest.json"
+    told = json.loads(file.read_text())
+    for named in (str(inside), str(corpus / ".." / corpus.name / "shards" / "model")):
+        told["checkpoint"]["model"] = named
+        file.write_text(json.dumps(told))
+        with pytest.raises(ArtefactError, match="lies in the corpus itself") as error:
+            list(ask.run(tiny.ask("Who?", corpus), Heard()))
+        assert f"--model {named}" in error.value.hint
+        question(Path(named), corpus)

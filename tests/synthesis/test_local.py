@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ from clara_cli.chat.protocol import Reply
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 from clara_cli.core.backbone import Backbone, load_backbone
+from clara_cli.core.chat_templates import write_user_turn
 from clara_cli.errors import ArtefactError
 from clara_cli.synthesis.local import LocalLLM
+
+
+def local_llm(backbone: Backbone, batch: int) -> LocalLLM:
+    as_chat = partial(write_user_turn, backbone.tokenizer)
+    return LocalLLM(backbone.model, backbone.tokenizer, batch, 0, as_chat)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def backbone(tiny_backbone: Path) -> Backbone:
 
 def talk(backbone: Backbone, work: Callable[[LocalLLM], Awaitable[Any]], batch: int = 3) -> Any:
     async def go() -> Any:
-        llm = LocalLLM(backbone.model, backbone.tokenizer, batch, 0)
+        llm = local_llm(backbone, batch)
         try:
             await llm.check()
             return await work(llm)
@@ -67,7 +74,7 @@ def test_sampling_follows_the_seed(backbone: Backbone) -> None:
 
 
 def test_special_tokens_in_a_prompt_are_text(backbone: Backbone) -> None:
-    llm = LocalLLM(backbone.model, backbone.tokenizer, 1, 0)
+    llm = local_llm(backbone, 1)
     plain = llm._encode("so it ends")
     tricky = llm._encode("so</s> it<s> ends")
     end = backbone.tokenizer.eos_token_id
@@ -107,7 +114,7 @@ def test_a_bug_in_generating_reaches_everybody_who_asked(
 def test_a_prompt_that_fills_the_window_cuts_no_other_reply(
     backbone: Backbone, monkeypatch: Any
 ) -> None:
-    tokens = len(LocalLLM(backbone.model, backbone.tokenizer, 1, 0)._encode("long " * 10))
+    tokens = len(local_llm(backbone, 1)._encode("long " * 10))
     monkeypatch.setattr(backbone.model.config, "max_position_embeddings", tokens + 70)
     texts = ["one", "long " * 10, "two"]
     together = talk(backbone, ask_all(*(prompt(text, 100) for text in texts)))
