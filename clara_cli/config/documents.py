@@ -14,8 +14,30 @@ class DocumentOptions:
     """Options of every command that reads documents."""
 
     text_field: str | None = option(
-        "Field or column that holds the text; default: text, else contents.", None, INPUT
+        "Field or column that holds the text; default: text, else contents, else the only one "
+        "there is of content, body, passage and page_content.",
+        None,
+        INPUT,
     )
+    title_field: str | None = option(
+        "Field or column that holds the title; default: title.", None, INPUT
+    )
+    id_field: str | None = option("Field or column that holds the id; default: id.", None, INPUT)
+    strict_fields: bool = option(
+        "Take the text from text or contents alone, whatever other fields there are.", False, INPUT
+    )
+    include: tuple[str, ...] = option(
+        "Of folders read only files whose path in the folder fits this glob (several: repeat it).",
+        (),
+        INPUT,
+    )
+    exclude: tuple[str, ...] = option(
+        "Of folders leave out what fits this glob, written as in a .gitignore (several: repeat "
+        "it).",
+        (),
+        INPUT,
+    )
+    ignored: bool = option("Read in folders what a .gitignore there leaves out, too.", False, INPUT)
     max_record_mib: int = option(
         "Largest line, row or text file, in MiB; memory for it grows to some 30 times as much.",
         16,
@@ -36,5 +58,7 @@ def changed_options(options: DocumentOptions) -> Iterator[tuple[str, object]]:
     """(flag, value) of each document option that is not at its default, in a fixed order."""
     for field in dataclasses.fields(DocumentOptions):
         value = getattr(options, field.name)
-        if value != field.default:
-            yield flag_name(field), value
+        if value == field.default:
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            yield flag_name(field), each

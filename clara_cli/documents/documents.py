@@ -70,7 +70,10 @@ class Reading(Iterator[Document]):
         for line in listed.unreadable:
             on_bad(line)
         self._limit = options.max_record_mib * 2**20
-        self._file_seconds = options.file_seconds
+        self._file_seconds, self._on_note = options.file_seconds, on_note
+        self._title_field = options.title_field or "title"
+        self._id_field = options.id_field or "id"
+        self._missing = {name for name in (options.title_field, options.id_field) if name}
         self._child = ReaderProcess(on_note)
         self._total = _total_bytes(self._files)
         self._bytes = 0
@@ -91,7 +94,7 @@ class Reading(Iterator[Document]):
             number = where.rpartition(":")[2]
             default_id = source.label if where == source.name else f"{source.label}:{number}"
             try:
-                document = _document(record, default_id, where, source.fields)
+                document = self._document(source, record, default_id, where)
                 if self._refuse and (reason := self._refuse(document.id)):
                     raise BadRecord(reason)
                 _refuse_second(document.id, seen)
@@ -103,11 +106,26 @@ class Reading(Iterator[Document]):
                 self._on_bad(message)
             else:
                 yield document
+        if seen and self._missing:
+            named = ", ".join(map(repr, sorted(self._missing)))
+            hint = "--title-field and --id-field take a field or column that records have"
+            raise DataError(f"no record has the field {named}", hint)
         if not seen:
             left_out = listing.describe_left_out(self.left_out)
             among = f" (left out: {left_out})" if left_out else ""
             message = f"no documents in {', '.join(self._inputs)}{among}"
             raise DataError(message, listing.ACCEPTED)
+
+    def _document(self, source: Source, record: Any, default_id: str, where: str) -> Document:
+        """A record as a Document; a field that was found for its text is told of."""
+        if isinstance(record, dict):
+            self._missing -= record.keys()
+        document, key = _document(
+            record, default_id, where, source.fields, self._title_field, self._id_field
+        )
+        if key in listing.OTHER_TEXT_FIELDS and len(source.fields) > 1:
+            self._on_note(f"{source.name}: the text is taken from {key!r}")
+        return document
 
     def _records(self) -> Iterator[tuple[Source, str, Any]]:
         """The records of every file, one after another, with the place of each."""
@@ -163,33 +181,51 @@ def _refuse_second(document_id: str, seen: DiskSet) -> None:
         raise BadRecord(f"the id {shortened(document_id)} was used before")
 
 
-def _document(record: Any, default_id: str, where: str, fields: tuple[str, ...]) -> Document:
-    """A parsed record as a Document, or BadRecord saying what is wrong with it."""
+def _document(
+    record: Any, default_id: str, where: str, fields: tuple[str, ...], title: str, identifier: str
+) -> tuple[Document, str]:
+    """A parsed record as a Document, and the field its text is from. Its title and id are in the
+    fields of those names. Raises BadRecord saying what is wrong with it."""
     if isinstance(record, BadRecord):
         raise record
     if isinstance(record, FileText):
         parts = tuple((start, name) for start, name in record.parts)
-        return Document(default_id, record.text, record.title, record.metadata, where, parts)
+        document = Document(default_id, record.text, record.title, record.metadata, where, parts)
+        return document, ""
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object: {shortened(record)}")
-    key = next((name for name in fields if record.get(name) is not None), fields[-1])
-    text, title = record.get(key), record.get("title")
-    if text is None:
-        known = ", ".join(map(str, record)) or "none"
-        wanted = " (nor ".join(fields) + ")" * (len(fields) - 1)
-        raise BadRecord(f"no {wanted}; its fields: {shortened(known)}")
+    key = _text_field(record, fields)
+    text, heading = record[key], record.get(title)
     if not isinstance(text, str):
         raise BadRecord(f"{key} is {shortened(text)}, not a string")
-    if not isinstance(title, str | None):
-        raise BadRecord(f"title is {shortened(title)}, not a string")
-    document_id = _id(record.get("id"), default_id)
-    taken = {key, fields[0], "title", "id", *DROPPED_FIELDS}
+    if not isinstance(heading, str | None):
+        raise BadRecord(f"{title} is {shortened(heading)}, not a string")
+    document_id = _id(record.get(identifier), default_id)
+    taken = {key, fields[0], title, identifier, *DROPPED_FIELDS}
     metadata = {name: value for name, value in record.items() if name not in taken}
-    for name, value in (("text", text), ("title", title or ""), ("id", document_id)):
+    for name, value in (("text", text), ("title", heading or ""), ("id", document_id)):
         _refuse_surrogates(name, value)
     if metadata:
         _refuse_unwritable(metadata)
-    return Document(document_id, text, title or "", metadata, where)
+    return Document(document_id, text, heading or "", metadata, where), key
+
+
+def _text_field(record: dict[str, Any], fields: tuple[str, ...]) -> str:
+    """The field that holds a record's text: the first of `text` and `contents` it has, or the one
+    the user named, else the only other one that may. Raises BadRecord."""
+    usual = [name for name in fields if name not in listing.OTHER_TEXT_FIELDS] or list(fields)
+    for name in usual:
+        if record.get(name) is not None:
+            return name
+    others = [name for name in fields if isinstance(record.get(name), str)]
+    if len(others) == 1:
+        return others[0]
+    if others:
+        either = " or ".join(map(repr, others))
+        raise BadRecord(f"no text, which may be in {either}: --text-field NAME says where")
+    known = ", ".join(map(str, record)) or "none"
+    wanted = " (nor ".join(usual) + ")" * (len(usual) - 1)
+    raise BadRecord(f"no {wanted}; its fields: {shortened(known)}")
 
 
 def _id(value: Any, default: str) -> str:
@@ -247,7 +283,7 @@ def _read_text(source: Source, stream: IO[bytes], limit: int) -> Iterator[Record
         return
     title = PurePath(PurePath(source.label).name.removesuffix(".gz").removesuffix(".xz")).stem
     try:
-        yield source.name, {"title": title, source.fields[0]: data.decode()}
+        yield source.name, FileText(title, data.decode(), [], {})
     except UnicodeDecodeError as error:
         number, what = sources.not_utf8(data, error.start)
         yield f"{source.name}:{number}", BadRecord(what)

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clara_cli.config.documents import DocumentOptions
+from clara_cli.documents.chosen_files import ALL_FILES, ChosenFiles, Patterns
 from clara_cli.errors import DataError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.storage.file_kinds import printable_path, special_file, why_unreadable
@@ -53,6 +54,7 @@ ACCEPTED = (
     ".pdf .docx .pptx .xlsx .html .epub .rst .eml, a folder, hf:OWNER/DATASET, or - for stdin"
 )
 TEXT_FIELDS = ("text", "contents")
+OTHER_TEXT_FIELDS = ("content", "body", "passage", "page_content")  # where there is only one
 _PLAIN_SUFFIX = re.compile(r"\.[a-z0-9_+~-]{1,12}")
 _NAMED = 20  # paths that one error names
 
@@ -75,15 +77,20 @@ class Source:
 @dataclass
 class Listing:
     """What some inputs name, in order. `left_out` counts the files of folders that are not read,
-    by suffix (also `hidden`, `compressed corpus`, `without suffix`, `other`); `unreadable` has a
-    line, `path: reason`, for each entry that should be read and cannot be."""
+    by suffix (also `hidden`, `ignored`, `excluded`, `compressed corpus`, `without suffix`,
+    `other`); `unreadable` has a line, `path: reason`, for each entry that should be read and cannot
+    be."""
 
     sources: list[Source] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
 
 
-def list_inputs(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) -> Listing:
+def list_inputs(
+    inputs: Sequence[str],
+    fields: tuple[str, ...] = TEXT_FIELDS,
+    patterns: Patterns = ALL_FILES,
+) -> Listing:
     """The files that `inputs` name: `-` is stdin, `hf:...` a dataset, a folder is walked in sorted
     order (hidden entries and compressed corpora left out), anything else is a file.
 
@@ -109,7 +116,7 @@ def list_inputs(inputs: Sequence[str], fields: tuple[str, ...] = TEXT_FIELDS) ->
             hint = f'ask it: clara ask "..." --corpus {shell_word(item)}'
             raise UsageError(f"{item}: a compressed corpus, not documents", hint)
         elif path.is_dir():
-            _walk(path, fields, listing)
+            _walk(path, fields, patterns, listing)
         elif path.exists() or path.is_symlink():
             kind = kind_of(path)
             if kind in NEEDS and not is_readable(kind):
@@ -140,10 +147,25 @@ def list_documents(inputs: Sequence[str], options: DocumentOptions) -> Listing:
     Raises DataError for what cannot be read, unless `options.skip_bad`, and UsageError as
     `list_inputs` does.
     """
-    listing = list_inputs(inputs, (options.text_field,) if options.text_field else TEXT_FIELDS)
+    if (options.include or options.exclude) and not any(Path(name).is_dir() for name in inputs):
+        flag = "--include" if options.include else "--exclude"
+        message = f"{flag} chooses among the files of folders, and none was given"
+        raise UsageError(message, "omit it")
+    patterns = Patterns(options.include, options.exclude, not options.ignored)
+    listing = list_inputs(inputs, _text_fields(options), patterns)
     if not options.skip_bad:
         refuse_unreadable(listing, "mend it, or add --skip-bad: it is then left out and counted")
     return listing
+
+
+def _text_fields(options: DocumentOptions) -> tuple[str, ...]:
+    """The fields that may hold the text."""
+    if options.text_field and options.strict_fields:
+        hint = "omit --strict-fields: no other field is looked for"
+        raise UsageError("--text-field and --strict-fields were both given", hint)
+    if options.text_field:
+        return (options.text_field,)
+    return TEXT_FIELDS if options.strict_fields else TEXT_FIELDS + OTHER_TEXT_FIELDS
 
 
 def refuse_unreadable(listing: Listing, hint: str) -> None:
@@ -179,26 +201,35 @@ def counts_lines(file: str) -> bool:
     return kind_of(Path(file)) == "text"
 
 
-def _walk(folder: Path, fields: tuple[str, ...], listing: Listing) -> None:
+def _walk(folder: Path, fields: tuple[str, ...], patterns: Patterns, listing: Listing) -> None:
     """List a folder: its files in sorted order, then its folders in sorted order."""
 
     def cannot_list(error: OSError) -> None:
         name = printable_path(error.filename)
         listing.unreadable.append(f"{name}: cannot be listed: {error.strerror or error}")
 
+    chosen = ChosenFiles(folder, patterns)
     for parent, folders, files in os.walk(folder, onerror=cannot_list):
+        chosen.enter(parent, files)
         for name in sorted(files):
             path = Path(parent, name)
+            kind = kind_of(path)
             if name.startswith("."):
                 listing.left_out["hidden"] += 1
-                continue
-            kind = kind_of(path)
-            if kind and is_readable(kind) or special_file(path):
+            elif why := chosen.why_not(path):
+                listing.left_out[why] += 1
+            elif kind and is_readable(kind) or special_file(path):
                 label = path.relative_to(folder).as_posix()
                 _add(listing, Source(path, label, str(path), kind, fields))
             else:
                 listing.left_out[_suffix(path)] += 1
-        folders[:] = [name for name in sorted(folders) if _is_entered(parent, name, listing)]
+        kept = []
+        for name in sorted(folders):
+            if why := "" if name.startswith(".") else chosen.why_not(Path(parent, name), True):
+                listing.left_out[f"{why} folder"] += 1
+            elif _is_entered(parent, name, listing):
+                kept.append(name)
+        folders[:] = kept
 
 
 def _add(listing: Listing, source: Source) -> None:

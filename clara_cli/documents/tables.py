@@ -11,7 +11,7 @@ from typing import IO
 
 from clara_cli.documents import sources
 from clara_cli.documents.json_lines import BYTES_A_VALUE
-from clara_cli.documents.listing import TEXT_FIELDS, Source
+from clara_cli.documents.listing import Source
 from clara_cli.documents.sources import BadRecord, Record
 from clara_cli.errors import DataError
 from clara_cli.printable import shell_word
@@ -90,7 +90,7 @@ def _is_header(cells: Sequence[str], fields: tuple[str, ...]) -> bool:
     """Whether a first row names columns: the text's among them, one the user named, or names all
     through."""
     named = all(cell.isidentifier() for cell in cells)
-    return named or bool(set(fields) & set(cells)) or fields != TEXT_FIELDS
+    return named or bool(set(fields) & set(cells)) or len(fields) == 1
 
 
 def _collection(source: Source, lines: _RowLines, first: Sequence[str]) -> Iterator[Record]:

@@ -427,7 +427,7 @@ def test_a_collection_without_a_header_is_read_as_it_stands(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("pid\tpassage\n1\tx\n", "no column 'text' among 'pid', 'passage'"),
+        ("pid\tremark\n1\tx\n", "no column 'text' among 'pid', 'remark'"),
         ("1\ta\tb\tc\td\n", "1: 5 cells and no header"),
         ("who\t['Ann', \"Anna\"]\n", "questions with their answers, not documents"),
         ("1\tx\n2\ty\tz\n", "2: 3 cells, the first line has 2"),
@@ -439,3 +439,54 @@ def test_what_is_no_collection_says_so(content: str, said: str, tmp_path: Path) 
     with pytest.raises(DataError, match=said) as caught:
         read(tmp_path / "c.tsv")
     assert caught.value.hint
+
+
+# --- which field is what ---
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["content", "body", "passage", "page_content"])
+def test_a_text_by_another_name_is_found_and_told(tmp_path: Path, form: str, name: str) -> None:
+    path = records_in(tmp_path / f"a.{form}", {"id": "1", name: "the text", "kind": "x"})
+    notes: list[str] = []
+    (document,) = read_documents([str(path)], DocumentOptions(), print, notes.append)
+    assert (document.text, document.metadata) == ("the text", {"kind": "x"})
+    assert notes == [f"{path}: the text is taken from {name!r}"]
+    with pytest.raises(DataError, match="no (string column 'text'|column 'text'|text)"):
+        read(path, strict_fields=True)
+
+
+def test_two_fields_that_may_be_the_text_are_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"body": "a", "content": "b"}, {"body": "c", "content": 1})
+    with pytest.raises(DataError, match=r":1: no text, which may be in 'content' or 'body'"):
+        read(path)
+    assert [d.text for d in read(path, skip=True)[0]] == ["c"]
+    assert [d.text for d in read(path, text_field="body")[0]] == ["a", "c"]
+    both = jsonl(tmp_path / "b.jsonl", {"text": "t", "body": "b"})
+    assert read(both)[0][0].metadata == {"body": "b"}
+    with pytest.raises(UsageError, match="--text-field and --strict-fields"):
+        read(both, text_field="text", strict_fields=True)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_title_and_id_may_be_in_any_field(tmp_path: Path, form: str) -> None:
+    record = {"text": "x", "id": "kept", "key": "k1", "title": "also kept", "headline": "H"}
+    path = records_in(tmp_path / f"a.{form}", record)
+    (document,), _ = read(path, title_field="headline", id_field="key")
+    assert (document.id, document.title) == ("k1", "H")
+    assert document.metadata == {"id": "kept", "title": "also kept"}
+    with pytest.raises(DataError, match="no record has the field 'slug'"):
+        read(path, id_field="slug")
+
+
+def records_in(path: Path, *records: dict[str, str]) -> Path:
+    """The same records in a file of any form."""
+    import pyarrow as pa
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".jsonl":
+        return jsonl(path, *records)
+    table = pa.Table.from_pylist(list(records))
+    (pc.write_csv if path.suffix == ".csv" else pq.write_table)(table, path)
+    return path
