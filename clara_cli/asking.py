@@ -15,9 +15,9 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from clara_cli import answers, repl, scorecard, slash, ui
+from clara_cli import answers, repl, scorecard, serving, slash, ui
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions, default_model
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer, SearchResult
@@ -33,6 +33,9 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         raise UsageError("documents and --corpus were both given", "give one of them")
     if config.dry_run:
         _say_need(config, as_json=as_json, quiet=quiet)
+        return
+    if config.serve is not None:
+        _serve(config, as_json=as_json, quiet=quiet)
         return
     if config.task is not None or config.passage is not None:
         _do_task(config, as_json=as_json, quiet=quiet)
@@ -54,6 +57,28 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         else:
             given = printer.show_all(module.run(config, report))
         _check_support(given, required=config.require_support)
+
+
+def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
+    """Answer over HTTP until the process is told to end."""
+    if as_json:
+        raise UsageError("--serve and --json do not go together", "omit --json")
+    serving.check_installed()
+    address = serving.Address.parse(str(config.serve))
+    serving.read_token(address)  # before documents are compressed or a model is loaded
+    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+        printer = held.enter_context(Printer(config, report, as_json=False))
+        module = importlib.import_module("clara_cli.commands.ask")
+        session = module.open_session(_with_documents(config, report, held), report)
+        several = config.llm is not None or config.search
+        serving.serve(
+            session,
+            address,
+            report,
+            threads=serving.THREADS if several else 1,
+            holds_back=config.abstain,
+            log=printer.log,
+        )
 
 
 def _say_need(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
@@ -232,6 +257,10 @@ class Printer:
             answers.show_text(result, line=titled)
         else:
             answers.show(result, titled=titled)
+        self.log(record)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append the JSON of a result to the log, if there is one."""
         if self._log is not None:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             self._log.write(ui.json_line({"time": now, **record}) + "\n")

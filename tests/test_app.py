@@ -78,6 +78,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
             "--answer-only",
             "--llm",
             "--log",
+            "--serve",
             "--llm-model",
             *{"--file-seconds", "--id-field", "--max-record-mib", "--strict-fields"},
             *{"--exclude", "--ignored", "--include", "--title-field"},

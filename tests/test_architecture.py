@@ -27,6 +27,7 @@ LAYERS = [
     {"__main__"},
     {"app"},
     {"asking"},
+    {"serving"},
     {"repl"},
     {"slash"},
     {"answers"},

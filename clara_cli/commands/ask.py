@@ -50,6 +50,10 @@ IDLE_IN_SEARCH = (
     *("max_new_tokens", "read", "explain", "require_support", "abstain"),
     *("llm", "llm_model", "dry_run", "answer_only"),
 )
+IDLE_IN_SERVE = (
+    *("question", "file", "answer_only", "require_support", "task", "passage", "dry_run"),
+    "explain",
+)
 IDLE_WITH_LLM = ("read", "explain", "require_support", "abstain", "dry_run")
 TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
 NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
@@ -123,6 +127,8 @@ def check_options(config: AskConfig) -> None:
         check_task(config)
     if config.search:
         refuse_idle(config, IDLE_IN_SEARCH, "--search", "nothing is generated: omit it")
+    if config.serve is not None:
+        refuse_idle(config, IDLE_IN_SERVE, "--serve", "questions come over HTTP: omit it")
     if config.llm is not None:
         refuse_idle(config, IDLE_WITH_LLM, "--llm", "the model reads text, and judges by itself")
     if (config.llm is None) != (config.llm_model is None):

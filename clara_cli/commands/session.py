@@ -7,6 +7,7 @@ language model may read as text, and loads a checkpoint only for a question that
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,16 +59,16 @@ class Session(ABC):
         (result,) = self.search_all([whole])
         return replace(result, question=question)
 
-    def search_all(self, questions: list[str]) -> list[SearchResult]:
+    def search_all(self, questions: list[str], top_k: int | None = None) -> list[SearchResult]:
         """The passages of questions that have nothing to do with each other, in their order."""
-        how = self._how()
+        how = self._how(top_k=top_k)
         questions = [non_empty(question) for question in questions]
         return self.passage_search.passages(questions, how, self._encoder(how))
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer one question, searching with what was said before where the question leans on
         it; `on_text` is told each piece of the answer as it comes."""
-        answer = self._answer(question, self.said, on_text)
+        answer = self.answer_after(question, self.said, on_text)
         self.said.append(answer)
         return answer
 
@@ -80,7 +81,7 @@ class Session(ABC):
         if not self.said:
             raise UsageError("there is no answer yet", "ask a question first")
         *before, last = self.said
-        self.said[-1] = self._answer(last.question, before, explain=True)
+        self.said[-1] = self.answer_after(last.question, before, explain=True)
         return self.said[-1]
 
     @abstractmethod
@@ -104,22 +105,27 @@ class Session(ABC):
         """What gives questions their memory."""
 
     @abstractmethod
-    def _answer(
+    def answer_after(
         self,
         question: str,
         before: list[Answer],
         on_text: Callable[[str], None] | None = None,
         explain: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Answer:
-        """The answer to a question asked after others."""
+        """The answer to a question asked after others, of at most `max_new_tokens` (those of the
+        options at most, and by default)."""
 
-    def _how(self, explain: bool = False) -> Asking:
+    def _how(
+        self, explain: bool = False, top_k: int | None = None, max_new_tokens: int | None = None
+    ) -> Asking:
         config = self.config
+        longest = config.max_new_tokens
         return Asking(
-            top_k=self.top_k,
+            top_k=top_k or self.top_k,
             first_stage=None if config.first_stage == "auto" else config.first_stage,
             candidates=config.candidates,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=min(longest, max_new_tokens or longest),
             ratio=self.ratio,
             read=config.read,
             text_tokens=config.text_tokens,
@@ -168,14 +174,15 @@ class ClaraSession(Session):
     def _encoder(self, how: Asking) -> EncodeQuestions:
         return self.clara.encoder(how.ratio)
 
-    def _answer(
+    def answer_after(
         self,
         question: str,
         before: list[Answer],
         on_text: Callable[[str], None] | None = None,
         explain: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Answer:
-        how = self._how(explain)
+        how = self._how(explain, max_new_tokens=max_new_tokens)
         whole = completed(non_empty(question), before[-1] if before else None)
         (found,) = self.clara.find([whole], how)
         (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
@@ -197,6 +204,7 @@ class PassageSession(Session):
         super().__init__(config, report)
         self._search, self._open_clara, self._answerer = search, open_clara, answerer
         self._clara: Clara | None = None
+        self._loading = threading.Lock()
 
     @property
     def passage_search(self) -> PassageSearch:
@@ -206,9 +214,10 @@ class PassageSession(Session):
     @property
     def clara(self) -> Clara:
         """The corpora with their checkpoint, loaded the first time it is asked for."""
-        if self._clara is None:
-            self._clara = self._open_clara(self._search)
-        return self._clara
+        with self._loading:
+            if self._clara is None:
+                self._clara = self._open_clara(self._search)
+            return self._clara
 
     def read_at(self, ratio: int) -> None:
         """Compare questions and passages at another ratio from now on."""
@@ -243,17 +252,18 @@ class PassageSession(Session):
     def _encoder(self, how: Asking) -> EncodeQuestions:
         return lambda questions: self.clara.encoder(how.ratio)(questions)
 
-    def _answer(
+    def answer_after(
         self,
         question: str,
         before: list[Answer],
         on_text: Callable[[str], None] | None = None,
         explain: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Answer:
         if explain:
             hint = "ask without --llm to see how memory matched"
             raise UsageError("a language model read the text: no memory explains it", hint)
-        answerer, how = self.answerer, self._how()
+        answerer, how = self.answerer, self._how(max_new_tokens=max_new_tokens)
         last = before[-1] if before else None
         whole = completed(non_empty(question), last)
         (ranking,) = self.passage_search.rank([whole], how, self._encoder(how))

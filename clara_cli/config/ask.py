@@ -8,7 +8,7 @@ from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
 from clara_cli.config.documents import DocumentOptions
-from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
+from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
       clara ask -f questions.txt --corpus sample.clara --json
       cat questions.txt | clara ask -f - --corpus sample.clara --answer-only
       clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
+      clara ask --serve 8000 --corpus sample.clara
       clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
       clara ask --corpus sample.clara
     """
@@ -102,6 +103,12 @@ class AskConfig(PlacementOptions, DocumentOptions):
         "Say 'not in the documents' instead of an answer that the sources do not support.",
         False,
         METHOD,
+    )
+    serve: str | None = option(
+        "Answer over HTTP at [HOST:]PORT, as an OpenAI-compatible server (extra serve); any "
+        "host but this machine needs a token in CLARA_SERVE_TOKEN.",
+        None,
+        MACHINE,
     )
     answer_only: bool = option(
         "Print the words of the answer alone, a line for each question of a file.", False, OUTPUT
