@@ -105,7 +105,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
         METHOD,
     )
     serve: str | None = option(
-        "Answer over HTTP at [HOST:]PORT, as an OpenAI-compatible server (extra serve); any "
+        "Answer over HTTP at PORT or HOST:PORT, as an OpenAI-compatible server (extra serve); any "
         "host but this machine needs a token in CLARA_SERVE_TOKEN.",
         None,
         MACHINE,
