@@ -182,6 +182,7 @@ class ClaraSession(Session):
         explain: bool = False,
         max_new_tokens: int | None = None,
     ) -> Answer:
+        """The answer to a question asked after others, read from memory."""
         how = self._how(explain, max_new_tokens=max_new_tokens)
         whole = completed(non_empty(question), before[-1] if before else None)
         (found,) = self.clara.find([whole], how)
@@ -260,6 +261,11 @@ class PassageSession(Session):
         explain: bool = False,
         max_new_tokens: int | None = None,
     ) -> Answer:
+        """The answer of the language model to a question asked after others.
+
+        Raises:
+            UsageError: where there is no model, or memory is to explain what it read as text.
+        """
         if explain:
             hint = "ask without --llm to see how memory matched"
             raise UsageError("a language model read the text: no memory explains it", hint)
