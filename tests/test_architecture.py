@@ -50,7 +50,6 @@ LAYERS = [
 HELPERS = {
     f"clara_cli.commands.{name}"
     for name in (
-        "chat_server",
         "learning",
         "needs",
         "question_files",

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from clara_cli.commands.chat_server import ServerChat
 from clara_cli.commands.telling import note_older
 from clara_cli.config import BenchConfig, default_model
 from clara_cli.core import shapes
@@ -23,8 +22,6 @@ from clara_cli.evaluation.compare import compare_runs
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.report import write_reports
 from clara_cli.evaluation.rivals import registry
-from clara_cli.evaluation.rivals.build import RivalTools
-from clara_cli.evaluation.rivals.server import ChatOpener
 from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
@@ -76,10 +73,9 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
     for note in dataset.notes:
         report.warn(note)
     with contextlib.ExitStack() as resources:
-        tools = RivalTools(chat_opener(config, report), config.answer_timeout, resources)
         loaded = load_checkpoint(config, corpus)
         note_older(loaded, [] if corpus is None else [corpus], report)
-        plan = prepare(config, dataset, loaded, corpus, tools, report)
+        plan = prepare(config, dataset, loaded, corpus, resources, report)
         settings = identity(config, plan)
         ranks.agree(settings)
         try:
@@ -92,13 +88,6 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
     if config.out is not None and ranks.first:
         write_reports(config.out, done, scored, settings, plan.loaded.model.device, report)
     return done
-
-
-def chat_opener(config: BenchConfig, report: Report) -> ChatOpener:
-    """What opens a server for a rival."""
-    return lambda model, url: ServerChat(
-        model, url, config.answer_timeout, config.seed, report.warn
-    )
 
 
 def interrupted(out: Path | None) -> Interrupted:

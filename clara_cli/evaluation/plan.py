@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls, datasets
 from clara_cli.evaluation.memory import ComputedMemories, Memories, StoredMemories
 from clara_cli.evaluation.pools import Case, Library
-from clara_cli.evaluation.rivals.build import RivalTools, Workbench, build_systems
+from clara_cli.evaluation.rivals.build import Workbench, build_systems
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.runs import BATCH, Row
 from clara_cli.evaluation.settings import FIRST_STAGE, Cases
@@ -62,10 +63,10 @@ def prepare(
     dataset: datasets.Dataset,
     loaded: Loaded,
     corpus: Corpus | None,
-    tools: RivalTools,
+    resources: ExitStack,
     report: Report,
 ) -> Plan:
-    """Cut the passages, build the rows."""
+    """Cut the passages, build the rows. What rivals hold open is closed with `resources`."""
     specs = parse_systems(config.system)
     systems = [spec.name for spec in specs]
     wanted = controls.parse(config.control, config.setting)
@@ -81,7 +82,16 @@ def prepare(
     memories = make_memories(config, loaded, library, corpus)
     torch.manual_seed(config.seed)
     reader = Reader(loaded, config.max_new_tokens)
-    bench = Workbench(reader, memories, slots, config.top_k, report.warn, tools)
+    bench = Workbench(
+        reader=reader,
+        memories=memories,
+        slots=slots,
+        top_k=config.top_k,
+        timeout=config.answer_timeout,
+        seed=config.seed,
+        warn=report.warn,
+        resources=resources,
+    )
     rows = [Row(system) for system in build_systems(specs, bench)]
     for control in wanted:
         rows += control_rows(control, rows, cases, made, library, config)

@@ -22,7 +22,7 @@ from clara_cli.evaluation.rivals.retrievers import (
     vector_rule,
 )
 from clara_cli.evaluation.rivals.rival import Rival
-from clara_cli.evaluation.rivals.server import ChatOpener, ServerReader
+from clara_cli.evaluation.rivals.server import ServerReader
 from clara_cli.evaluation.rivals.tuned import TEMPLATES, ListwisePicker, TunedReader
 from clara_cli.evaluation.rivals.weights import load
 from clara_cli.evaluation.systems import (
@@ -40,26 +40,19 @@ STARTING = 4  # times what an answer may take, to start a program
 
 
 @dataclass(frozen=True)
-class RivalTools:
-    """What rivals are given from outside: `open_chat` reaches a server, `timeout` is the seconds an
-    answer may take, and what a rival holds open is closed with `resources`."""
-
-    open_chat: ChatOpener
-    timeout: float
-    resources: ExitStack
-
-
-@dataclass(frozen=True)
 class Workbench:
     """What systems share. `slots` gives each ratio's M, which is also a text compressor's budget of
-    tokens a passage; `warn` tells the user."""
+    tokens a passage; `timeout` is the seconds that a server or a program may take for an answer;
+    `warn` tells the user; what a rival holds open is closed with `resources`."""
 
     reader: Reader
     memories: Memories
     slots: dict[int, int]
     top_k: int
+    timeout: float
+    seed: int
     warn: Callable[[str], None]
-    tools: RivalTools
+    resources: ExitStack
 
 
 Opener = Callable[[SystemSpec, Workbench, int | None], System]
@@ -110,9 +103,8 @@ def _tuned(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
 def _program(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     """A rival in an environment of its own, started now and ended with the run."""
     hello = {"top_k": bench.top_k, "max_new_tokens": bench.reader.max_new_tokens}
-    timeout = bench.tools.timeout
-    program = Program(Path(spec.argument), hello, timeout, STARTING * timeout)
-    bench.tools.resources.callback(program.close)
+    program = Program(Path(spec.argument), hello, bench.timeout, STARTING * bench.timeout)
+    bench.resources.callback(program.close)
     if spec.info.kind == "memory":
         return ProgramSystem(spec.label, ratio, program)
     compressor = ProgramCompressor(program, bench.reader.count_tokens)
@@ -120,10 +112,11 @@ def _program(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
 
 
 def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
-    chat = bench.tools.open_chat(*spec.server)
-    bench.tools.resources.callback(chat.close)
+    tokens = bench.reader.max_new_tokens
+    reader = ServerReader(*spec.server, tokens, bench.timeout, bench.seed, bench.warn)
+    bench.resources.callback(reader.close)
     picker = AllGiven() if spec.name == "server" else BM25Picker(bench.top_k)
-    return TextSystem(spec.label, ServerReader(chat, bench.reader.max_new_tokens), picker)
+    return TextSystem(spec.label, reader, picker)
 
 
 OPENERS: dict[str, tuple[bool, Opener]] = {

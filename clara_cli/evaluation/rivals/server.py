@@ -1,61 +1,86 @@
-"""Passages read as text by a model behind an OpenAI-compatible server. What speaks to the server is
-given: nothing here knows of requests, keys or retries.
-"""
+"""Passages read as text by a model behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from clara_cli.core.prompts import text_chat
+from clara_cli.chat.client import (
+    ChatClient,
+    ChatSettings,
+    LLMError,
+    Prompt,
+    Unanswered,
+    Unfit,
+    read_key,
+)
+from clara_cli.core.prompts import ANSWER_SYSTEM, text_chat
 from clara_cli.evaluation.systems import Failure, Reading
 
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """A server's answer to one prompt: its text, or why there is none. `too_long`: the prompt
-    exceeds its window."""
-
-    text: str | None
-    error: str = ""
-    too_long: bool = False
-
-
-class Chat(Protocol):
-    """Asks a server; raises a ClaraError where no prompt can be answered any more."""
-
-    def ask(self, prompts: Sequence[tuple[str, str]], max_tokens: int) -> list[ChatAnswer]:
-        """Answers to (system, user) turns, greedy, each of at most `max_tokens` tokens."""
-
-    def close(self) -> None:
-        """Let go of the connections."""
-
-
-ChatOpener = Callable[[str, str], Chat]
-"""Opens (model, URL); raises a ClaraError where it does not answer."""
+RETRIES, BACKOFF = 2, 0.5
+_HINT = "start it, or correct --system server=MODEL@URL; the same command goes on"
 
 
 class ServerReader:
-    """`TextReader` over a server, with the prompt that the bare backbone gets."""
+    """`TextReader` over /v1/chat/completions, with the prompt that the bare backbone gets, greedy.
+    An answer may take `timeout` seconds; raises LLMError where the server is away or refuses
+    all."""
 
-    def __init__(self, chat: Chat, max_new_tokens: int) -> None:
-        self._chat, self._max_new_tokens = chat, max_new_tokens
+    def __init__(
+        self,
+        model: str,
+        url: str,
+        max_new_tokens: int,
+        timeout: float,
+        seed: int,
+        warn: Callable[[str], None],
+    ) -> None:
+        settings = ChatSettings(
+            model=model, timeout=timeout, retries=RETRIES, backoff=BACKOFF, seed=seed
+        )
+        self._max_new_tokens = max_new_tokens
+        self._client = ChatClient([url], settings, read_key(), warn)
+        self._runner = asyncio.Runner()
+        try:
+            self._runner.run(self._client.check(ANSWER_SYSTEM))
+        except LLMError as error:
+            self.close()
+            raise LLMError(error.message, _HINT) from error
 
     def read(self, batch: Sequence[tuple[str, Sequence[str]]]) -> list[Reading | Failure]:
         """All at once; a prompt that is too long is asked again without its last text."""
-        kept = [len(texts) for _, texts in batch]
-        readings: dict[int, Reading | Failure] = {}
-        waiting = list(range(len(batch)))
-        while waiting:
-            prompts = [text_chat(batch[n][0], batch[n][1][: kept[n]]) for n in waiting]
-            answers = self._chat.ask(prompts, self._max_new_tokens)
-            for n, answer in zip(waiting, answers, strict=True):
-                if answer.too_long and kept[n] > 0:
-                    kept[n] -= 1
-                elif answer.text is None:
-                    readings[n] = Failure(answer.error)
-                else:
-                    readings[n] = Reading(answer.text.strip(), kept[n])
-            waiting = [n for n in waiting if n not in readings]
-        return [readings[n] for n in range(len(batch))]
+        try:
+            return self._runner.run(self._read_all(batch))
+        except LLMError as error:
+            raise LLMError(error.message, _HINT) from error
+
+    def close(self) -> None:
+        """Close the connections and the loop."""
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    async def _read_all(
+        self, batch: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[Reading | Failure]:
+        return list(await asyncio.gather(*(self._read(*task) for task in batch)))
+
+    async def _read(self, question: str, texts: Sequence[str]) -> Reading | Failure:
+        for kept in range(len(texts), -1, -1):
+            system, user = text_chat(question, texts[:kept])
+            prompt = Prompt("answer", user, None, self._max_new_tokens, system=system)
+            try:
+                reply = await self._client.ask(prompt)
+            except Unfit as unfit:
+                if unfit.gate == "context" and kept:
+                    continue
+                return Failure(unfit.detail)
+            except Unanswered as error:
+                return Failure(str(error))
+            if reply.textless:
+                return Failure("an answer without text")
+            return Reading(self._without_key(reply.text).strip(), kept)
+        raise AssertionError("the prompt without texts is answered or refused")
+
+    def _without_key(self, text: str) -> str:
+        """A reply as it may be kept: a server may repeat the key it was sent."""
+        return str(self._client.guard.line({"text": text}, frozenset())["text"])

@@ -20,9 +20,10 @@ from serving import transformers_serve
 from typer.testing import CliRunner
 
 from clara_cli import app
-from clara_cli.commands import bench, chat_server
+from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core.prompts import ANSWER_SYSTEM
+from clara_cli.evaluation.rivals import server as server_module
 from clara_cli.measures import BenchResult, Scorecard
 from clara_cli.scorecard import result_json
 
@@ -85,7 +86,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_server, "BACKOFF", 0.0)
+    monkeypatch.setattr(server_module, "BACKOFF", 0.0)
 
 
 def go(
@@ -198,6 +199,22 @@ def test_an_answer_without_text_is_not_an_empty_answer(
     done = go(mayors, checkpoint, report, server.url)
     em, unanswered, error = row(done.systems[1])
     assert (error, unanswered, em) == ((said, 6, None) if said else ("", None, 0.0))
+
+
+def test_a_key_that_a_server_repeats_reaches_no_file(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    key = "sk-abcdefgh12345678"
+    monkeypatch.setenv("CLARA_LLM_API_KEY", key)
+    server.respond = lambda request: (200, reply(f"Nora Velden {key} {key[3:14]}"))
+    go(mayors, checkpoint, report, server.url, limit=2, out=tmp_path / "o")
+    assert [line["prediction"] for line in lines(tmp_path / "o")] == ["Nora Velden *** ***"] * 2
+    server.respond = lambda request: (400, {"error": f"bad key {key}"})
+    go(mayors, checkpoint, report, server.url, limit=2, out=tmp_path / "p")
+    for path in [*(tmp_path / "o").iterdir(), *(tmp_path / "p").iterdir()]:
+        if path.is_file():
+            assert key[3:14].encode() not in path.read_bytes(), path
 
 
 def test_text_in_parts_is_text(mayors: Path, checkpoint: Path, report: Any, server: Server) -> None:
