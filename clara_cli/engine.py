@@ -30,6 +30,7 @@ from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
 from clara_cli.config import default_model
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
+from clara_cli.core.finite import refuse_nonfinite_outputs
 from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
@@ -110,10 +111,13 @@ class Clara:
         return self.queries([question], slots)[0]
 
     def queries(self, questions: Sequence[str], slots: int) -> Tensor:
-        """query_BMD of several questions, in one batch."""
+        """query_BMD of several questions, in one batch. Raises ArtefactError where it is not
+        finite."""
         rows = [self._question_row(question) for question in questions]
         with torch.inference_mode():
-            return self.model.encode(rows, self.query_role, slots).memory_BMD
+            query_BMD = self.model.encode(rows, self.query_role, slots).memory_BMD
+        refuse_nonfinite_outputs(query_BMD, self.model.backbone.name, "memories of questions")
+        return query_BMD
 
     def check_question(self, question: str) -> None:
         """Raise UsageError for a question that is no text, or longer than the query reasoner

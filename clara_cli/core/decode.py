@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clara_cli.core.backbone import head_logits
-from clara_cli.core.finite import refuse_nonfinite_logits
+from clara_cli.core.finite import refuse_nonfinite_outputs
 from clara_cli.core.losses import IGNORE, chunk_size, labelled
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.rows import pad, until
@@ -96,7 +96,7 @@ def log_likelihoods(
             for part_PD, part_P in parts
         ]
     )
-    refuse_nonfinite_logits(nll_P)
+    refuse_nonfinite_outputs(nll_P, model.backbone.name, "likelihoods")
     return [-one.mean().item() for one in nll_P.cpu().split([len(answer) for answer in answers])]
 
 

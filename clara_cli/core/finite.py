@@ -26,17 +26,17 @@ class LargestLogits:
         self._steps.append(logits_BV.amax(-1))
         return logits_BV
 
-    def refuse_nonfinite(self) -> None:
+    def refuse_nonfinite(self, backbone: str) -> None:
         """Raise ArtefactError where a step had no largest logit, or an infinite one."""
         if self._steps:
-            refuse_nonfinite_logits(torch.stack(self._steps))
+            refuse_nonfinite_outputs(torch.stack(self._steps), backbone, "logits")
 
 
-def refuse_nonfinite_logits(values: Tensor) -> None:
-    """Raise ArtefactError where values computed from logits are not finite."""
+def refuse_nonfinite_outputs(values: Tensor, backbone: str, what: str) -> None:
+    """Raise ArtefactError where what a model computed is not finite."""
     if not bool(torch.isfinite(values).all()):
         raise ArtefactError(
-            "the model's logits are not finite: no answer can be read from them",
+            f"backbone {backbone}: its {what} are not finite, nothing can be made of them",
             "try --dtype float32; if it stays so, restore the checkpoint and its backbone",
         )
 

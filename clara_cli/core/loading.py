@@ -20,6 +20,7 @@ import torch
 
 from clara_cli.errors import ArtefactError, ClaraError, first_line, is_out_of_memory
 from clara_cli.storage.artefact import parse
+from clara_cli.storage.file_kinds import special_file
 
 SETTINGS = ("*config*.json", "special_tokens_map.json", "clara.json")  # what may name code
 MOST_SETTINGS = 64 * 2**20  # bytes of one such file; a tokenizer's lists its added tokens
@@ -54,11 +55,15 @@ HINT = "its folder needs config.json, *.safetensors and the tokenizer's files"
 
 
 def refuse_code(folder: Path, what: str) -> None:
-    """Refuse a folder whose settings name code that comes with them.
+    """Refuse a folder whose settings name code that comes with them, and one with a pipe or a
+    device in it, for which a library would wait without end.
 
     Raises:
         ArtefactError: naming the file, the setting and its value.
     """
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if special := special_file(file):
+            raise ArtefactError(f"{what}: {file.name}: {special}", HINT)
     for file in settings_files(folder):
         settings = read_settings(file, what)
         for key, value in code_named(settings):

@@ -416,7 +416,7 @@ class ClaraModel(nn.Module):
                 streamer=streamer,
                 logits_processor=[largest] if listener is None else [largest, listener],
             )
-        largest.refuse_nonfinite()
+        largest.refuse_nonfinite(self.backbone.name)
         return [until(ids, ends) for ids in out_BT.tolist()]
 
     def end_ids(self) -> list[int]:

@@ -211,6 +211,8 @@ class RunFolder:
                 if key not in tensors or tensors[key].shape != parameter.shape:
                     message = f"{file}: {key} is missing or has another shape"
                     raise ArtefactError(message, _ANEW)
+                if not bool(torch.isfinite(tensors[key]).all()):
+                    raise ArtefactError(f"{file}: {key} has values that are not finite", _ANEW)
         return step, tensors
 
 

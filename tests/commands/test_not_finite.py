@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from clara_cli.answering import support
 from clara_cli.answering.reading import Generated
 from clara_cli.app import app
-from clara_cli.commands import compress, index
+from clara_cli.commands import compress, index, pretrain
 from clara_cli.core.info import read_info
 from clara_cli.corpus.quantize import DTYPES
 from clara_cli.corpus.store import Corpus
@@ -139,7 +139,7 @@ def test_logits_that_are_not_finite_are_refused(clara, value):
     head = clara.model.causal_lm.get_output_embeddings()
     with torch.no_grad():
         head.weight[7] = value
-    with pytest.raises(ArtefactError, match="logits are not finite"):
+    with pytest.raises(ArtefactError, match="its logits are not finite"):
         clara.ask(QUESTION, max_new_tokens=4)
 
 
@@ -227,3 +227,16 @@ def test_support_that_cannot_be_judged_is_no_support(works, tmp_path, capsys):
         app([*ask(out), "--require-support"])
     assert left.value.code == 5
     assert json.loads(capsys.readouterr().out)["supported"] is None
+
+
+@pytest.mark.parametrize("name", ["memory_MD", "exp_avg"])
+def test_a_state_that_is_not_finite_is_not_resumed(works, tmp_path, heard, name):
+    shutil.copytree(works.scp, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    file = tmp_path / "run" / "last" / "state.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in sorted(tensors) if name in key)
+    tensors[key].flatten()[0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ArtefactError, match=rf"state\.safetensors: {re.escape(key)} has values"):
+        pretrain.run(tiny.scp(works.pairs, works.backbone, tmp_path / "run"), heard())

@@ -4,6 +4,7 @@ sees it, without a question and without reading standard input."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_settings_that_cannot_be_read_are_one_error(folder, text, reason):
     (folder / "config.json").write_text(text)
     with pytest.raises(ArtefactError, match=f"config.json: {reason}"):
         load_backbone(str(folder), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "x"])
+def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_for_it(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ArtefactError, match=f"^backbone b: {name}: a named pipe, not a file"):
+        loading.refuse_code(folder, "backbone b")
 
 
 @pytest.mark.parametrize("change_config", [{"hidden_size": "wide"}, {"num_attention_heads": 0}, []])
