@@ -9,6 +9,7 @@ page's colours.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ _COLOURS = {  # one a system, told apart on light and on dark ground, by the col
     "closed-book": "#8b919c",
     "text": "#e06c2f",
     "text+bm25": "#cf4d8f",
+    "extractive": "#b08a1e",
 }
+_OTHERS = ("#4f9bb3", "#9a6a4f", "#6f8f2f", "#b05fb0", "#5f6fb0", "#a04040")
 _PHASES = {"query": "#8d63d6", "search": "#e0a32f", "generate": "#2f7fd6"}
 _CONTROLS = {
     "as it is": ("", "o", "#2f7fd6"),
@@ -58,6 +61,11 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 Label = tuple[float, float, str, str]  # x, y, text, colour
+
+
+def _colour(name: str) -> str:
+    """A system's colour; one of a few for a rival, always the same for the same name."""
+    return _COLOURS.get(name) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
 
 
 def draw(folder: Path, scored: Sequence[Scored]) -> dict[str, str]:
@@ -130,10 +138,10 @@ def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
         shift = 1.03 ** (2 * place - len(names) + 1)  # intervals side by side
         ratios, values = [(r.card.ratio or 0) * shift for r in own], [_percent(r) for r in own]
         axes.errorbar(ratios, values, _errors(own), **_series(name))
-        labels.append((ticks[-1], values[-1], name, _COLOURS[name]))
+        labels.append((ticks[-1], values[-1], name, _colour(name)))
     for row in (row for row in rows if not row.card.ratio):
-        axes.axhline(_percent(row), color=_COLOURS[row.card.name], ls=(0, (4, 3)), lw=1.4)
-        labels.append((ticks[-1], _percent(row), row.card.name, _COLOURS[row.card.name]))
+        axes.axhline(_percent(row), color=_colour(row.card.name), ls=(0, (4, 3)), lw=1.4)
+        labels.append((ticks[-1], _percent(row), row.card.name, _colour(row.card.name)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
@@ -142,7 +150,7 @@ def _by_ratio(axes: Any, rows: Sequence[Scored]) -> None:
 
 
 def _series(name: str) -> dict[str, Any]:
-    style = {"color": _COLOURS[name], "marker": "o", "markersize": 5, "capsize": 3}
+    style = {"color": _colour(name), "marker": "o", "markersize": 5, "capsize": 3}
     return {**style, "elinewidth": 1.2}
 
 
@@ -168,7 +176,7 @@ def _by_context(axes: Any, rows: Sequence[Scored]) -> None:
         values = [_percent(row) for row in own]
         axes.errorbar(tokens, values, _errors(own), **_series(name))
         points = zip(tokens, values, own, strict=True)
-        labels += [(x, y, label(row.card), _COLOURS[name]) for x, y, row in points]
+        labels += [(x, y, label(row.card), _colour(name)) for x, y, row in points]
     axes.set_xscale("symlog", linthresh=10, linscale=0.5)
     axes.margins(x=0.16)
     ticks = [0, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000]

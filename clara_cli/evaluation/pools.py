@@ -19,13 +19,14 @@ from clara_cli.search.bm25 import BM25
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A passage as the model reads it: the id of the paragraph it was given in, and the row its
-    memory has."""
+    """A passage as the model reads it: the id of the paragraph it was given in, the row its memory
+    has, and the title that is the first line of its text, if there is one."""
 
     given: str
     text: str
     tokens: int
     row: int
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Library:
             passages = split_document(document, limit, count, "sentences", with_title=True)
             texts = [(model_text(p.title, p.text or ""), p.tokens) for p in passages]
             self._cut[key] = [(text, tokens, self._row(text)) for text, tokens in texts]
-        return [Piece(paragraph.id, *cut) for cut in self._cut[key]]
+        return [Piece(paragraph.id, *cut, paragraph.title) for cut in self._cut[key]]
 
     def _row(self, text: str) -> int:
         if text not in self._rows:
@@ -143,6 +144,7 @@ def stored_pool(corpus: Corpus, *, by_page: bool) -> Pool:
                 model_text(p.title, p.text or ""),
                 p.tokens,
                 row,
+                p.title,
             )
             for row, p in passages
         ),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.evaluation.extractive import Extractive, PoolPicker
 from clara_cli.evaluation.memory import Memories
 from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractive, RecompExtractive
 from clara_cli.evaluation.rivals.program import Program, ProgramCompressor, ProgramSystem
@@ -119,6 +120,13 @@ def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     return TextSystem(spec.label, reader, picker)
 
 
+def _extractive(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+    assert ratio is not None  # it has a row a ratio
+    offsets = bench.reader.prompter.offsets
+    compressor = Extractive(bench.slots[ratio], bench.top_k, offsets)
+    return TextSystem(spec.label, bench.reader, PoolPicker(), compressor, ratio)
+
+
 OPENERS: dict[str, tuple[bool, Opener]] = {
     "server": (False, _server),
     "server+bm25": (True, _server),
@@ -130,6 +138,7 @@ OPENERS: dict[str, tuple[bool, Opener]] = {
     "recomp-abstractive": (False, _compressed),
     **{name: (name == "rankzephyr", _tuned) for name in (*TEMPLATES, "rankzephyr")},
     **{info.name: (info.kind == "memory", _program) for info in SYSTEMS if info.argument == "DIR"},
+    "extractive": (True, _extractive),
 }
 """By name: whether it chooses from the pool, and what makes it."""
 

@@ -99,6 +99,13 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         carrier=MINILM_PACKAGE,
     ),
     SystemInfo(
+        "extractive",
+        "compressor",
+        "none needed",
+        "no model: best sentences by BM25, to the memory's budget",
+        by_ratio=True,
+    ),
+    SystemInfo(
         "llmlingua2",
         "compressor",
         "MIT",
