@@ -53,6 +53,20 @@ class Survival:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitLens:
+    """Of `questions` with a gold passage, the share whose query memory names a word that stands in
+    it and not in the question, and the share by chance (other questions' gold passages); `words`
+    that a memory names on average, and the 95 % interval of the difference of both shares."""
+
+    ratio: int
+    questions: int
+    words: float | None
+    share: float | None
+    chance: float | None
+    difference95: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedRow:
     """Figures a paper reports, in %, by data set (`average` over all of them); another corpus and
     model than anything measured here."""
@@ -103,6 +117,7 @@ class BenchResult:
     systems: tuple[Scorecard, ...]
     predictions: str | None
     survival: tuple[Survival, ...] = field(default=(), metadata={"json": False})
+    lens: tuple[LogitLens, ...] = field(default=(), metadata={"json": "where set"})
     published: tuple[PublishedRow, ...] = field(default=(), metadata={"json": False})
     report: str | None = field(default=None, metadata={"json": False})
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from clara_cli.measures import (
     BenchResult,
     CompareResult,
+    LogitLens,
     PublishedResult,
     PublishedRow,
     Scorecard,
@@ -68,6 +69,11 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
     if r.survival:
         lines += ["facts a paraphrase from memory still has (numbers and names found by rule)"]
         lines += [_survived(entry) for entry in r.survival]
+    if r.lens:
+        lines += [
+            "questions whose query memory names a word of the gold passage, not the question's"
+        ]
+        lines += [_named(entry) for entry in r.lens]
     if r.published:
         lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
         lines += _published(r.published)
@@ -136,6 +142,17 @@ def _survived(entry: Survival) -> str:
     )
     said = (f"{100 * x:.1f} % of {n:,} {what}" for what, x, n in parts if x is not None)
     return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(said) or 'none to find'}"
+
+
+def _named(entry: LogitLens) -> str:
+    if entry.share is None or entry.chance is None or entry.difference95 is None:
+        return f"  {entry.ratio}x: no question has a gold passage with a text"
+    low, high = (100 * end for end in entry.difference95)
+    gain = 100 * (entry.share - entry.chance)
+    return (
+        f"  {entry.ratio}x, {entry.questions:,} questions: {100 * entry.share:.1f} %, by chance "
+        f"{100 * entry.chance:.1f} %; difference {gain:+.1f} [{low:.1f}, {high:.1f}]"
+    )
 
 
 def _published(rows: Sequence[PublishedRow]) -> list[Any]:

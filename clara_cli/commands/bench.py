@@ -19,6 +19,7 @@ from clara_cli.engine import named_model, refuse_mismatch
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.compare import compare_runs
+from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.report import write_reports
 from clara_cli.evaluation.rivals import registry
@@ -26,9 +27,11 @@ from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
 from clara_cli.evaluation.survival import survival
+from clara_cli.evaluation.systems import Reader
 from clara_cli.measures import (
     BenchResult,
     CompareResult,
+    LogitLens,
     PublishedResult,
     SpeedResult,
     Survival,
@@ -81,10 +84,11 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
         try:
             answered = answer_all(plan.rows, plan.cases, config.out, settings, ranks, report)
             facts = measure_survival(plan) if ranks.first else ()
+            named = measure_lens(plan, config.seed) if ranks.first else ()
         except KeyboardInterrupt:
             raise interrupted(config.out) from None
     scored = mark_best([score_row(row, answered, config, plan) for row in plan.rows], config.seed)
-    done = result(config, plan, scored, facts)
+    done = result(config, plan, scored, facts, named)
     if config.out is not None and ranks.first:
         write_reports(config.out, done, scored, settings, plan.loaded.model.device, report)
     return done
@@ -170,8 +174,19 @@ def measure_survival(plan: Plan) -> tuple[Survival, ...]:
     return survival(plan.cases, plan.slots, plan.loaded, plan.memories)
 
 
+def measure_lens(plan: Plan, seed: int) -> tuple[LogitLens, ...]:
+    """What query memories name, where asked for."""
+    if "lens" not in plan.controls:
+        return ()
+    return logit_lens(plan.cases, plan.slots, Reader(plan.loaded, 1), seed)
+
+
 def result(
-    config: BenchConfig, plan: Plan, scored: Sequence[Scored], facts: tuple[Survival, ...]
+    config: BenchConfig,
+    plan: Plan,
+    scored: Sequence[Scored],
+    facts: tuple[Survival, ...],
+    named: tuple[LogitLens, ...],
 ) -> BenchResult:
     """The command's record."""
     out = config.out
@@ -183,6 +198,7 @@ def result(
         systems=tuple(row.card for row in scored),
         predictions=None if out is None else str(out / PREDICTIONS),
         survival=facts,
+        lens=named,
         published=published.rows(str(config.dataset)) if config.published else (),
         report=None if out is None else str(out),
     )

@@ -68,7 +68,7 @@ class BenchConfig(CheckpointOptions):
         low=0.01,
     )
     control: str | None = option(
-        "Controls, comma-separated: none, wrong, counterfactual, survival.", None, METHOD
+        "Controls, comma-separated: none, wrong, counterfactual, survival, lens.", None, METHOD
     )
     out: Path | None = option(
         "Folder for the predictions and reports; the same command goes on where it stopped.",

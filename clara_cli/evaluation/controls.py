@@ -18,8 +18,9 @@ from clara_cli.evaluation.metrics import normalise
 from clara_cli.evaluation.pools import Case, Library, Piece, Pool
 from clara_cli.records import PoolPassage, Question
 
-Control = Literal["none", "wrong", "counterfactual", "survival"]
-CONTROLS: tuple[Control, ...] = ("none", "wrong", "counterfactual", "survival")
+Control = Literal["none", "wrong", "counterfactual", "survival", "lens"]
+CONTROLS: tuple[Control, ...] = ("none", "wrong", "counterfactual", "survival", "lens")
+WITHOUT_ROWS = ("survival", "lens")  # they measure the memory, no answers
 _MONTHS = (
     "january february march april may june july august september october november december".split()
 )

@@ -110,7 +110,7 @@ def control_rows(
 ) -> list[Row]:
     """The rows a control adds: one a system that reads passages, or one generator for `none`."""
     readers = [row.system for row in rows if not row.control and row.name != "closed-book"]
-    if control == "survival" or not readers:
+    if control in controls.WITHOUT_ROWS or not readers:
         return []
     if control == "none":
         empty = controls.no_documents(cases)

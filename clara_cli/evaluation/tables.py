@@ -60,6 +60,8 @@ def tables(
             said.append(_scores(f"Control: {name}", meaning, rows))
     if result.survival:
         said.append(_survival(result))
+    if result.lens:
+        said.append(_lens(result))
     if tests:
         said.append(_tests(tests))
     if result.published:
@@ -163,6 +165,20 @@ def _survival(result: BenchResult) -> Table:
     about = "% of the numbers and names of gold passages, found by rule, that a paraphrase written "
     about += "from their memory still has: a lower bound"
     return _made("Facts kept", ["ratio", "passages", "numbers", "names"], cells, about)
+
+
+def _lens(result: BenchResult) -> Table:
+    cells = []
+    for r in result.lens:
+        gain = None if r.share is None or r.chance is None else 100 * (r.share - r.chance)
+        ends = "" if r.difference95 is None else f"[{', '.join(map(percent, r.difference95))}]"
+        difference = Cell("-" if gain is None else f"{gain:+.1f}", ends)
+        row: list[Cell | str] = [f"{r.ratio}x", f"{r.questions:,}", _figure(r.words)]
+        cells.append([*row, percent(r.share), percent(r.chance), difference])
+    columns = ["ratio", "questions", "words named", "gold passage", "chance", "difference"]
+    about = "% of questions whose query memory names, by the logit lens, a word that stands in the "
+    about += "gold passage and not in the question; chance: in other questions' gold passages"
+    return _made("Logit lens", columns, cells, about)
 
 
 def _tests(tests: Sequence[Difference]) -> Table:
