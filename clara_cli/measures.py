@@ -67,6 +67,28 @@ class LogitLens:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakEvenPoint:
+    """A way to answer over so many passages, of `text_tokens` as text and `context_tokens` as they
+    are read: its seconds to the first token as a `share` of those over the text."""
+
+    passages: int
+    text_tokens: int
+    context_tokens: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """One way at a ratio, by size; `faster_from`: the text tokens from which on it is faster than
+    text, None where it is not at the largest size."""
+
+    way: str
+    ratio: int | None
+    points: tuple[BreakEvenPoint, ...]
+    faster_from: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedRow:
     """Figures a paper reports, in %, by data set (`average` over all of them); another corpus and
     model than anything measured here."""
@@ -118,6 +140,7 @@ class BenchResult:
     predictions: str | None
     survival: tuple[Survival, ...] = field(default=(), metadata={"json": False})
     lens: tuple[LogitLens, ...] = field(default=(), metadata={"json": "where set"})
+    break_even: tuple[BreakEven, ...] = field(default=(), metadata={"json": "where set"})
     published: tuple[PublishedRow, ...] = field(default=(), metadata={"json": False})
     report: str | None = field(default=None, metadata={"json": False})
 

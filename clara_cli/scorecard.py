@@ -16,6 +16,7 @@ from rich.text import Text
 
 from clara_cli.measures import (
     BenchResult,
+    BreakEven,
     CompareResult,
     LogitLens,
     PublishedResult,
@@ -74,6 +75,9 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
             "questions whose query memory names a word of the gold passage, not the question's"
         ]
         lines += [_named(entry) for entry in r.lens]
+    if r.break_even:
+        lines += ["time to the first token as a share of reading the same passages as text"]
+        lines += [_even(entry) for entry in r.break_even]
     if r.published:
         lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
         lines += _published(r.published)
@@ -153,6 +157,18 @@ def _named(entry: LogitLens) -> str:
         f"  {entry.ratio}x, {entry.questions:,} questions: {100 * entry.share:.1f} %, by chance "
         f"{100 * entry.chance:.1f} %; difference {gain:+.1f} [{low:.1f}, {high:.1f}]"
     )
+
+
+def _even(entry: BreakEven) -> str:
+    name = entry.way if entry.ratio is None else f"{entry.way} {entry.ratio}x"
+    first, last = entry.points[0], entry.points[-1]
+    ends = ", ".join(
+        f"{point.share:.2f} at {point.text_tokens:,} tokens"
+        for point in dict.fromkeys((first, last))
+    )
+    if entry.faster_from is None:
+        return f"  {name}: {ends}; not faster than text"
+    return f"  {name}: {ends}; faster from {entry.faster_from:,} on"
 
 
 def _published(rows: Sequence[PublishedRow]) -> list[Any]:

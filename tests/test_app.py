@@ -64,7 +64,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
         *{"--max-new-tokens", "--model", "--nproc", "--out", "--published", "--random-weights"},
-        *{"--answer-timeout", "--list-systems", "--load-in"},
+        *{"--answer-timeout", "--break-even", "--list-systems", "--load-in"},
         *{"--ratio", "--setting", "--shape", "--speed", "--sup-model", "--system", "--top-k"},
     },
     "ask": {

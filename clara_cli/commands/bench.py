@@ -18,6 +18,7 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.engine import named_model, refuse_mismatch
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
+from clara_cli.evaluation.break_even import break_even
 from clara_cli.evaluation.compare import compare_runs
 from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
@@ -27,9 +28,10 @@ from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
 from clara_cli.evaluation.survival import survival
-from clara_cli.evaluation.systems import Reader
+from clara_cli.evaluation.systems import Reader, check_roles
 from clara_cli.measures import (
     BenchResult,
+    BreakEven,
     CompareResult,
     LogitLens,
     PublishedResult,
@@ -85,10 +87,13 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
             answered = answer_all(plan.rows, plan.cases, config.out, settings, ranks, report)
             facts = measure_survival(plan) if ranks.first else ()
             named = measure_lens(plan, config.seed) if ranks.first else ()
+            times = measure_break_even(config, plan, report) if ranks.first else ()
         except KeyboardInterrupt:
             raise interrupted(config.out) from None
     scored = mark_best([score_row(row, answered, config, plan) for row in plan.rows], config.seed)
-    done = result(config, plan, scored, facts, named)
+    done = dataclasses.replace(
+        result(config, plan, scored), survival=facts, lens=named, break_even=times
+    )
     if config.out is not None and ranks.first:
         write_reports(config.out, done, scored, settings, plan.loaded.model.device, report)
     return done
@@ -181,13 +186,15 @@ def measure_lens(plan: Plan, seed: int) -> tuple[LogitLens, ...]:
     return logit_lens(plan.cases, plan.slots, Reader(plan.loaded, 1), seed)
 
 
-def result(
-    config: BenchConfig,
-    plan: Plan,
-    scored: Sequence[Scored],
-    facts: tuple[Survival, ...],
-    named: tuple[LogitLens, ...],
-) -> BenchResult:
+def measure_break_even(config: BenchConfig, plan: Plan, report: Report) -> tuple[BreakEven, ...]:
+    """Times to the first token, where asked for."""
+    if not config.break_even:
+        return ()
+    check_roles(["scp"], plan.loaded)
+    return break_even(plan.cases, plan.slots, plan.loaded, plan.memories, report)
+
+
+def result(config: BenchConfig, plan: Plan, scored: Sequence[Scored]) -> BenchResult:
     """The command's record."""
     out = config.out
     return BenchResult(
@@ -197,8 +204,6 @@ def result(
         seed=config.seed,
         systems=tuple(row.card for row in scored),
         predictions=None if out is None else str(out / PREDICTIONS),
-        survival=facts,
-        lens=named,
         published=published.rows(str(config.dataset)) if config.published else (),
         report=None if out is None else str(out),
     )

@@ -70,6 +70,11 @@ class BenchConfig(CheckpointOptions):
     control: str | None = option(
         "Controls, comma-separated: none, wrong, counterfactual, survival, lens.", None, METHOD
     )
+    break_even: bool = option(
+        "Time to the first token too, by context: memory, text and shortened text, as shares.",
+        False,
+        METHOD,
+    )
     out: Path | None = option(
         "Folder for the predictions and reports; the same command goes on where it stopped.",
         None,
@@ -118,6 +123,8 @@ class BenchConfig(CheckpointOptions):
             raise UsageError("--compare with --out: it writes nothing", "leave --out away")
         if self.nproc is not None and self.dataset is None:
             raise UsageError("--nproc goes with --dataset", "leave it away")
+        if self.break_even and self.dataset is None:
+            raise UsageError("--break-even goes with --dataset", "omit it")
         if not self.speed and (self.shape is not None or self.random_weights):
             raise UsageError("--shape and --random-weights go with --speed", "add --speed")
         if self.speed and self.load_in is not None:

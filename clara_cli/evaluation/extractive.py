@@ -64,7 +64,7 @@ class Extractive:
             elif not chosen:
                 return self._cut(pieces[sentence.passage], sentence.text, budget)
         return [
-            Extract(pieces[number], text, len(self._offsets(text)))
+            Extract((pieces[number],), text, len(self._offsets(text)))
             for number, text in passage_texts(pieces, chosen)
         ]
 
@@ -75,7 +75,7 @@ class Extractive:
         """The beginning of a sentence that does not fit whole."""
         offsets = self._offsets(sentence)[:budget]
         text = sentence[: offsets[-1][1]] if offsets else ""
-        return [Extract(piece, text, len(offsets))] if text else []
+        return [Extract((piece,), text, len(offsets))] if text else []
 
 
 def rank_sentences(question: str, pieces: Sequence[Piece]) -> list[Sentence]:

@@ -15,6 +15,7 @@ _PLOTS = {
     "f1-context": "Quality against the tokens that stand for the passages",
     "controls": "Controls: whose answer is it?",
     "time": "Time of a question",
+    "break-even": "Break-even: quality and time to the first token, against text",
 }
 _WORDED = ("second", "metric", "source", "first error")  # columns of words, not figures
 _MARK = "marks the highest by a significant paired difference (p < 0.05) to the next."

@@ -19,7 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from clara_cli.evaluation.break_even import CACHED, SHORTENED, WHEN_ASKED
 from clara_cli.evaluation.scores import Scored, label
+from clara_cli.measures import BreakEven
 from clara_cli.storage.files import write_atomic
 
 _INK = "#1d2431"  # text and axes; becomes currentColor on a page
@@ -38,6 +40,11 @@ _CONTROLS = {
     "as it is": ("", "o", "#2f7fd6"),
     "wrong passages": ("/wrong", "x", "#8b919c"),
     "answer replaced": ("/counterfactual", "D", "#e06c2f"),
+}
+_WAYS: dict[str, Any] = {  # ways to answer the break-even is about
+    CACHED: {"color": "#2f7fd6"},
+    WHEN_ASKED: {"color": "#8d63d6", "ls": (0, (5, 2))},
+    SHORTENED: {"color": "#b08a1e"},
 }
 _STYLE: Any = {
     "svg.hashsalt": "clara",
@@ -68,8 +75,11 @@ def _colour(name: str) -> str:
     return _COLOURS.get(name) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
 
 
-def draw(folder: Path, scored: Sequence[Scored]) -> dict[str, str]:
-    """Draw every plot there is data for; SVG for a page, by name, in the order to show."""
+def draw(
+    folder: Path, scored: Sequence[Scored], times: Sequence[BreakEven], hardware: str
+) -> dict[str, str]:
+    """Draw every plot there is data for; SVG for a page, by name, in the order to show. `times` to
+    the first token were measured on `hardware`."""
     rows = [row for row in scored if row.card.ms_per_question is not None]
     plain = [row for row in rows if "/" not in row.card.name]
     answered = [row for row in plain if row.card.f1 is not None]
@@ -85,7 +95,65 @@ def draw(folder: Path, scored: Sequence[Scored]) -> dict[str, str]:
     bars = {"controls": len(plain), "time": len(plain)}
     with matplotlib.rc_context(_STYLE):
         heights = {name: 1.1 + 0.3 * bars[name] if name in bars else 3.7 for name in plots}
-        return {name: _written(folder, name, plots[name], heights[name]) for name in plots}
+        pages = {name: _written(folder, name, plots[name], heights[name]) for name in plots}
+        if times:
+            pages["break-even"] = _break_even(folder, times, answered, hardware)
+        return pages
+
+
+def _break_even(
+    folder: Path, times: Sequence[BreakEven], rows: Sequence[Scored], hardware: str
+) -> str:
+    """F1 and time to the first token as shares of text's, against tokens."""
+    text = next((row for row in rows if row.card.name == "text" and row.card.f1), None)
+    figure = Figure(figsize=(6, 3.7 if text is None else 6.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    count = 1 if text is None else 2
+    if text is not None:
+        _quality_shares(figure.add_subplot(count, 1, 1), rows, text)
+    _time_shares(figure.add_subplot(count, 1, count), times, hardware)
+    return _saved(folder, "break-even", figure)
+
+
+def _quality_shares(axes: Any, rows: Sequence[Scored], text: Scored) -> None:
+    """F1 of each row as a share of text's, by the tokens standing in the prompt."""
+    axes.axhline(1, color=_colour("text"), ls=(0, (4, 3)), lw=1.4)
+    for row in rows:
+        share = (row.card.f1 or 0) / (text.card.f1 or 1)
+        at = (row.card.context_tokens or 0, share)
+        axes.plot(*at, "o", color=_colour(row.card.name))
+        near = {"xytext": (6, 4), "textcoords": "offset points", "size": 8.5}
+        axes.annotate(label(row.card), at, color=_colour(row.card.name), **near)
+    axes.set_xscale("symlog", linthresh=10, linscale=0.5)
+    axes.margins(x=0.16, y=0.2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel="context tokens a question", ylabel="F1, share of text's")
+    axes.grid(axis="y")
+
+
+def _time_shares(axes: Any, times: Sequence[BreakEven], hardware: str) -> None:
+    """Time to the first token as a share of text's, a line a way and ratio."""
+    axes.axhline(1, color=_colour("text"), ls=(0, (4, 3)), lw=1.4)
+    axes.text(1.01, 1, "text", transform=axes.get_yaxis_transform(), color=_colour("text"))
+    ratios = list(dict.fromkeys(line.ratio for line in times))
+    for line in times:
+        style = _WAYS[line.way]
+        shade = 1 - 0.5 * ratios.index(line.ratio) / max(1, len(ratios) - 1)
+        name = line.way if line.ratio is None else f"{line.way} {line.ratio}x"
+        tokens = [point.text_tokens for point in line.points]
+        shares = [point.share for point in line.points]
+        axes.plot(tokens, shares, marker="o", ms=4, alpha=shade, label=name, **style)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.set(
+        xlabel=f"tokens of the passages as text ({hardware})",
+        ylabel="time to first token, share of text's",
+    )
+    axes.legend(frameon=False, loc="best", fontsize=8)
+    axes.grid(axis="y")
 
 
 def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float) -> str:
@@ -96,6 +164,10 @@ def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float
     axes.grid(axis="x" if name in ("controls", "time") else "y")
     axes.set_axisbelow(True)
     plot(axes)
+    return _saved(folder, name, figure)
+
+
+def _saved(folder: Path, name: str, figure: Any) -> str:
     for kind in ("svg", "png"):
         write_atomic(folder, f"{name}.{kind}", _image(figure, kind, transparent=False))
     page = _image(figure, "svg", transparent=True).decode()

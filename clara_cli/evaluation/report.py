@@ -21,7 +21,7 @@ import torch
 from clara_cli import __version__
 from clara_cli.evaluation.page import markdown, page
 from clara_cli.evaluation.scores import Scored, differences, label
-from clara_cli.evaluation.tables import tables
+from clara_cli.evaluation.tables import hardware, tables
 from clara_cli.measures import BenchResult
 from clara_cli.records import Report
 from clara_cli.storage.files import write_atomic
@@ -44,7 +44,7 @@ def write_reports(
     else:
         from clara_cli.evaluation.plots import draw
 
-        plots = draw(folder, scored)
+        plots = draw(folder, scored, result.break_even, hardware(machine))
     everything = {
         "result": {**asdict(result), "systems": [asdict(row.card) for row in scored]},
         "ranking": {label(row.card): row.ranking for row in scored},

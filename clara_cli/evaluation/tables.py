@@ -62,6 +62,8 @@ def tables(
         said.append(_survival(result))
     if result.lens:
         said.append(_lens(result))
+    if result.break_even:
+        said.append(_break_even(result, machine))
     if tests:
         said.append(_tests(tests))
     if result.published:
@@ -179,6 +181,28 @@ def _lens(result: BenchResult) -> Table:
     about = "% of questions whose query memory names, by the logit lens, a word that stands in the "
     about += "gold passage and not in the question; chance: in other questions' gold passages"
     return _made("Logit lens", columns, cells, about)
+
+
+def _break_even(result: BenchResult, machine: Mapping[str, Any]) -> Table:
+    sizes = [point.text_tokens for point in result.break_even[0].points]
+    cells = []
+    for line in result.break_even:
+        name = line.way if line.ratio is None else f"{line.way} {line.ratio}x"
+        shares = [f"{point.share:.2f}" for point in line.points]
+        start = "never" if line.faster_from is None else f"{line.faster_from:,}"
+        cells.append([name, *shares, start])
+    columns = ["way", *(f"{size:,} tokens" for size in sizes), "faster from"]
+    about = "seconds to the first token as a share of those over the same passages as text, by the "
+    about += f"tokens these have, on {hardware(machine)}; faster from: the tokens from which on it "
+    about += "is below 1; finding the passages is left out"
+    return _made("Break-even with text", columns, cells, about)
+
+
+def hardware(machine: Mapping[str, Any]) -> str:
+    """What the times were measured on."""
+    if "gpu" in machine:
+        return str(machine["gpu"])
+    return f"{machine['device']}, {machine['threads']} of {machine['cpus']} threads"
 
 
 def _tests(tests: Sequence[Difference]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import MAYORS, question, sentence, write
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clara_cli.commands import bench
@@ -44,7 +44,7 @@ PIECES = [
 def kept(budget: int, asked: str, top_k: int = 5, pieces: list[Piece] = PIECES) -> dict[str, str]:
     extracts = Extractive(budget, top_k, words).compress(asked, pieces)
     assert all(extract.tokens == len(words(extract.text)) for extract in extracts)
-    return {extract.piece.given: extract.text for extract in extracts}
+    return {extract.pieces[0].given: extract.text for extract in extracts}
 
 
 def test_the_sentence_of_the_passage_asked_about_is_kept_with_its_title() -> None:
@@ -81,6 +81,7 @@ def test_nothing_is_kept_of_nothing() -> None:
     assert kept(9, "Who?", pieces=[piece(0, "  ")]) == {}
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.text(alphabet="ab .\n", max_size=40), max_size=6),
     st.text(alphabet="ab ", min_size=1, max_size=12),
@@ -110,10 +111,10 @@ def test_a_whole_corpus_is_looked_through_by_bm25_first() -> None:
 def test_a_row_a_ratio_with_no_more_context_than_memory(
     setting: str, mayors: Path, checkpoint: Path, tmp_path: Path, report: Any
 ) -> None:
-    settings = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "top_k": 3}
-    settings |= {"system": "clara,extractive", "ratio": "4,16", "max_new_tokens": 2}
+    options = {"model": str(checkpoint), "device": "cpu", "dtype": "float32", "top_k": 3}
+    options |= {"system": "clara,extractive", "ratio": "4,16", "max_new_tokens": 2}
     done = bench.run(
-        BenchConfig(dataset=str(mayors), setting=setting, out=tmp_path / "o", **settings), report
+        BenchConfig(dataset=str(mayors), setting=setting, out=tmp_path / "o", **options), report
     )
     rows = {(card.name, card.ratio): card for card in done.systems}
     assert list(rows) == [("clara", 4), ("clara", 16), ("extractive", 4), ("extractive", 16)]
@@ -139,6 +140,6 @@ def test_the_sentence_that_answers_is_what_the_backbone_reads(
 
     monkeypatch.setattr(systems.Reader, "read", read)
     data = write(tmp_path / "q.jsonl", [question(3)])
-    settings = {"model": str(checkpoint), "device": "cpu", "system": "extractive", "ratio": "4"}
-    bench.run(BenchConfig(dataset=str(data), **settings), report)
+    options = {"model": str(checkpoint), "device": "cpu", "system": "extractive", "ratio": "4"}
+    bench.run(BenchConfig(dataset=str(data), **options), report)
     assert prompts == [f"Quarrel\n{sentence('Quarrel', 'Max Orme')}"]

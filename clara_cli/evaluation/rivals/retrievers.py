@@ -157,7 +157,8 @@ class DensePicker:
             return []
         vectors_NE = torch.stack([self._vectors[piece.row] for piece in pieces])
         scores_N = vectors_NE @ query_E
-        return [pieces[i] for i in torch.argsort(scores_N, descending=True, stable=True).tolist()]
+        order = torch.argsort(scores_N, descending=True, stable=True).tolist()
+        return list(asked.pool.at_positions(order, len(pieces)))
 
 
 @dataclass(frozen=True)

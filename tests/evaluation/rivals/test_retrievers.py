@@ -201,6 +201,14 @@ def test_hybrid_fuses_bm25_with_the_dense_order(minilm: Embedder) -> None:
     assert list(fused) == fuse(orders)[:3]
 
 
+def test_the_passage_that_is_the_question_itself_is_not_ranked(minilm: Embedder) -> None:
+    question = asked("Who is mayor of Pinewick?", *TEXTS)
+    own = question.pool.pieces[0].given
+    whole = Pool(question.pool.pieces, whole=True).without([own])
+    left = DensePicker(minilm, 9).ranked([Asked(question.question, whole)])[0]
+    assert len(left) == len(TEXTS) - 1 and own not in {piece.given for piece in left}
+
+
 # --- as rows of bench ---
 
 
