@@ -239,13 +239,14 @@ def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
     if isinstance(value, dict) and key is None:
         raise _unknown(str(path), value)
     found = value if key is None else value[key]
+    about = {"Domain": value["Domain"]} if key == "Data" and "Domain" in value else {}
     if not isinstance(found, list) or not found:
         raise DataError(f"{path}: no records in it", LOOKED_FOR)
     for number, record in enumerate(found):
         if not isinstance(record, dict):
             raise DataError(f"{path}: record {number} is {repr(record)[:40]}", LOOKED_FOR)
         refuse_surrogates(f"{path}: record {number}", record, LOOKED_FOR)
-        yield f"{path}: record {number}", record
+        yield f"{path}: record {number}", {**about, **record}
 
 
 def _unknown(where: str, record: Record) -> DataError:

@@ -125,13 +125,28 @@ def triviaqa(where: str, record: Record) -> Iterator[Question]:
 
 def triviaqa_official(where: str, record: Record) -> Iterator[Question]:
     """TriviaQA as its authors give it: `Question`, and `Answer` with `Value`, `Aliases` and what
-    people answered. Its evidence documents lie in files of their own; nobody judged them."""
+    people answered. In their filtered files (`Domain` Wikipedia or Web) every evidence document
+    named holds an answer: those are its gold, by file name, Wikipedia's by title as well. Nothing
+    is known of the documents of the unfiltered ones."""
     answer = record.get("Answer")
     if not isinstance(answer, dict):
         raise wrong(where, "no Answer: the test files come without")
     keys = ["Value", "Aliases", "HumanAnswers"]
     flat = {"question": record.get("Question"), **{key: answer.get(key) for key in keys}}
-    yield Question(id_of(record, where, "QuestionId"), *_asked(where, flat, keys), (), where)
+    named = _evidence(record) if record.get("Domain") in ("Wikipedia", "Web") else ()
+    yield Question(id_of(record, where, "QuestionId"), *_asked(where, flat, keys), (), where, named)
+
+
+def _evidence(record: Record) -> tuple[GoldName, ...]:
+    """The evidence documents a record of TriviaQA names, each once."""
+    names = []
+    for key in ("EntityPages", "SearchResults"):
+        entries = record.get(key)
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("Filename"):
+                title = str(entry.get("Title") or "") if key == "EntityPages" else ""
+                names.append(GoldName(str(entry["Filename"]), title))
+    return tuple(dict.fromkeys(names))
 
 
 def kilt(where: str, record: Record) -> Iterator[Question]:

@@ -313,6 +313,31 @@ def test_triviaqa_takes_what_people_answered(
     assert done.systems[0].recall == {"1": None, "3": None, "5": None}  # nobody judged passages
 
 
+def test_the_evidence_triviaqa_names_is_found_in_its_folder_or_by_title(
+    measured: Bench, compressed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The filtered files name documents that hold an answer; compressed, they keep their names."""
+    folder = tmp_path / "evidence" / "wikipedia"
+    folder.mkdir(parents=True)
+    for town, name in MAYORS:
+        (folder / f"{town}_(town).txt").write_text(sentence(town, name))
+    pages = [
+        {"DocSource": "TagMe", "Filename": "Elmgate_(town).txt", "Title": "Elmgate (town)"},
+        {"DocSource": "Search", "Filename": "Elsewhere.txt", "Title": "Elsewhere"},
+    ]
+    answer = {"Value": "Nora Velden", "Aliases": ["N. Velden"]}
+    record = {"Question": "Who is mayor of Elmgate?", "QuestionId": "t", "Answer": answer}
+    whole = {"Data": [{**record, "EntityPages": pages}], "Domain": "Wikipedia", "Version": 1.0}
+    file = tmp_path / "wikipedia-dev.json"
+    file.write_text(json.dumps(whole))
+    more = {"setting": "corpus", "corpus": compressed(folder)}
+    done, lines = measured(file, **more)
+    assert lines["text+bm25 t"]["gold"] == ["Elmgate_(town).txt", "title:Elsewhere"]
+    assert done.systems[0].recall["1"] == 0.5
+    file.write_text(json.dumps({**whole, "Domain": "unfiltered-web"}))
+    assert load(str(file)).questions[0].named_gold == ()
+
+
 def test_the_test_files_without_answers_say_so(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
     first = {"Question": "Who?", "QuestionId": "a", "Answer": {"Value": "Ann"}}

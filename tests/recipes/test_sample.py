@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clara_cli import app
+from clara_cli.documents.examples import read_pairs, read_questions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAMPLE = RECIPES / "sample"
@@ -222,3 +223,14 @@ def test_a_stage_that_needs_more_says_what_to_add(stage: str, tmp_path: Path) ->
     wanted = "pairs.jsonl" if stage == "pretrain" else "questions_with_pools.jsonl"
     assert f"recipes/sample/{wanted}" in "".join(said.stderr.split())
     assert ("--pool retrieved --corpus" in " ".join(said.stderr.split())) == (stage == "e2e")
+
+
+def test_readmes_lines_are_of_the_two_forms(tmp_path: Path) -> None:
+    readme = (RECIPES.parent / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"^```json\n(.*?)^```$", readme, re.M | re.S)
+    lines = block.splitlines(keepends=True)
+    for name, own in (("pairs.jsonl", lines[:2]), ("questions.jsonl", lines[2:])):
+        (tmp_path / name).write_text("".join(own), encoding="utf-8")
+    assert [p.kind for p in read_pairs([str(tmp_path / "pairs.jsonl")])] == ["qa", "paraphrase"]
+    (question,) = read_questions([str(tmp_path / "questions.jsonl")])
+    assert [passage.gold for passage in question.pool] == [True, False]
