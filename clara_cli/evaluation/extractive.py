@@ -56,20 +56,38 @@ class Extractive:
     def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract]:
         """What is kept of the passages, the one of the best sentence first."""
         budget = self._budget * min(self._top_k, len(pieces))
-        chosen: list[Sentence] = []
-        for sentence in rank_sentences(question, pieces):
-            tried = [*chosen, sentence]
-            if self._tokens(pieces, tried) <= budget:
-                chosen = tried
-            elif not chosen:
-                return self._cut(pieces[sentence.passage], sentence.text, budget)
-        return [
-            Extract((pieces[number],), text, len(self._offsets(text)))
-            for number, text in passage_texts(pieces, chosen)
-        ]
+        ranked = rank_sentences(question, pieces)
+        chosen = self._fitting(pieces, ranked, budget)
+        while chosen:  # joined, sentences may take a token more than each alone
+            extracts = [
+                Extract((pieces[number],), text, self._count(text))
+                for number, text in passage_texts(pieces, chosen)
+            ]
+            if sum(extract.tokens for extract in extracts) <= budget:
+                return extracts
+            chosen.pop()
+        return self._cut(pieces[ranked[0].passage], ranked[0].text, budget) if ranked else []
 
-    def _tokens(self, pieces: Sequence[Piece], chosen: Sequence[Sentence]) -> int:
-        return sum(len(self._offsets(text)) for _, text in passage_texts(pieces, chosen))
+    def _fitting(
+        self, pieces: Sequence[Piece], ranked: Sequence[Sentence], budget: int
+    ) -> list[Sentence]:
+        """The sentences that fit one after the other, best first; none where the best does not."""
+        chosen: list[Sentence] = []
+        left, titled = budget, set[int]()
+        for sentence in ranked:
+            tokens = self._count(sentence.text)
+            if sentence.passage not in titled:
+                tokens += self._count(pieces[sentence.passage].title)
+            if tokens <= left:
+                chosen.append(sentence)
+                titled.add(sentence.passage)
+                left -= tokens
+            elif not chosen:
+                break
+        return chosen
+
+    def _count(self, text: str) -> int:
+        return len(self._offsets(text))
 
     def _cut(self, piece: Piece, sentence: str, budget: int) -> list[Extract]:
         """The beginning of a sentence that does not fit whole."""
