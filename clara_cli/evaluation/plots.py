@@ -46,6 +46,7 @@ _WAYS: dict[str, Any] = {  # ways to answer the break-even is about
     WHEN_ASKED: {"color": "#8d63d6", "ls": (0, (5, 2))},
     SHORTENED: {"color": "#b08a1e"},
 }
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # ticks of times
 _STYLE: Any = {
     "svg.hashsalt": "clara",
     "svg.fonttype": "none",
@@ -141,18 +142,22 @@ def _time_shares(axes: Any, times: Sequence[BreakEven], hardware: str) -> None:
         shade = 1 - 0.5 * ratios.index(line.ratio) / max(1, len(ratios) - 1)
         name = line.way if line.ratio is None else f"{line.way} {line.ratio}x"
         tokens = [point.text_tokens for point in line.points]
-        shares = [point.share for point in line.points]
-        axes.plot(tokens, shares, marker="o", ms=4, alpha=shade, label=name, **style)
+        own = [point.share for point in line.points]
+        axes.plot(tokens, own, marker="o", ms=4, alpha=shade, label=name, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    shares = [point.share for line in times for point in line.points]
+    low, high = min(0.5, *shares), max(2.0, *shares)
+    axes.set_yticks([tick for tick in _SHARES if low / 2 < tick < high * 2])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
     axes.set(
         xlabel=f"tokens of the passages as text ({hardware})",
         ylabel="time to first token, share of text's",
     )
-    axes.legend(frameon=False, loc="best", fontsize=8)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+    axes.legend(frameon=False, fontsize=8, **place)
     axes.grid(axis="y")
 
 
