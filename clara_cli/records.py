@@ -12,7 +12,8 @@ Task = Literal["paraphrase", "qa"]  # what is written from the memory of one pas
 @dataclass(frozen=True, slots=True)
 class Document:
     """What the user gives. `source` is `file:line` (or the file) for error messages; `parts` are
-    where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`)."""
+    where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`),
+    `first_line` the line of a text file that the text starts on."""
 
     id: str
     text: str
@@ -20,6 +21,7 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     parts: tuple[tuple[int, str], ...] = ()
+    first_line: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--no-title", "--out", "--ratio", "--shard-size", "--skip-bad", "--split"},
         *{"--store-dtype", "--text", "--title", "--into", "--nproc", "--overlap", "--text-field"},
         *{"--file-seconds", "--id-field", "--max-record-mib", "--strict-fields", "--title-field"},
-        *{"--exclude", "--ignored", "--include"},
+        *{"--encoding", "--exclude", "--ignored", "--include"},
     },
     "index": {
         *HOLDING,
@@ -81,7 +81,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
             "--serve",
             "--llm-model",
             *{"--file-seconds", "--id-field", "--max-record-mib", "--strict-fields"},
-            *{"--exclude", "--ignored", "--include", "--title-field"},
+            *{"--encoding", "--exclude", "--ignored", "--include", "--title-field"},
             "--search",
             "--skip-bad",
             "--text-field",

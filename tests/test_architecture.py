@@ -249,7 +249,7 @@ def test_only_declared_libraries_are_imported():
         requirement.split(">")[0].split("=")[0].split("<")[0].split("[")[0].replace("-", "_")
         for requirement in [*project["dependencies"], *extras]
     }
-    implied = {"fsspec", "jinja2", "pyarrow", "huggingface_hub", "tokenizers", "httpx2"}  # by those
+    implied = {"fsspec", "jinja2", "pyarrow", "huggingface_hub", "tokenizers", "httpx2", "yaml"}
     implied |= {"bs4", "docx", "pptx"}  # imported by another name than they are installed by
     found = sorted(
         {

@@ -26,6 +26,12 @@ class DocumentOptions:
     strict_fields: bool = option(
         "Take the text from text or contents alone, whatever other fields there are.", False, INPUT
     )
+    encoding: str | None = option(
+        "Encoding of text, CSV, TSV and JSON files; default: UTF-8, of a text file that is not "
+        "what it looks like, with a note.",
+        None,
+        INPUT,
+    )
     include: tuple[str, ...] = option(
         "Of folders read only files whose path in the folder fits this glob (several: repeat it).",
         (),

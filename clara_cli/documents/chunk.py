@@ -163,7 +163,7 @@ def split_document(
 
 def _passages(document: Document, title: str, pieces: Sequence[tuple[Span, int]]) -> list[Passage]:
     """Passages of (span, tokens), in order, each with the place where it begins."""
-    made, line, counted = [], 1, 0
+    made, line, counted = [], document.first_line, 0
     for number, ((start, end), tokens) in enumerate(pieces):
         line, counted = line + document.text.count("\n", counted, start), start
         passage = Passage(

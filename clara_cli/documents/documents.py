@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePath
 from typing import IO, Any
 
 from clara_cli.config.documents import DocumentOptions
@@ -21,6 +20,7 @@ from clara_cli.documents.listing import Source
 from clara_cli.documents.reader_process import Bounds, ReaderProcess
 from clara_cli.documents.sources import BadRecord, FileText, Record, shortened
 from clara_cli.documents.tables import read_csv, read_tsv
+from clara_cli.documents.text_files import read_text
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Document
 from clara_cli.storage.disk_set import DiskSet
@@ -70,6 +70,7 @@ class Reading(Iterator[Document]):
         for line in listed.unreadable:
             on_bad(line)
         self._limit = options.max_record_mib * 2**20
+        self._encoding = _checked_encoding(options.encoding)
         self._file_seconds, self._on_note = options.file_seconds, on_note
         self._title_field = options.title_field or "title"
         self._id_field = options.id_field or "id"
@@ -159,8 +160,35 @@ class Reading(Iterator[Document]):
                 bounds = Bounds(self._limit, memory, self._file_seconds)
                 yield from self._child.read(dataclasses.replace(source, kind=kind), bounds)
                 return
+            if self._encoding and kind in (*_READERS, "text"):
+                stream = sources.as_utf8(source, stream, self._encoding)
+            if kind == "text":
+                yield self._text_of(source, stream), 0
+                return
             for record in _READERS[kind](source, stream, self._limit):
                 yield record, sources.position(stream) if self._total else 0
+
+    def _text_of(self, source: Source, stream: IO[bytes]) -> Record:
+        """A text file, which is one record."""
+        data = sources.whole(stream, self._limit)
+        if data is None:
+            return source.name, BadRecord(sources.too_long("a text", self._limit))
+        try:
+            return source.name, read_text(source, data, self._on_note)
+        except BadRecord as bad:
+            return source.name, bad
+
+
+def _checked_encoding(name: str | None) -> str | None:
+    """Raise UsageError for what is no encoding of text."""
+    if name is None:
+        return None
+    try:
+        bytes(4).decode(name, "replace")
+    except LookupError as error:
+        hint = "for example: latin-1, cp1252, utf-16, shift_jis"
+        raise UsageError(f"--encoding {name}: {error}", hint) from error
+    return name
 
 
 def _total_bytes(files: Sequence[Source]) -> int | None:
@@ -190,8 +218,8 @@ def _document(
         raise record
     if isinstance(record, FileText):
         parts = tuple((start, name) for start, name in record.parts)
-        document = Document(default_id, record.text, record.title, record.metadata, where, parts)
-        return document, ""
+        kept = (record.metadata, where, parts, record.first_line)
+        return Document(default_id, record.text, record.title, *kept), ""
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object: {shortened(record)}")
     key = _text_field(record, fields)
@@ -276,23 +304,9 @@ def _read_json(source: Source, stream: IO[bytes], limit: int) -> Iterator[Record
         yield f"{source.name}:{number}", item
 
 
-def _read_text(source: Source, stream: IO[bytes], limit: int) -> Iterator[Record]:
-    data = sources.whole(stream, limit)
-    if data is None:
-        yield source.name, BadRecord(sources.too_long("a text", limit))
-        return
-    title = PurePath(PurePath(source.label).name.removesuffix(".gz").removesuffix(".xz")).stem
-    try:
-        yield source.name, FileText(title, data.decode(), [], {})
-    except UnicodeDecodeError as error:
-        number, what = sources.not_utf8(data, error.start)
-        yield f"{source.name}:{number}", BadRecord(what)
-
-
 _READERS: dict[str, Callable[[Source, IO[bytes], int], Iterator[Record]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
-    "text": _read_text,
     "csv": read_csv,
     "tsv": read_tsv,
 }

@@ -5,6 +5,7 @@ Knows magic bytes and limits; knows nothing of what a record means.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import lzma
@@ -37,12 +38,14 @@ class BadRecord(Exception):  # noqa: N818  (a verdict on one record)
 @dataclass(frozen=True)
 class FileText:
     """What a file that is one document holds: `parts` are where its pages, slides, sheets or
-    sections start in the text, as (start, `page=3`)."""
+    sections start in the text, as (start, `page=3`); `first_line` is the file's line on which the
+    text starts."""
 
     title: str
     text: str
     parts: list[tuple[int, str]]
     metadata: dict[str, Any]
+    first_line: int = 1
 
 
 def shortened(value: Any, width: int = 60) -> str:
@@ -104,9 +107,48 @@ def _raw(source: Source) -> Any:
         raise DataError(message, "check the file's permissions and its disk") from error
 
 
+def as_utf8(source: Source, stream: IO[bytes], encoding: str) -> IO[bytes]:
+    """A stream of UTF-8 of one in another encoding. Reading it raises DataError for bytes that are
+    not of it."""
+    return io.BufferedReader(_Utf8Stream(source.name, stream, encoding), _BUFFER)
+
+
+class _Utf8Stream(io.RawIOBase):
+    """What a stream of another encoding holds, in UTF-8."""
+
+    def __init__(self, name: str, stream: IO[bytes], encoding: str) -> None:
+        self.beneath, self._name, self._encoding = stream, name, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready = b""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, perhaps not wholly; 0 at the end."""
+        while not self._ready:
+            data = self.beneath.read(_BUFFER)
+            try:
+                self._ready = self._decoder.decode(data, final=not data).encode()
+            except UnicodeError as error:
+                message = f"{self._name}: not {self._encoding}: {error}"
+                raise DataError(
+                    message, "--encoding takes another, or leave the file out"
+                ) from error
+            if not data:
+                break
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
+
+
 def position(stream: IO[bytes]) -> int:
     """How many bytes of the file, as it lies on disk, were read so far."""
     packed = getattr(stream, "raw", None)
+    if isinstance(packed, _Utf8Stream):
+        return position(packed.beneath)
     if isinstance(packed, gzip.GzipFile):
         beneath: Any = packed.fileobj
     else:

@@ -102,8 +102,8 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: not UTF-8: byte 0xff at 10"):
         read(path)
-    (tmp_path / "t.txt").write_bytes(b"abc\n\nab\xe9")
-    with pytest.raises(DataError, match=r"t\.txt:3: not UTF-8: byte 0xe9 at 2") as caught:
+    (tmp_path / "t.txt").write_bytes(b"abc\n\nab\xe9\0")
+    with pytest.raises(DataError, match=r"t\.txt: line 3: not UTF-8: byte 0xe9 at 2") as caught:
         read(tmp_path / "t.txt")
     assert caught.value.hint.startswith("save the file as UTF-8")
 
@@ -132,7 +132,7 @@ def test_folders_are_walked_in_order_without_corpora(tmp_path: Path) -> None:
     assert [(d.id, d.title, d.text) for d in documents] == [
         ("a.txt", "a", "A"),
         ("m.jsonl:1", "", "M"),
-        ("sub/b.md", "b", "# B\r\n"),
+        ("sub/b.md", "B", "# B\r\n"),
     ]
     with pytest.raises(UsageError, match="a compressed corpus, not documents") as caught:
         read(corpus)
