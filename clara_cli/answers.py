@@ -302,10 +302,9 @@ def _balance(answer: Answer) -> Text:
     verdicts = {
         True: ("supported", "green"),
         False: ("NOT supported", "bold yellow"),
-        None: ("support not judged", "dim"),
+        None: ("support unjudged", "dim"),
     }
-    by = {"lexical": ", by words alone"}.get(answer.support_method or "", "")
-    support = "" if answer.support is None else f" ({answer.support:.2f}{by})"
+    support = "" if answer.support is None else f" ({answer.support:.2f})"
     as_text = sum(hit.read == "text" for hit in answer.sources)
     read = [f"{answer.memory_tokens:,} memory tokens for {answer.text_tokens_replaced:,} of text"]
     if as_text:

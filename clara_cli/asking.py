@@ -289,7 +289,7 @@ def _check_support(given: Iterable[Answer], *, required: bool) -> None:
     if not required or not missing + unjudged:
         return
     told, total = [], len(verdicts)
-    hint = "judging needs the passages' text (compress without --no-text), or a support.json"
+    hint = "judging needs a checkpoint with a support.json, and --read memory"
     if missing:
         which = f"{missing} of {total} answers are" if total > 1 else "the answer is"
         told.append(f"{which} not supported by the sources")

@@ -150,9 +150,10 @@ class Answer:
     question's share where several were answered together.
 
     `support` is a number in 0-1 (None where it cannot be judged), `supported` its verdict,
-    `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `lexical`, by
-    words alone. `read` is how the generator was given its passages; `abstained`: the answer is not
-    to be shown, since it is not supported. `id` is the question's own, as it was given.
+    `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `declined`,
+    where a language model said that the passages do not hold the answer. `read` is how the
+    generator was given its passages; `abstained`: the answer is not to be shown, since it is not
+    supported. `id` is the question's own, as it was given.
     """
 
     question: str

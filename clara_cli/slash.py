@@ -147,7 +147,7 @@ def markdown(said: list[Answer]) -> str:
     """A conversation to keep: each question, its answer, whether supported, and its sources."""
     parts = []
     for answer in said:
-        verdict = {True: "supported", False: "not supported", None: "support not judged"}
+        verdict = {True: "supported", False: "not supported", None: "support unjudged"}
         parts.append(f"## {answer.question}\n\n{answer.answer or '(no answer)'}\n")
         parts.append(f"*{verdict[answer.supported]}*\n")
         for hit in answer.sources:

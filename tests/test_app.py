@@ -607,7 +607,7 @@ def test_ask_with_bytes_that_are_no_text() -> None:
     ("verdict", "said", "hint"),
     [
         (False, "the answer is not supported by the sources\n", "--top-k"),
-        (None, "the support of the answer could not be judged\n", "--no-text"),
+        (None, "the support of the answer could not be judged\n", "support.json"),
     ],
 )
 def test_require_support_fails_after_the_answer(

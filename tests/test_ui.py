@@ -211,7 +211,7 @@ def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]
     answers.show(make_answer(answer="", sources=(), supported=False))
     out = capsys.readouterr().out
     assert "(text not kept)" in out
-    assert "support not judged" in out
+    assert "support unjudged" in out
     assert "(no answer)" in out
     assert "NOT supported" in out
 

@@ -55,6 +55,9 @@ class Verdict:
     signals: Signals
 
 
+UNJUDGED = Verdict(None, None, None, {})
+
+
 class _FirstToken:
     """Passes pieces of an answer on, and notes when the first one came."""
 
@@ -125,16 +128,15 @@ class Answerer:
     def _judge(
         self, found: Sequence[Found], answers: Sequence[Generated], how: Asking
     ) -> list[Verdict]:
-        """Support of each answer, by the checkpoint's calibration where memory was read and it has
-        one, else by words, else not at all."""
+        """Support of each answer by the checkpoint's calibration, which is one of answers read from
+        memory; without it, or where text was read, nobody can tell."""
         if self.calibration is None or how.read != "memory":
-            pairs = zip(found, answers, strict=True)
-            return [self._by_words(one, answer.text) for one, answer in pairs]
-        made = []
-        for one in self.signals(found, answers):
-            p, verdict = self.calibration.judge(one) if one else (0.0, False)
-            made.append(Verdict(p, verdict, "calibrated", one))
-        return made
+            return [UNJUDGED for _ in found]
+        verdicts = []
+        for signals in self.signals(found, answers):
+            p, supported = self.calibration.judge(signals) if signals else (0.0, False)
+            verdicts.append(Verdict(p, supported, "calibrated", signals))
+        return verdicts
 
     def signals(self, found: Sequence[Found], answers: Sequence[Generated]) -> list[Signals]:
         """What tells whether answers come from their passages; nothing for an answer without text,
@@ -147,14 +149,8 @@ class Answerer:
             made[i] = signals
             if self.has_text:
                 passages = [hit.passage for hit in found[i].hits]
-                made[i] |= support.text_signals(found[i].question, answers[i].text, passages)
+                made[i] |= support.text_signals(found[i].searched, answers[i].text, passages)
         return made
-
-    def _by_words(self, found: Found, text: str) -> Verdict:
-        if not self.has_text:
-            return Verdict(None, None, None, {})
-        share = support.lexical(text, [hit.passage for hit in found.hits])
-        return Verdict(share, share >= support.LEXICAL_THRESHOLD, "lexical", {})
 
     def _answer(
         self,

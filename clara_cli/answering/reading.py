@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import window
-from clara_cli.core.decode import Confidence, TextStream
+from clara_cli.core.decode import Confidence, RepetitionStop, TextStream
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 
@@ -114,6 +114,7 @@ def generate(
             chosen[0].role,
             streamer=stream,
             listener=confidence,
+            stop=RepetitionStop(),
         )
         means = confidence.means([len(ids) for ids in answers])
         for i, ids, mean in zip(batch, answers, means, strict=True):

@@ -4,7 +4,7 @@ of them.
 Signals: how likely the generator finds its answer over the passages' memory, against over nothing
 and over another passage of the corpus; how many of the answer's names and numbers, and of the
 question's words, stand in the passages' kept text. A checkpoint with a `support.json` turns them
-into a probability; without one the share of the answer's words in the text is all there is.
+into a probability; without one support is not judged: words alone call "the 3" supported.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from clara_cli.storage.artefact import Fields, read_object
 FILE, FORMAT, VERSION = "support.json", "clara-support", 1
 MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
 TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
-LEXICAL_THRESHOLD = 0.75
 _LARGEST = 1e9  # a weight beyond it is no weight
-_RESTORE = "delete the file (support is then judged by words), or restore the checkpoint"
+_RESTORE = "delete the file (support is then not judged), or restore the checkpoint"
 _LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
 
 Signals = dict[str, float]

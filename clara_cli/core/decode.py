@@ -7,6 +7,7 @@ Tensor letters: B rows, N vectors, T positions, P answered positions, D hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,24 @@ class TextStream:
         if text != self._told and text.startswith(self._told):
             self._tell(text[len(self._told) :])
             self._told = text
+
+
+class RepetitionStop:
+    """Ends an answer that repeats itself, while transformers generates it (its stopping criterion's
+    interface): its last tokens are the same piece of at most 24 tokens three times over, and twelve
+    tokens or more. What was written stays."""
+
+    LONGEST, COPIES, LEAST = 24, 3, 12
+
+    def __call__(self, ids_BT: Tensor, scores: Any, **more: Any) -> Tensor:
+        """Which rows end now (B)."""
+        ended_B = torch.zeros(len(ids_BT), dtype=torch.bool, device=ids_BT.device)
+        for piece in range(1, self.LONGEST + 1):
+            copies = max(self.COPIES, -(-self.LEAST // piece))
+            if ids_BT.shape[1] >= piece * copies:
+                tail_BCP = ids_BT[:, -piece * copies :].unflatten(1, (copies, piece))
+                ended_B |= (tail_BCP == tail_BCP[:, :1]).all(-1).all(-1)
+        return ended_B
 
 
 class Confidence:

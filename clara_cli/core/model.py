@@ -386,10 +386,12 @@ class ClaraModel(nn.Module):
         streamer: Any = None,
         min_new_tokens: int = 0,
         listener: Any = None,
+        stop: Any = None,
     ) -> list[list[int]]:
         """Greedy continuation of each prompt, its end token left out; none ends before
         `min_new_tokens`. A `streamer` (one prompt) is told every id as it comes, a `listener` the
-        logits of every step. Raises ArtefactError where logits are not finite."""
+        logits of every step; `stop` says which rows end there. Raises ArtefactError where logits
+        are not finite."""
         from transformers import GenerationConfig
 
         width = max(map(len, rows))
@@ -415,6 +417,7 @@ class ClaraModel(nn.Module):
                 generation_config=config,
                 streamer=streamer,
                 logits_processor=[largest] if listener is None else [largest, listener],
+                stopping_criteria=None if stop is None else [stop],
             )
         largest.refuse_nonfinite(self.backbone.name)
         return [until(ids, ends) for ids in out_BT.tolist()]

@@ -22,7 +22,7 @@ from typing import Any
 from make import SEED, askable, invent, load_world, polish, read_lines
 
 from clara_cli.answering.followup import refers_back
-from clara_cli.commands.session import Session
+from clara_cli.commands.session import ClaraSession
 from clara_cli.config import AskConfig
 from clara_cli.engine import Clara
 from clara_cli.evaluation.metrics import exact_match
@@ -75,7 +75,7 @@ def measure(clara: Clara, top_k: int) -> dict[str, Any]:
     asked = list(pairs())
     for pair in asked:
         for way in ("alone", "conversation"):
-            session = Session(clara, config, NullReport())
+            session = ClaraSession(clara, config, NullReport())
             if way == "conversation":
                 session.ask(pair.first)
             answer = session.ask(pair.second)

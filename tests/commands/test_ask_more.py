@@ -477,8 +477,19 @@ def test_a_calibration_judges_by_the_answers_likelihood(works, tmp_path):
     expected = 1 / (1 + torch.tensor(-(2 * gain + 0.5)).exp().item())
     assert answer.support == pytest.approx(expected, abs=1e-3)
     assert answer.supported == (answer.support >= 0.6)
-    text = clara.ask(QUESTION, top_k=2, max_new_tokens=8, read="text")
-    assert text.support_method == "lexical"
+    for read in ("text", "auto"):  # of those the calibration knows nothing
+        other = clara.ask(QUESTION, top_k=2, max_new_tokens=8, read=read)
+        assert (other.support, other.supported, other.support_method) == (None, None, None)
+
+
+def test_a_follow_up_is_judged_on_what_it_stands_for(works, tmp_path, report):
+    path = calibrated(works, tmp_path)
+    config = tiny.ask(None, works.corpus, model=str(path), top_k=1, explain=True)
+    session = ask.open_session(config, report)
+    session.ask("Who is mayor of Quarrel?")
+    pointing = session.ask("And its baker?").explain.signals["asked"]
+    alone = ask.open_session(config, report).ask("And its baker?").explain.signals["asked"]
+    assert pointing > alone
 
 
 def test_likelihood_signals_compare_the_same_answer(clara):
@@ -577,6 +588,6 @@ def test_a_terminal_gets_the_answer_as_it_comes(clara, works, monkeypatch):
         shown[name] = stream.getvalue()
     answer = clara.ask(QUESTION, top_k=1, max_new_tokens=8).answer
     text = re.sub(r"\x1b(\[[?\d;]*[a-zA-Z]|\]8;.*?\x1b\\\\)", "", shown["terminal"])
-    assert text.startswith(answers.clean(answer)) and "supported" in text  # a draft, then the rest
-    assert "\x1b" not in shown["pipe"] and "supported" in shown["pipe"]
+    assert text.startswith(answers.clean(answer)) and "support unjudged" in text  # after a draft
+    assert "\x1b" not in shown["pipe"] and "support unjudged" in shown["pipe"]
     assert f"{works.documents}:1" in shown["pipe"]

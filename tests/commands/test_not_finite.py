@@ -209,10 +209,9 @@ def test_an_empty_answer_is_never_supported(works, tmp_path, decoded):
     found = clara.find([QUESTION], Asking(top_k=2))
     (verdict,) = clara.answerer._judge(found, [Generated(ids, text, -0.1)], Asking(top_k=2))
     assert (verdict.support, verdict.supported) == (0.0, False)
-    by_words = clara.answerer._judge(
-        found, [Generated(ids, text, -0.1)], dataclasses.replace(Asking(top_k=2), read="text")
-    )
-    assert by_words[0].supported is False
+    as_text = dataclasses.replace(Asking(top_k=2), read="text")
+    (unjudged,) = clara.answerer._judge(found, [Generated(ids, text, -0.1)], as_text)
+    assert unjudged.support is None and not unjudged.supported
 
 
 def test_support_that_cannot_be_judged_is_no_support(works, tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from clara_cli import answers, asking
+from clara_cli.answering import support
 from clara_cli.commands import ask, compress
 from clara_cli.errors import UsageError
 from clara_cli.records import SearchResult
@@ -110,9 +111,21 @@ def test_a_session_searches_what_a_follow_up_leans_on(works, report):
     assert result.question == "And its baker?" and "Quarrel" in result.sources[0].passage.text
 
 
-def test_abstaining_says_so_where_the_sources_do_not_support_the_answer(works, report):
+def test_abstaining_says_so_where_the_sources_do_not_support_the_answer(works, report, tmp_path):
     config = tiny.ask(QUESTION, works.corpus, abstain=True)
-    answer = next(iter(ask.run(config, report)))
+    with pytest.raises(UsageError, match="--abstain: nothing judges the support"):
+        list(ask.run(config, report))
+    model = tmp_path / "judged"
+    shutil.copytree(works.e2e / "checkpoint", model)
+    weights = dict.fromkeys(support.TEXT_SIGNALS, 0.0)
+    never = {"weights": weights, "bias": -9.0, "threshold": 0.5}
+    fingerprint = json.loads((model / "clara.json").read_text())["fingerprint"]
+    fields = {"format": "clara-support", "version": 1, "fingerprint": fingerprint}
+    (model / "support.json").write_text(json.dumps({**fields, "text": never, "memory": never}))
+    answer = next(iter(ask.run(dataclasses.replace(config, model=str(model)), report)))
     assert answer.supported is False and answer.abstained
+    with pytest.raises(UsageError, match="--abstain: .* --read text"):
+        judged = dataclasses.replace(config, model=str(model), read="text")
+        list(ask.run(judged, report))
     record = answers.as_json(answer)
     assert record["answer"] == "not in the documents" and record["generated"] == answer.answer

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clara_cli.core.backbone import Backbone, load_backbone
-from clara_cli.core.decode import TextStream, lens, log_likelihoods
+from clara_cli.core.decode import RepetitionStop, TextStream, lens, log_likelihoods
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
 
@@ -126,3 +126,33 @@ def test_a_passage_built_around_a_rare_word_shows_it(averaging):
         assert [row[0] for row in words] == [word] * 4
         other = "river" if word == "zyzzyva" else "zyzzyva"
         assert all(other not in row for row in words)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends"),
+    [
+        ([7] * 12, True),
+        ([7] * 11, False),
+        ([1, 2, 3] * 4, True),
+        ([1, 2, 3] * 3, False),  # nine tokens: a list may look like that
+        ([9, *range(24), *range(24), *range(24)], True),
+        ([*range(25)] * 3, False),
+        ([*range(40)], False),
+        ([], False),
+    ],
+)
+def test_an_answer_that_repeats_itself_ends(ids, ends):
+    stop = RepetitionStop()
+    assert stop(torch.tensor([ids], dtype=torch.long), None).tolist() == [ends]
+    other = torch.tensor([ids, [*range(100, 100 + len(ids))]], dtype=torch.long)
+    assert stop(other, None).tolist() == [ends, False]
+
+
+def test_a_model_that_would_go_on_for_ever_is_stopped():
+    """Token after token, only the row that repeats itself is at its end."""
+    stop, row = RepetitionStop(), [3, 1, 4, 1, 5]
+    written = list(row)
+    while not stop(torch.tensor([written]), None).item():
+        written.append(8)
+        assert len(written) < 40
+    assert written == [*row, *[8] * 12]
