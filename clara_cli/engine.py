@@ -26,11 +26,11 @@ from clara_cli.answering.passage_search import (
     refuse_odd_text,
     shortened,
 )
-from clara_cli.answering.reading import Read
 from clara_cli.answering.retelling import retell
 from clara_cli.config import default_model
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.finite import refuse_nonfinite_outputs
+from clara_cli.core.info import ReadMode
 from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus
@@ -139,26 +139,28 @@ class Clara:
     def ask(
         self,
         question: str,
-        top_k: int = 5,
+        top_k: int | None = None,
         first_stage: FirstStage | None = None,
         candidates: int | None = None,
         max_new_tokens: int = 128,
         ratio: int | None = None,
-        read: Read = "memory",
+        read: ReadMode | None = None,
         text_tokens: int = Asking.text_tokens,
         explain: bool = False,
         on_text: Callable[[str], None] | None = None,
         where: str | None = None,
     ) -> Answer:
         """Answer a question; greedy, so the same question gives the same answer. `on_text` is told
-        each piece of it as it comes. See `Asking` for the rest."""
+        each piece of it as it comes. `read` and `top_k` are the checkpoint's own where they are not
+        given. See `Asking` for the rest."""
+        reading = self.loaded.info.reading
         how = Asking(
-            top_k=top_k,
+            top_k=top_k or reading.passages,
             first_stage=first_stage,
             candidates=candidates,
             max_new_tokens=max_new_tokens,
             ratio=ratio,
-            read=read,
+            read=read or reading.mode,
             text_tokens=text_tokens,
             explain=explain,
             where=where,

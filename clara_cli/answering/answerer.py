@@ -78,6 +78,7 @@ class Answerer:
     def __init__(self, loaded: Loaded, has_text: bool, other: Callable[[Found], Tensor]) -> None:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.has_text, self._other = has_text, other
+        self.text_role = loaded.info.reading.text_role
         known = (loaded.info.fingerprint, loaded.info.older_fingerprint)
         self.calibration = support.read_calibration(loaded.path, *known)
 
@@ -121,7 +122,9 @@ class Answerer:
         if as_text is None:
             as_text = texts_within([p.tokens for p in passages], how.text_tokens)
         texts = [model_text(p.title, p.text or "") for p in passages[:as_text]]
-        prompt = make_prompt(self.model, found.question, found.memory_KMD, texts, how.read)
+        prompt = make_prompt(
+            self.model, found.question, found.memory_KMD, texts, how.read, self.text_role
+        )
         refuse_overflow(self.model, prompt, how.max_new_tokens)
         return prompt
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clara_cli.answering.reading import Read
 from clara_cli.answering.sentences import with_best_sentences
+from clara_cli.core.info import ReadMode
 from clara_cli.errors import UsageError
 from clara_cli.records import Hit, SearchResult
 from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
@@ -36,7 +36,7 @@ class Asking:
     candidates: int | None = None
     max_new_tokens: int = 128
     ratio: int | None = None
-    read: Read = "memory"
+    read: ReadMode = "memory"
     text_tokens: int = 256
     explain: bool = False
     where: str | None = None

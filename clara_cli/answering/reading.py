@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import window
 from clara_cli.core.decode import Confidence, RepetitionStop, TextStream
+from clara_cli.core.info import ReadMode
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 
-Read = Literal["memory", "text", "auto"]
 BATCH_ROWS, BATCH_POSITIONS = 64, 16384  # prompts answered together, and their padded positions
 CPU_ROWS = 32  # with more, a CPU waits for memory: 64 are no faster, 128 a fifth slower
 
@@ -46,14 +45,19 @@ def texts_within(tokens: Sequence[int], budget: int) -> int:
 
 
 def make_prompt(
-    model: ClaraModel, question: str, memory_KMD: Tensor, texts: Sequence[str], read: Read
+    model: ClaraModel,
+    question: str,
+    memory_KMD: Tensor,
+    texts: Sequence[str],
+    read: ReadMode,
+    text_role: str | None,
 ) -> Prompt:
     """The prompt over K passages. `texts` are those of the first passages that are read as text:
-    none (`memory`), all (`text`, by the bare backbone), or the best ones (`auto`)."""
+    none (`memory`), all (`text`, by `text_role`), or the best ones (`auto`)."""
     prompter = model.prompter
     if read == "text":
         ids = prompter.prompt(prompter.text_chat(question, texts))
-        return Prompt(ids, None, None, len(texts))
+        return Prompt(ids, None, text_role, len(texts))
     rest_KMD = memory_KMD[len(texts) :]
     passages, slots = rest_KMD.shape[:2]
     ids = prompter.prompt(prompter.answer_chat(question, passages, slots, texts))

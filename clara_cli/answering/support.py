@@ -125,7 +125,9 @@ def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
 def _without(model: ClaraModel, said: Said) -> list[Prompt]:
     """The question over no passage, and over another one."""
     memories = (said.other_1MD[:0], said.other_1MD)
-    return [make_prompt(model, said.question, memory_KMD, (), "memory") for memory_KMD in memories]
+    return [
+        make_prompt(model, said.question, memory_KMD, (), "memory", None) for memory_KMD in memories
+    ]
 
 
 def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Signals:

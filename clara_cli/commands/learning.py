@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from clara_cli import __version__
 from clara_cli.commands.validation import HeldOut, checks_of
-from clara_cli.config import LearnConfig
+from clara_cli.config import LearnConfig, TrainConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded, LoadOptions, save
 from clara_cli.core.checks import Checks, best
-from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.info import CheckpointInfo, ReadingDefaults, ReadMode
 from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import refuse_offloaded
@@ -337,8 +337,17 @@ def finish(
     info = replace(loaded.info, stage=stage, provenance=(*loaded.info.provenance, entry))
     if config.ratios:
         info = replace(info, ratios=tuple(sorted({*config.ratios, *info.ratios})))
+    if isinstance(config, TrainConfig) and config.text_share > 0:
+        info = replace(info, reading=reading_learned(config.text_share, info.reading))
     bundled = loaded.path / "backbone"
     save(loaded.model, info, config.out / name, bundled if bundled.is_dir() else None)
+
+
+def reading_learned(text_share: float, before: ReadingDefaults) -> ReadingDefaults:
+    """How a checkpoint reads after training on text; text is its default where nothing else was
+    trained."""
+    mode: ReadMode = "text" if text_share >= 1 else before.mode
+    return replace(before, mode=mode, generator_reads_text=True)
 
 
 def result(

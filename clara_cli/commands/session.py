@@ -22,6 +22,7 @@ from clara_cli.answering.passage_search import (
     refuse_odd_text,
 )
 from clara_cli.config import AskConfig
+from clara_cli.core.info import ReadMode
 from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.printable import shell_word
@@ -35,7 +36,8 @@ class Session(ABC):
 
     def __init__(self, config: AskConfig, report: Report) -> None:
         self.config, self._report = config, report
-        self.top_k, self.ratio = config.top_k, config.ratio
+        self.top_k, self.ratio = config.top_k or Asking.top_k, config.ratio
+        self.read: ReadMode = config.read or Asking.read
         self.said: list[Answer] = []
         self._first_folders = [str(folder) for folder in config.corpus]
 
@@ -127,7 +129,7 @@ class Session(ABC):
             candidates=config.candidates,
             max_new_tokens=min(longest, max_new_tokens or longest),
             ratio=self.ratio,
-            read=config.read,
+            read=self.read,
             text_tokens=config.text_tokens,
             explain=explain or config.explain,
             where=config.where,
@@ -140,7 +142,10 @@ class ClaraSession(Session):
 
     def __init__(self, clara: Clara, config: AskConfig, report: Report) -> None:
         super().__init__(config, report)
+        reading = clara.loaded.info.reading
         self.clara = clara
+        self.top_k = config.top_k or reading.passages
+        self.read = config.read or reading.mode
 
     @property
     def passage_search(self) -> PassageSearch:

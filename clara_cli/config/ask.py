@@ -45,7 +45,12 @@ class AskConfig(PlacementOptions, DocumentOptions):
         (),
         INPUT,
     )
-    top_k: int = option("Passages given to the generator.", 5, METHOD, low=1)
+    top_k: int | None = option(
+        "Passages given to the generator; default: the checkpoint's own, 5 where it names none.",
+        None,
+        METHOD,
+        low=1,
+    )
     candidates: int | None = option(
         "Passages the first stage proposes for exact rescoring; default: what clara index found "
         "to be enough, else 20 per k.",
@@ -74,10 +79,11 @@ class AskConfig(PlacementOptions, DocumentOptions):
         MODEL,
     )
     llm_model: str | None = option("The model's name at the server of --llm.", None, MODEL)
-    read: Literal["memory", "text", "auto"] = option(
-        "What the generator reads: memory tokens; text (by the bare backbone); auto: the text of "
-        "the best passages within --text-tokens, the memory of the rest.",
-        "memory",
+    read: Literal["memory", "text", "auto"] | None = option(
+        "What is read: memory tokens; text (by the generator where it has learned to, else by the "
+        "bare backbone); auto: the text of the best passages within --text-tokens, the memory of "
+        "the rest. Default: the checkpoint's own.",
+        None,
         METHOD,
     )
     text_tokens: int = option("Most text tokens that --read auto spends.", 256, METHOD, low=0)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clara_cli.core.model import ALL_LINEAR, ROLES, LoraSettings
 from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage.artefact import Fields, read_object
+
+ReadMode = Literal["memory", "text", "auto"]
+READ_MODES: tuple[ReadMode, ...] = ("memory", "text", "auto")
 
 FORMAT, VERSION, READ = "clara-checkpoint", 2, (1, 2)
 MEMORY = "memory"  # the part of the weights that is no role
@@ -18,6 +21,21 @@ MOST_RANK, MOST_PASSAGE, MOST_MEMORY, MOST_NAMES = 4096, 1_000_000, 100_000, 100
 MOST_TABLE = 5_000_000  # rows of an embedding table
 LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 RESTORE = "restore the checkpoint from a copy"
+
+
+@dataclass(frozen=True)
+class ReadingDefaults:
+    """How a checkpoint answers best, where nobody says otherwise: what is read, how many passages,
+    and whether the generator has learned to read text (else the bare backbone reads it)."""
+
+    mode: ReadMode = "memory"
+    passages: int = 5
+    generator_reads_text: bool = False
+
+    @property
+    def text_role(self) -> str | None:
+        """Who reads text; None: the bare backbone."""
+        return "generator" if self.generator_reads_text else None
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class CheckpointInfo:
     weights: dict[str, dict[str, str]] = field(default_factory=dict)
     older_digest: str = ""
     older_fingerprint: str = ""
+    reading: ReadingDefaults = field(default_factory=ReadingDefaults)
 
     @property
     def origin(self) -> str | None:
@@ -107,6 +126,7 @@ def read_info(path: Path) -> CheckpointInfo:
         table_rows=_table_rows(fields),
         fingerprint=fields.get("fingerprint", str),
         version=fields.count("version"),
+        reading=_reading(fields),
     )
     _check(info, fields)
     return info if info.version == 1 else _with_digests(info, fields)
@@ -143,6 +163,18 @@ def _targets(lora: Fields) -> str | tuple[str, ...]:
     if not names or len(names) > MOST_NAMES or not all(map(LAYER_NAME.fullmatch, names)):
         raise lora.wrong("targets", f"not names of at most {MOST_NAMES} layers")
     return names
+
+
+def _reading(fields: Fields) -> ReadingDefaults:
+    """The defaults of reading; older checkpoints say nothing of them."""
+    if "reading" not in fields.values:
+        return ReadingDefaults()
+    reading = fields.object("reading")
+    mode = reading.get("mode", str)
+    if mode not in READ_MODES:
+        raise reading.wrong("mode", f"{mode!r}, known: {', '.join(READ_MODES)}")
+    by_generator = reading.get("generator_reads_text", bool)
+    return ReadingDefaults(mode, reading.count("passages", 1), by_generator)
 
 
 def _check(info: CheckpointInfo, fields: Fields) -> None:

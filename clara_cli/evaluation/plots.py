@@ -33,6 +33,8 @@ _COLOURS = {  # one a system, told apart on light and on dark ground, by the col
     "text": "#e06c2f",
     "text+bm25": "#cf4d8f",
     "extractive": "#b08a1e",
+    "text+generator": "#b0481a",
+    "text+generator+bm25": "#962f66",
 }
 _OTHERS = ("#4f9bb3", "#9a6a4f", "#6f8f2f", "#b05fb0", "#5f6fb0", "#a04040")
 _PHASES = {"query": "#8d63d6", "search": "#e0a32f", "generate": "#2f7fd6"}

@@ -22,6 +22,7 @@ from clara_cli.evaluation.pools import Piece, Pool
 from clara_cli.search.exact import rescore, scan
 
 MEMORY = ("clara", "sup", "scp")  # they read memory, and have a row a ratio
+READ_BY_GENERATOR = ("text+generator", "text+generator+bm25")
 SUP_ROLE = "sup"  # the query reasoner of another checkpoint, beside this one's roles
 PHASES = ("query", "search", "compress", "generate")
 
@@ -87,12 +88,18 @@ class System(Protocol):
 
 
 class Reader:
-    """Greedy answers of the generator (over memory) and of the bare backbone (over text)."""
+    """Greedy answers of the generator over memory, and over text by `text_role`: the bare backbone
+    (None), or the generator."""
 
-    def __init__(self, loaded: Loaded, max_new_tokens: int) -> None:
+    def __init__(self, loaded: Loaded, max_new_tokens: int, text_role: str | None = None) -> None:
+        self.loaded, self.text_role = loaded, text_role
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.max_new_tokens = max_new_tokens
         self.limit = window(self.model.causal_lm)
+
+    def by(self, text_role: str) -> Reader:
+        """The same reader with another role over text."""
+        return Reader(self.loaded, self.max_new_tokens, text_role)
 
     def queries(self, questions: Sequence[str], role: str, slots: int) -> Tensor:
         """query_BMD; a question longer than a passage is read to a passage's length."""
@@ -119,7 +126,7 @@ class Reader:
         )
 
     def read(self, batch: Sequence[tuple[str, Sequence[str]]]) -> list[Reading | Failure]:
-        """The bare backbone's answers to (question, texts) pairs."""
+        """Answers to (question, texts) pairs."""
         fitted = [self._fit_texts(question, texts) for question, texts in batch]
         answers = self.generate([ids for ids, _ in fitted], None)
         return [Reading(text, kept) for text, (_, kept) in zip(answers, fitted, strict=True)]
@@ -137,8 +144,8 @@ class Reader:
     def generate(
         self, prompts: Sequence[list[int]], memories: Sequence[Tensor] | None
     ) -> list[str]:
-        """The answers; over each one's memory_KMD by the generator, else by the bare backbone."""
-        role = None if memories is None else "generator"
+        """The answers; over each one's memory_KMD by the generator, else by `text_role`."""
+        role = self.text_role if memories is None else "generator"
         memory_ND = None
         if memories is not None and any(map(len, memories)):
             spliced = [memory_KMD.flatten(0, 1) for memory_KMD in memories]
@@ -316,7 +323,8 @@ class BM25Picker:
 
 class TextSystem:
     """Passages as text: picked, perhaps compressed, then read. `closed-book` reads nothing, `text`
-    the passages given, `text+bm25` the top k by BM25; rivals put other parts in these places."""
+    the passages given, `text+bm25` the top k by BM25; the generator reads instead of the backbone
+    in `text+generator` and `text+generator+bm25`; rivals put other parts in these places."""
 
     def __init__(
         self,
@@ -400,8 +408,9 @@ def check_roles(names: Sequence[str], loaded: Loaded) -> None:
     Raises:
         ArtefactError: naming the role.
     """
-    for role in ("compressor", "generator"):
-        if set(names) & set(MEMORY) and role not in loaded.model.roles:
+    needs = {"compressor": MEMORY, "generator": (*MEMORY, *READ_BY_GENERATOR)}
+    for role, systems in needs.items():
+        if set(names) & set(systems) and role not in loaded.model.roles:
             others = "closed-book,text,text+bm25"
             hint = f"use another --model, or --system {others}"
             raise ArtefactError(f"{loaded.path}: no {role} in this checkpoint", hint)
@@ -421,5 +430,9 @@ def build(
         "closed-book": NoneGiven(),
         "text": AllGiven(),
         "text+bm25": BM25Picker(top_k),
+        "text+generator": AllGiven(),
+        "text+generator+bm25": BM25Picker(top_k),
     }
+    if name in READ_BY_GENERATOR:
+        reader = reader.by("generator")
     return [TextSystem(name, reader, pickers[name])]

@@ -62,6 +62,8 @@ SYSTEMS: tuple[SystemInfo, ...] = (
     SystemInfo("closed-book", "own", _OWN, "the backbone without passages"),
     SystemInfo("text", "own", _OWN, "the backbone reads every passage given"),
     SystemInfo("text+bm25", "own", _OWN, "the backbone reads the best by BM25"),
+    SystemInfo("text+generator", "own", _OWN, "the generator reads every passage given as text"),
+    SystemInfo("text+generator+bm25", "own", _OWN, "the same, reading the best by BM25"),
     SystemInfo(
         "server",
         "reader",
