@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from clara_cli import answers, repl, scorecard, serving, slash, ui
-from clara_cli.config import AskConfig, CompressConfig, DocumentOptions, default_model
+from clara_cli.bundled import choose_model
+from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
 from clara_cli.records import Answer, SearchResult
 from clara_cli.ui import TerminalReport
@@ -124,7 +125,7 @@ def _with_documents(
         return config
     ask = importlib.import_module("clara_cli.commands.ask")
     ask.check_options(config)
-    model = config.model or default_model()
+    model = choose_model(config.model, report.note)
     documents = tuple(_absolute(given) for given in config.documents)
     listing = importlib.import_module("clara_cli.documents.listing")
     listed = listing.list_documents(documents, config)

@@ -27,7 +27,7 @@ from clara_cli.answering.passage_search import (
     shortened,
 )
 from clara_cli.answering.retelling import retell
-from clara_cli.config import default_model
+from clara_cli.bundled import default_model
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.finite import refuse_nonfinite_outputs
 from clara_cli.core.info import ReadMode
@@ -280,7 +280,7 @@ def _memory_tokens(identity: Identity) -> int:
 
 def named_model(corpus: Corpus, model: str | None) -> str:
     """The checkpoint to read a corpus with: the one given, else what the corpus names, else
-    $CLARA_MODEL, else nano."""
+    $CLARA_MODEL, else the bundled one that can be had."""
     made_by = corpus.manifest.identity.checkpoint
     return model or recorded_model(corpus.folder, made_by) or default_model()
 

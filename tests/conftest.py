@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CLARA_MODEL": "nano"}
 os.environ.update(QUIET)
 if "CLARA_CACHE" not in os.environ:  # never the user's own
     CACHE = tempfile.TemporaryDirectory(prefix="clara-tests-")

@@ -44,7 +44,7 @@ LAYERS = [
     {"fields"},
     {"chat", "launch"},
     {"storage"},
-    {"records", "measures"},
+    {"records", "measures", "bundled"},
     {"errors", "interrupts", "printable"},
 ]
 HELPERS = {

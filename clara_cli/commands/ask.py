@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clara_cli.answering.llm_answerer import LLMAnswerer
 from clara_cli.answering.passage_search import PassageSearch
+from clara_cli.bundled import choose_model
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
 from clara_cli.commands.needs import of_answering
 from clara_cli.commands.question_files import (
@@ -26,7 +27,7 @@ from clara_cli.commands.session import (
     refuse_unreadable,
 )
 from clara_cli.commands.telling import note_older, tell
-from clara_cli.config import AskConfig, default_model
+from clara_cli.config import AskConfig
 from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
 from clara_cli.core.heap import keep_heap
@@ -113,7 +114,7 @@ def replies(
 def needed(config: AskConfig, report: Report) -> MemoryNeed:
     """The memory that answering from the corpora, or from documents, takes."""
     if config.documents:
-        model = config.model or default_model()
+        model = choose_model(config.model, report.note)
         return of_answering(config, model, config.ratio, report)
     corpus = Corpus.open(find_corpora(config.corpus)[0])
     ratio = config.ratio or corpus.manifest.identity.ratio

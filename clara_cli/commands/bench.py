@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clara_cli.bundled import choose_model
 from clara_cli.commands.telling import note_older
-from clara_cli.config import BenchConfig, default_model
+from clara_cli.config import BenchConfig
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
@@ -78,7 +79,7 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
     for note in dataset.notes:
         report.warn(note)
     with contextlib.ExitStack() as resources:
-        loaded = load_checkpoint(config, corpus)
+        loaded = load_checkpoint(config, corpus, report)
         note_older(loaded, [] if corpus is None else [corpus], report)
         plan = prepare(config, dataset, loaded, corpus, resources, report)
         settings = identity(config, plan)
@@ -123,7 +124,7 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
         name, weights = str(config.shape), "random weights"
         slots = shapes.PASSAGE_TOKENS // ratio
     else:
-        loaded = load_checkpoint(config, None)
+        loaded = load_checkpoint(config, None, report)
         ratio = loaded.info.ratio if ratio is None else ratio
         model, slots = loaded.model, loaded.info.slots(ratio)
         name, weights = loaded.name, f"checkpoint {loaded.info.fingerprint[:12]}"
@@ -136,10 +137,10 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
     return dataclasses.replace(done, out=str(config.out))
 
 
-def load_checkpoint(config: BenchConfig, corpus: Corpus | None) -> Loaded:
-    """The checkpoint named, else the corpus's, else $CLARA_MODEL, else nano."""
+def load_checkpoint(config: BenchConfig, corpus: Corpus | None, report: Report) -> Loaded:
+    """The checkpoint named, else the corpus's, else the default one."""
     if corpus is None:
-        named = config.model or default_model()
+        named = choose_model(config.model, report.note)
     else:
         named = named_model(corpus, config.model)
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.bundled import choose_model
 from clara_cli.commands.needs import of_compressing
 from clara_cli.commands.telling import note_older, tell
-from clara_cli.config import CompressConfig, default_model
+from clara_cli.config import CompressConfig
 from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.encode import encode_rows
@@ -101,7 +102,7 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     if ranks.size > 1 and "-" in config.inputs:
         raise UsageError("stdin cannot be read by several processes", "compress a file")
     out = config.into or config.out or default_out(config.inputs)
-    model = config.model or default_model()
+    model = choose_model(config.model, report.note)
     if config.dry_run and ranks.first:
         needed = of_compressing(config, model, report)
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")

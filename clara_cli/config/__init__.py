@@ -5,7 +5,7 @@ Knows nothing of terminals or tensors.
 
 from clara_cli.config.ask import AskConfig
 from clara_cli.config.bench import BenchConfig
-from clara_cli.config.common import Common, default_model
+from clara_cli.config.common import Common
 from clara_cli.config.compress import CompressConfig
 from clara_cli.config.documents import DocumentOptions
 from clara_cli.config.index import IndexConfig
@@ -23,5 +23,4 @@ __all__ = [
     "PretrainConfig",
     "SynthConfig",
     "TrainConfig",
-    "default_model",
 ]

@@ -41,7 +41,9 @@ class BenchConfig(CheckpointOptions):
     )
     limit: int | None = option("Take the first questions only.", None, INPUT, low=1)
     model: str | None = option(
-        "Checkpoint; default: what the corpus names, else $CLARA_MODEL, else nano.", None, MODEL
+        "Checkpoint; default: what the corpus names, else $CLARA_MODEL, else the bundled one.",
+        None,
+        MODEL,
     )
     sup_model: str | None = option(
         "Checkpoint of train --stage retrieval, whose query reasoner picks for sup.", None, MODEL

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 from clara_cli.errors import UsageError
 from clara_cli.fields import MACHINE, MODEL, flag_name, option
-
-
-def default_model() -> str:
-    """The checkpoint where neither an option nor a corpus names one: $CLARA_MODEL, else nano."""
-    return os.environ.get("CLARA_MODEL") or "nano"
 
 
 @dataclass(frozen=True, kw_only=True)

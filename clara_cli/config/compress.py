@@ -37,7 +37,10 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         low=1,
     )
     model: str | None = option(
-        "Checkpoint: nano, a directory or a Hub id; default $CLARA_MODEL, else nano.", None, MODEL
+        "Checkpoint: smol, nano, a directory or a Hub id; default: $CLARA_MODEL, else smol where "
+        "its backbone is at hand, else nano.",
+        None,
+        MODEL,
     )
     out: Path | None = option(
         "The corpus to write; default: the first input's name with .clara.", None, OUTPUT

@@ -124,6 +124,8 @@ def backbone_folder(name: str, revision: str | None, configs_only: bool = False)
     """
     if (file := gguf.gguf_file(name)) is not None:
         return gguf.unpack(file)
+    if (repository := gguf.hub_repository(name)) is not None:
+        return gguf.unpack_named(name, lambda: hub.fetch_file(repository, name, revision))
     if Path(name).is_dir():
         return Path(name)
     if not is_owner_and_name(name):

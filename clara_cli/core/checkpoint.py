@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clara_cli.bundled import BUNDLED
 from clara_cli.core.backbone import Backbone, backbone_folder
 from clara_cli.core.backbone_settings import refuse_other_settings
 from clara_cli.core.digests import backbone_digest, full_digest, sample_digest
@@ -33,7 +34,6 @@ from clara_cli.storage.tensors import check_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CHANGED = "a file was changed or damaged; restore the checkpoint from a copy"
-NANO = Path(__file__).parent.parent / "models" / "nano"
 
 
 def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> Path:
@@ -43,8 +43,8 @@ def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> 
     Raises:
         ArtefactError: when there is none.
     """
-    if name == "nano":
-        return NANO
+    if name in BUNDLED:
+        return BUNDLED[name]
     path = Path(name)
     if (path / "checkpoint" / "clara.json").is_file():
         return path / "checkpoint"
@@ -52,7 +52,7 @@ def resolve(name: str, ratio: int | None = None, configs_only: bool = False) -> 
         return path / local_folder(path, ratio)
     if is_hub_id(name):
         return fetch(name, ratio, configs_only)
-    hint = "--model takes nano, a directory or owner/name"
+    hint = "--model takes smol, nano, a directory or owner/name"
     raise ArtefactError(f"checkpoint {name}: no such directory", hint)
 
 

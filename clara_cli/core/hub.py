@@ -141,6 +141,19 @@ def fetch_backbone(name: str, revision: str | None, configs_only: bool = False) 
     return download(name, patterns, revision, f"backbone {name}")
 
 
+def fetch_file(repository: str, name: str, revision: str | None) -> Path:
+    """A file of a repository, named owner/name/file.
+
+    Raises:
+        ArtefactError: when it cannot be had; the message says why.
+    """
+    file = name.removeprefix(f"{repository}/")
+    path = download(repository, (file,), revision, f"backbone {name}") / file
+    if not path.is_file():
+        raise ArtefactError(f"backbone {name}: no such file in {repository}", "check its name")
+    return path
+
+
 def fetch_tokenizer(name: str) -> Path:
     """The local folder of a tokenizer on the Hub, without any weights.
 

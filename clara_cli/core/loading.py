@@ -329,12 +329,30 @@ def empty_model(folder: Path, what: str) -> Any:
         return new_model(config)
 
 
-def load_gguf(file: Path) -> tuple[Any, Any]:
-    """(model in float32, tokenizer) of a GGUF file; no other file of its folder is read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+@contextmanager
+def gguf_folder(file: Path) -> Iterator[dict[str, Any]]:
+    """What the libraries take to load a GGUF file; no other file of its folder is read."""
     with tempfile.TemporaryDirectory(prefix="clara-gguf-") as folder:
         (Path(folder) / file.name).symlink_to(file.absolute())
-        named: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, **NO_CODE}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **named)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **named), tokenizer
+        named = {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
+        yield {**named, "local_files_only": True, **NO_CODE}
+
+
+def load_gguf_tokenizer(file: Path) -> Any:
+    """The tokenizer of a GGUF file."""
+    from transformers import AutoTokenizer
+
+    with gguf_folder(file) as named:
+        return AutoTokenizer.from_pretrained(**named)
+
+
+def load_gguf_model(file: Path, head_width: int | None = None) -> Any:
+    """The model of a GGUF file, in float32. `head_width` is the file's own, which transformers
+    takes from the kind's default for some kinds (Qwen3: 128; seen in 5.24)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with gguf_folder(file) as named:
+        config = AutoConfig.from_pretrained(**named)
+        if head_width is not None and hasattr(config, "head_dim"):
+            config.head_dim = head_width
+        return AutoModelForCausalLM.from_pretrained(config=config, dtype="float32", **named)

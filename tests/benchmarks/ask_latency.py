@@ -29,8 +29,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from compress_speed import backbone_folder
 from untrained import PASSAGE_TOKENS, random_model
 
-from clara_cli.core.checkpoint import NANO
-
 PASSAGES, QUESTION = 5, "Who commanded the ship in the year of the storm?"
 ROLES = ("compressor", "query_reasoner", "generator")
 BARE = """
@@ -76,11 +74,12 @@ def cold(corpus: Path, question: str, rounds: int) -> dict[str, object]:
     """Seconds of a fresh `clara ask`, against the bare script."""
     ask = [sys.executable, "-m", "clara_cli", "ask", question, "--corpus", str(corpus), "--json"]
     answer = json.loads(subprocess.run(ask, check=True, capture_output=True).stdout)
+    from clara_cli.bundled import BUNDLED
     from clara_cli.engine import Clara
 
     new = len(Clara.open(corpus, device="cpu").prompter.ids(answer["answer"])) + 1
     prompt = answer["prompt_tokens"]
-    bare = BARE.format(backbone=str(NANO / "backbone"), prompt=prompt, new=new)
+    bare = BARE.format(backbone=str(BUNDLED["nano"] / "backbone"), prompt=prompt, new=new)
 
     def run(*words: str) -> Callable[[], None]:
         return lambda: void(subprocess.run([*words], check=True, capture_output=True))

@@ -13,9 +13,10 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from clara_cli.bundled import BUNDLED
 from clara_cli.commands import ask, bench, compress, index, train
 from clara_cli.config import BenchConfig
-from clara_cli.core.checkpoint import NANO, LoadOptions, load, read_info, reads
+from clara_cli.core.checkpoint import LoadOptions, load, read_info, reads
 from clara_cli.errors import ArtefactError
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -180,7 +181,7 @@ def as_version_1(model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_nano_as_first_shipped_opens_with_a_note(tmp_path, dtype):
-    old = Path(shutil.copytree(NANO, tmp_path / "nano"))
+    old = Path(shutil.copytree(BUNDLED["nano"], tmp_path / "nano"))
     shutil.copy(FIXTURES / "nano-version-1.json", old / "clara.json")
     loaded = load(LoadOptions(str(old), device="cpu", dtype=dtype, verify=True))
     assert loaded.info.fingerprint == "b742d2502749e56a889602a88ef5c790"

@@ -14,9 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 from clara_cli.app import app
+from clara_cli.bundled import BUNDLED
 from clara_cli.core import loading
 from clara_cli.core.backbone import load_backbone
-from clara_cli.core.checkpoint import NANO, LoadOptions, load
+from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError
 
 CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ def test_an_adapter_beside_a_backbone_is_refused(shared):
 
 @pytest.mark.parametrize("file", ["clara.json", "compressor/adapter_config.json"])
 def test_a_checkpoint_that_names_code_is_refused(tmp_path, unread, file):
-    copy = Path(shutil.copytree(NANO, tmp_path / "copy"))
+    copy = Path(shutil.copytree(BUNDLED["nano"], tmp_path / "copy"))
     named = {"auto_mapping": {"parent_library": "strange", "base_model_class": "Model"}}
     change(copy / file, **(named if "adapter" in file else {"auto_map": CODE}))
     with pytest.raises(ArtefactError, match="names code of its own"):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from clara_cli.answering.support import MEMORY_SIGNALS, TEXT_SIGNALS, read_calibration
-from clara_cli.core.checkpoint import NANO, read_info
+from clara_cli.bundled import BUNDLED
+from clara_cli.core.checkpoint import read_info
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes" / "nano"
 
@@ -30,8 +31,8 @@ recipe, controls = module("support"), module("controls")
 
 def test_nanos_calibration_is_of_its_memory_space():
     """After nano is made anew: python recipes/nano/support.py (see its head)."""
-    info = read_info(NANO)
-    calibration = read_calibration(NANO, info.fingerprint)
+    info = read_info(BUNDLED["nano"])
+    calibration = read_calibration(BUNDLED["nano"], info.fingerprint)
     assert calibration is not None
     certain = dict.fromkeys(TEXT_SIGNALS, 0.0) | {"facts": 1.0, "asked": 1.0}
     nothing = dict.fromkeys(TEXT_SIGNALS, 0.0)
