@@ -26,7 +26,8 @@ class SystemInfo:
     """A system. `argument` is what may follow its name after `=`: a Hub id or folder of weights,
     `MODEL@URL` of a server, `DIR` of an environment; `weights` the default for the first of these.
     `package` must be importable, `carrier` is a package that brings the weights. `by_ratio`: one
-    row a ratio of `--ratio`; `ratio` the one it always has. `note` is a fact to know."""
+    row a ratio of `--ratio`; `ratio` the one it always has (None too where its weights come in
+    several). `note` is a fact to know."""
 
     name: str
     kind: Kind
@@ -40,8 +41,14 @@ class SystemInfo:
     ratio: int | None = None
 
 
-def _environment(name: str, licence: str, weights: str, note: str, ratio: int | None = None,
-                 kind: Kind = "memory") -> SystemInfo:  # fmt: skip
+def _environment(
+    name: str,
+    licence: str,
+    weights: str,
+    note: str,
+    ratio: int | None = None,
+    kind: Kind = "memory",
+) -> SystemInfo:
     return SystemInfo(name, kind, licence, note, "DIR", weights, ratio=ratio)
 
 
@@ -146,7 +153,6 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         "apple-amlr (research)",
         "apple/CLaRa-7B-E2E",
         "its own code; --model opens it too",
-        16,
     ),
     _environment(
         "pisco",
@@ -159,11 +165,7 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         "oscar", "CC-BY-NC", "naver/oscar-mistral-7B", "the same, seeing the question", 16
     ),
     _environment(
-        "cocom",
-        "unclear",
-        "naver/cocom-v1-16-mistral-7b",
-        "soft compressor; also -4- and -128-",
-        16,
+        "cocom", "unclear", "naver/cocom-v1-16-mistral-7b", "soft compressor; also -4- and -128-"
     ),
     _environment(
         "xrag",
@@ -180,10 +182,10 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         16,
     ),
     _environment(
-        "comprexit", "unclear", "", "soft compressor; weights, if public, from its authors", 4
+        "comprexit", "unclear", "", "soft compressor; weights, if public, from its authors"
     ),
     _environment(
-        "arc-encoder", "unclear", "", "soft compressor; weights, if public, from its authors", 4
+        "arc-encoder", "unclear", "", "soft compressor; weights, if public, from its authors"
     ),
     _environment(
         "latent-memory", "unclear", "", "soft compressor; weights, if public, from its authors"
@@ -194,7 +196,7 @@ SYSTEMS: tuple[SystemInfo, ...] = (
         "princeton-nlp/AutoCompressor-Llama-2-7b-6k",
         "summary vectors; its repository's own class",
     ),
-    _environment("pcc", "unclear", "", "soft compressor; no public weights known", 16),
+    _environment("pcc", "unclear", "", "soft compressor; no public weights known"),
     _environment("external", "yours", "", "a program of yours (the protocol)"),
     _tuned(
         "self-rag", "MIT", "selfrag/selfrag_llama2_7b", "its files are .bin: convert them first"

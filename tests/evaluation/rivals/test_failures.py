@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,43 @@ def test_a_rival_that_does_not_open_is_an_error_in_its_row(
     page = (tmp_path / "o" / "report.md").read_text()
     assert "| external | 6 | no weights (fetch them) |" in page
     assert "| external | 0 |" in page  # answered questions
+
+
+class Page(HTMLParser):
+    """What a report's page holds: cells of its tables, and addresses it would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.fetched += [value for name, value in attributes if name in ("src", "href")]
+        if tag in ("td", "tr", "table", "tbody", "details"):
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "tr", "table", "tbody", "details"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+def test_the_page_has_every_row_and_the_error_and_fetches_nothing(
+    mayors: Path, checkpoint: Path, tmp_path: Path, report: Any, rival: Any
+) -> None:
+    rival(ArtefactError("<no> weights & nothing", "fetch them"))
+    go(mayors, checkpoint, report, out=tmp_path / "o")
+    page = Page((tmp_path / "o" / "report.html").read_text())
+    assert {"text", "external", "<no> weights & nothing (fetch them)"} <= set(page.cells)
+    assert (page.open, page.fetched) == ([], [])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

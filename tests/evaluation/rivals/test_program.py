@@ -171,7 +171,8 @@ def test_the_recipes_workers_run_the_code_that_comes_with_the_weights(
     system = "oscar" if worker == "soft_compressor" else "released-clara"
     done = go(mayors, checkpoint, report, f"{system}={folder}", limit=1, out=tmp_path / "o")
     card = done.systems[1]
-    assert (card.error, card.em, card.ratio) == ("", 1.0, 16)
+    ratio = 16 if system == "oscar" else None  # CLaRa's comes at 16 and at 128
+    assert (card.error, card.em, card.ratio) == ("", 1.0, ratio)
     (line,) = lines(tmp_path / "o", system)
     assert line["hits"] == (["0", "1", "2"] if system == "oscar" else ["2", "0"])
     assert card.context_tokens == 8 * len(line["hits"])
