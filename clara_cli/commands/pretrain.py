@@ -20,7 +20,7 @@ from clara_cli.commands.learning import (
     trained_roles,
 )
 from clara_cli.commands.needs import of_training
-from clara_cli.commands.telling import note_older, tell
+from clara_cli.commands.telling import note_older, note_probe, tell
 from clara_cli.commands.validation import Example, HeldOut, check_validation, split
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import check_head
@@ -60,6 +60,8 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     if config.init is not None and ranks.first:
         tell(loaded, report)
         note_older(loaded, [], report)
+    elif ranks.first:
+        note_probe(loaded, report)
     check_head(loaded.model.causal_lm)
     slots = ratio_slots(loaded.info, config.ratios)
     prompter = loaded.model.prompter

@@ -27,6 +27,14 @@ def note_older(loaded: Loaded, corpora: Sequence[Corpus], report: Report) -> Non
             report.note(f"{corpus.folder} was compressed by an older version of clara: {by}")
 
 
+def note_probe(loaded: Loaded, report: Report) -> None:
+    """Say that a backbone was tried, the first time."""
+    base = loaded.model.backbone
+    if base.probe_seconds is not None:
+        tried = "ids and embeddings give the same logits and tokens"
+        report.note(f"backbone {base.name}: tried once, in {base.probe_seconds:.2f} s: {tried}")
+
+
 def abilities(loaded: Loaded) -> Abilities:
     """What a loaded checkpoint can do."""
     return Abilities(loaded.name, loaded.model.roles, loaded.info.stage)
@@ -34,6 +42,7 @@ def abilities(loaded: Loaded) -> Abilities:
 
 def tell(loaded: Loaded, report: Report) -> Abilities:
     """Say what a checkpoint can do, unless it is one of this program's with every role."""
+    note_probe(loaded, report)
     found = abilities(loaded)
     whole = set(ROLES) <= set(loaded.model.roles)
     if not whole or loaded.info.origin is not None:

@@ -29,6 +29,7 @@ class Backbone:
     """A causal LM with its tokenizer, where it came from and in which revision.
 
     It lies in `folder`; `older_digest`, of its first values, is what version 1 of checkpoints has.
+    `probe_seconds` is what trying it took, None where it was tried before.
     """
 
     model: Any
@@ -37,6 +38,7 @@ class Backbone:
     revision: str | None
     folder: Path | None = None
     older_digest: str = ""
+    probe_seconds: float | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_d
 from clara_cli.core.info import CheckpointInfo
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, BackbonePlacement
+from clara_cli.core.probe import probe
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,18 @@ class LoadOptions:
         return cls(name, config.backbone, config.device, config.dtype, placement, ratio, verify)
 
     def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
-        """A backbone as these options place it; one that is going to be spread, in main memory."""
+        """A backbone as these options place it, found to be readable by embeddings; one that is
+        going to be spread, in main memory.
+
+        Raises:
+            ArtefactError: where it cannot be had, or read.
+        """
         device = pick_device(self.device)
         dtype = pick_dtype(self.dtype, device)
         quantised = self.placement.arguments(device, dtype)
         first = torch.device("cpu") if self.placement.spreads else device
-        return load_backbone(source, first, dtype, revision, quantised)
+        base = load_backbone(source, first, dtype, revision, quantised)
+        return replace(base, probe_seconds=probe(base))
 
 
 @dataclass

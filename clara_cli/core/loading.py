@@ -304,6 +304,13 @@ def load_generation_config(folder: Path, what: str) -> Any:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
+def plain_generation(**settings: Any) -> Any:
+    """Greedy generation with these settings, nothing of a backbone's own."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(do_sample=False, num_beams=1, **settings)
+
+
 def new_model(config: Any, dtype: torch.dtype | None = None) -> Any:
     """A model of a config, its weights random, on torch's current default device."""
     from transformers import AutoModelForCausalLM

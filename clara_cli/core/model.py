@@ -29,6 +29,7 @@ from clara_cli.core.backbone import (
     sliding_window,
 )
 from clara_cli.core.finite import LargestLogits
+from clara_cli.core.loading import plain_generation
 from clara_cli.core.lora import train_fast
 from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
@@ -92,6 +93,9 @@ class ClaraModel(nn.Module):
         super().__init__()
         self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
         self.backbone = backbone
+        # "greedy" is the argmax: of the backbone's own settings for writing only its ends count
+        self._own_ends = end_tokens(backbone.model)
+        backbone.model.generation_config = plain_generation(eos_token_id=self._own_ends or None)
         self.peft: Any = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
         for role in roles[1:]:
             self.peft.add_adapter(role, lora.config())
@@ -392,8 +396,6 @@ class ClaraModel(nn.Module):
         `min_new_tokens`. A `streamer` (one prompt) is told every id as it comes, a `listener` the
         logits of every step; `stop` says which rows end there. Raises ArtefactError where logits
         are not finite."""
-        from transformers import GenerationConfig
-
         width = max(map(len, rows))
         padded = [[0] * (width - len(row)) + list(row) for row in rows]
         mask_BT = torch.tensor(
@@ -401,9 +403,7 @@ class ClaraModel(nn.Module):
         )
         embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
         ends = self.end_ids()
-        config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
+        config = plain_generation(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens or None,
             eos_token_id=ends or None,
@@ -424,10 +424,16 @@ class ClaraModel(nn.Module):
 
     def end_ids(self) -> list[int]:
         """Tokens that end an answer: the tokenizer's EOS and the backbone's own."""
-        own = getattr(self.causal_lm.generation_config, "eos_token_id", None)
-        listed = own if isinstance(own, list) else [own]
         first = self.prompter.tokenizer.eos_token_id
-        return list(dict.fromkeys(i for i in [first, *listed] if i is not None))
+        return list(dict.fromkeys(i for i in [first, *self._own_ends] if i is not None))
+
+
+def end_tokens(causal_lm: Any) -> list[int]:
+    """The tokens that end an answer by a backbone's own settings for writing."""
+    settings = getattr(causal_lm, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return [i for i in listed if type(i) is int and i >= 0]
 
 
 def fresh_memory(

@@ -1,0 +1,137 @@
+"""Whether a backbone can be read by embeddings, tried once: the method gives a model vectors where
+others give it tokens. What was found right is remembered for the same weights, settings, tokenizer
+and library; what is wrong is refused each time. B batch, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clara_cli.core import loading
+from clara_cli.core.backbone import Backbone, inner_model
+from clara_cli.errors import ArtefactError
+from clara_cli.storage.cache import cache_folder
+
+VERSION = 1  # of what is tried
+POSITIONS, NEW = 8, 2  # tokens read and written
+TOLERANCE = 1e-3  # of the largest logit
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+HINT = "take another backbone; recipes/backbones lists the kinds that were tried"
+
+
+def probe(base: Backbone) -> float | None:
+    """Try a backbone, unless it was found right before: the seconds it took, None where it was.
+
+    Raises:
+        ArtefactError: naming what does not work.
+    """
+    kept = None if base.folder is None else kept_file(base)
+    if kept is not None and kept.is_file():
+        return None
+    began = time.perf_counter()
+    check_tokens(base)
+    check_reading(base)
+    seconds = time.perf_counter() - began
+    if kept is not None:
+        keep(kept)
+    return seconds
+
+
+def kept_file(base: Backbone) -> Path:
+    """Where the cache remembers that a backbone was found right."""
+    import transformers
+
+    assert base.folder is not None
+    facts = [VERSION, transformers.__version__, base.sample, base.settings]
+    for name in TOKENIZER_FILES:
+        file = base.folder / name
+        content = file.read_bytes() if file.is_file() else b""
+        facts.append(hashlib.sha256(content).hexdigest())
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "probes" / key
+
+
+def keep(file: Path) -> None:
+    """Remember; where that cannot be written the backbone is tried again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=file.parent)
+        os.close(descriptor)
+        os.replace(name, file)
+
+
+def check_tokens(base: Backbone) -> None:
+    """Every token has a row, and the tokenizer says where in a text its tokens stand.
+
+    Raises:
+        ArtefactError: naming the tokens and both sizes.
+    """
+    rows, what = base.table_VD.shape[0], f"backbone {base.name}"
+    beyond = sorted((i, token) for token, i in base.tokenizer.get_vocab().items() if i >= rows)
+    if beyond:
+        named = ", ".join(f"{token!r} ({i})" for i, token in beyond[:3])
+        message = f"{what}: {len(beyond)} tokens of its tokenizer have no row among {rows:,}: "
+        raise ArtefactError(message + named, "its tokenizer belongs to another model")
+    if not getattr(base.tokenizer, "is_fast", False):
+        message = f"{what}: its tokenizer has no fast form, which says where its tokens stand"
+        raise ArtefactError(message, "add its tokenizer.json")
+
+
+@torch.no_grad()
+def check_reading(base: Backbone) -> None:
+    """Embeddings in and ids in give the same logits and the same greedy tokens, and outputs have
+    the names they are asked for by.
+
+    Raises:
+        ArtefactError: naming what does not work.
+    """
+    what = f"backbone {base.name} ({type(base.model).__name__})"
+    ids_BT = probe_ids(base)
+    with loading.as_artefact_errors(f"{what} cannot be read by embeddings", HINT):
+        embeds_BTD = base.model.get_input_embeddings()(ids_BT)
+        by_ids = base.model(input_ids=ids_BT, use_cache=False).logits
+        by_embeddings = base.model(inputs_embeds=embeds_BTD, use_cache=False).logits
+        hidden = inner_model(base.model)(inputs_embeds=embeds_BTD, use_cache=False)
+        width = hidden.last_hidden_state.shape[-1]
+        written = [greedy(base, input_ids=ids_BT), greedy(base, inputs_embeds=embeds_BTD)]
+    largest = by_ids.float().abs().max()
+    apart = (by_ids.float() - by_embeddings.float()).abs().max()
+    if not apart <= TOLERANCE * largest:
+        message = f"{what}: logits from embeddings and from tokens are {apart / largest:.0%} apart"
+        raise ArtefactError(f"{message}: it reads more of a token than its embedding", HINT)
+    if width != base.hidden:
+        message = f"{what}: embeddings are {base.hidden} wide, hidden states {width}"
+        raise ArtefactError(message, HINT)
+    if not torch.equal(written[0][:, -NEW:], written[1][:, -NEW:]):
+        raise ArtefactError(f"{what} writes other tokens from embeddings than from tokens", HINT)
+
+
+def probe_ids(base: Backbone) -> Tensor:
+    """Ordinary tokens, spread over the vocabulary."""
+    special = set(base.tokenizer.all_special_ids)
+    known = sorted(i for i in base.tokenizer.get_vocab().values() if i not in special)
+    step = max(1, len(known) // POSITIONS)
+    return torch.tensor([known[::step][:POSITIONS]], device=base.table_VD.device)
+
+
+def greedy(base: Backbone, **given: Tensor) -> Tensor:
+    """Tokens written greedily after tokens, or after embeddings."""
+    config = loading.plain_generation(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+    length = next(iter(given.values())).shape[1]
+    mask_BT = torch.ones(1, length, dtype=torch.long, device=base.table_VD.device)
+    kept, base.model.generation_config = base.model.generation_config, config
+    try:
+        out: Any = base.model.generate(**given, attention_mask=mask_BT, generation_config=config)
+    finally:
+        base.model.generation_config = kept
+    return out

@@ -1,0 +1,176 @@
+"""Backbones tried once when they are loaded: right, or refused before anybody trains on them; and
+"greedy" means the argmax, whatever a backbone's own settings for writing say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara_cli.core import probe as probes
+from clara_cli.core.backbone import load_backbone
+from clara_cli.core.decode import Confidence, log_likelihoods
+from clara_cli.core.load_options import LoadOptions
+from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.prompts import Prompter
+from clara_cli.errors import ArtefactError
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "repetition": {"repetition_penalty": 1.3, "encoder_repetition_penalty": 1.2},
+    "n-grams": {"no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2},
+    "biases": {"sequence_bias": [[[40], 9.0]]},
+    "bad words": {"bad_words_ids": [[40], [50, 51]]},
+    "suppressed": {"suppress_tokens": list(range(3, 120)), "begin_suppress_tokens": [200]},
+    "forced": {"forced_bos_token_id": 70, "forced_eos_token_id": 2},
+    "lengths": {"min_length": 50, "min_new_tokens": 9, "max_length": 3, "max_new_tokens": 2},
+    "length penalties": {"length_penalty": 2.0, "exponential_decay_length_penalty": [1, 2.5]},
+    "time": {"max_time": 0.0},
+    "watermark": {"watermarking_config": {"greenlist_ratio": 0.4, "bias": 5.0}},
+    "stop strings": {"stop_strings": ["a", "e", "o", "the"]},
+    "guidance": {"guidance_scale": 3.0},
+    "beams": {"num_beams": 3, "early_stopping": True, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "temperature": 3.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1},
+    "rarer sampling": {"typical_p": 0.5, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1, "top_h": 0.3},
+    "dictionary": {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+    "contrast": {"penalty_alpha": 0.6, "dola_layers": "low"},
+    "look-up": {"prompt_lookup_num_tokens": 3, "token_healing": True},
+    "numbers": {"remove_invalid_values": True, "renormalize_logits": True},
+    "caches": {"use_cache": False, "cache_implementation": "static"},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def model_of(folder: Path) -> ClaraModel:
+    base = load_backbone(str(folder), CPU, torch.float32)
+    memory = fresh_memory(4, base.table_VD, torch.Generator().manual_seed(0))
+    return ClaraModel(
+        base, Prompter(base.tokenizer, 64), LoraSettings(rank=2), ("generator",), *memory
+    )
+
+
+def written(model: ClaraModel) -> tuple[list[int], float, float]:
+    """Ten greedy tokens, their mean log-probability as they are written, and as it is scored."""
+    prompt = model.prompter.prompt(model.prompter.answer_chat("Who is mayor?", 1, 4))
+    memory_ND, heard = model.memory_MD.detach(), Confidence()
+    (ids,) = model.generate([prompt], memory_ND, 10, listener=heard)
+    (scored,) = log_likelihoods(model, [prompt], [ids], memory_ND)
+    return ids, heard.means([len(ids)])[0], scored
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_backbone) -> tuple[list[int], float, float]:
+    return written(model_of(tiny_backbone))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_greedy_is_the_argmax_whatever_generation_config_says(name, plain, tiny_backbone, tmp_path):
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+    file = folder / "generation_config.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, **SETTINGS[name]}))
+    ids, confidence, scored = written(model_of(folder))
+    assert (ids, confidence) == (plain[0], pytest.approx(plain[1], abs=1e-6))
+    assert len(ids) == 10 and confidence == pytest.approx(scored, abs=1e-4)
+
+
+def test_end_tokens_of_generation_config_end_an_answer(plain, tiny_backbone, tmp_path):
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+    file = folder / "generation_config.json"
+    third = plain[0][2]
+    for ends in (third, [5, third]):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ends}))
+        assert written(model_of(folder))[0] == plain[0][: plain[0].index(third)]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("gemma3n_text", "logits from embeddings and from tokens are .*% apart"),
+        (
+            "v_tok_beyond",
+            r"2 tokens of its .* have no row among 259: '<\|im_start\|>' \(259\)",
+        ),
+        ("v_adapter", "an adapter lies in the backbone's folder"),
+    ],
+)
+def test_a_backbone_that_would_be_read_wrongly_is_refused(shared, case, reason):
+    folder = shared / "cases" / "backbones" / case
+    for _ in range(2):  # what is wrong is never remembered as right
+        with pytest.raises(ArtefactError, match=reason) as caught:
+            LoadOptions("", device="cpu", dtype="float32").open_backbone(str(folder))
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("v_t_multi", "several chat templates, none of them the default: rag, tool_use"),
+        ("v_t_list_content", "its chat template writes the user's text not at all"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(shared, case, reason):
+    base = load_backbone(str(shared / "cases" / "backbones" / case), CPU, torch.float32)
+    with pytest.raises(ArtefactError, match=reason):
+        Prompter(base.tokenizer, 64).check_template(f"backbone {case}")
+
+
+def test_penalties_and_dictionaries_of_published_files_change_nothing(shared):
+    cases = shared / "cases" / "backbones"
+    wanted = written(model_of(cases / "v_plain"))
+    for case in ("v_gc_reppen", "v_gc_retdict"):
+        ids, confidence, scored = written(model_of(cases / case))
+        assert (ids, confidence) == (wanted[0], pytest.approx(wanted[1], abs=1e-6))
+        assert confidence == pytest.approx(scored, abs=1e-4)
+
+
+def test_a_prompt_is_the_same_on_another_day(shared):
+    base = load_backbone(str(shared / "cases" / "backbones" / "v_t_date"), CPU, torch.float32)
+    prompter = Prompter(base.tokenizer, 64)
+    prompter.check_template("backbone v_t_date")
+    assert "2024" in prompter.render(("system", "user"), None)
+
+
+def test_a_backbone_is_tried_once(tiny_backbone, tmp_path, monkeypatch):
+    options = LoadOptions("", device="cpu", dtype="float32")
+    assert options.open_backbone(str(tiny_backbone)).probe_seconds > 0
+    assert options.open_backbone(str(tiny_backbone)).probe_seconds is None
+    copy = Path(shutil.copytree(tiny_backbone, tmp_path / "copy"))
+    assert options.open_backbone(str(copy)).probe_seconds is None  # the same weights elsewhere
+    for name, change in (
+        ("config.json", {"rms_norm_eps": 1e-3}),
+        ("tokenizer_config.json", {"a": 1}),
+    ):
+        told = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps({**told, **change}))
+        assert options.open_backbone(str(copy)).probe_seconds > 0, name
+    monkeypatch.setattr(probes, "VERSION", probes.VERSION + 1)
+    assert options.open_backbone(str(tiny_backbone)).probe_seconds > 0
+
+
+@pytest.mark.parametrize("fault", ["written", "names", "hidden"])
+def test_every_part_of_the_probe_can_refuse(tiny_backbone, monkeypatch, fault):
+    base = load_backbone(str(tiny_backbone), CPU, torch.float32)
+    if fault == "written":
+        original = probes.greedy
+        monkeypatch.setattr(
+            probes, "greedy", lambda base, **given: original(base, **given) + ("input_ids" in given)
+        )
+    if fault == "names":
+        original = type(base.model).forward
+        monkeypatch.setattr(
+            type(base.model),
+            "forward",
+            lambda self, *a, **k: original(self, *a, **k).to_tuple(),
+        )
+    if fault == "hidden":
+        monkeypatch.setattr(type(base), "hidden", 64)
+    with pytest.raises(ArtefactError):
+        probes.check_reading(base)
