@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from torch import Tensor
 
 from clara_cli.core import loading
 from clara_cli.core.backbone import Backbone, inner_model
-from clara_cli.errors import ArtefactError
-from clara_cli.storage.cache import cache_folder
+from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.storage.cache import cache_folder, private, private_folder
+from clara_cli.storage.files import write_atomic
 
 VERSION = 1  # of what is tried
 POSITIONS, NEW = 8, 2  # tokens read and written
@@ -63,11 +62,8 @@ def kept_file(base: Backbone) -> Path:
 
 def keep(file: Path) -> None:
     """Remember; where that cannot be written the backbone is tried again."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=file.parent)
-        os.close(descriptor)
-        os.replace(name, file)
+    with contextlib.suppress(OSError, ClaraError), private():
+        write_atomic(private_folder(file.parent.name), file.name, b"")
 
 
 def check_tokens(base: Backbone) -> None:
