@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from clara_cli import answers, repl, scorecard, serving, slash, ui
 from clara_cli.bundled import choose_model
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
+from clara_cli.printable import shell_word
 from clara_cli.records import Answer, SearchResult
 from clara_cli.ui import TerminalReport
 
@@ -150,7 +150,7 @@ def _with_documents(
         if str(corpus) not in error.message:
             raise
         # its own advice is for `clara compress --out`
-        hint = f"delete {shlex.quote(str(corpus))}, and ask again"
+        hint = f"delete {shell_word(corpus)}, and ask again"
         raise ArtefactError(error.message, hint) from error
     return dataclasses.replace(config, corpus=(corpus,), model=model)
 

@@ -3,23 +3,24 @@ traceback.
 
 While nothing has begun, after all is done, and in the middle of an import, whose half would be
 left, the program leaves at once: what it writes is whole or resumable after any kill. In between
-they are raised, so that a command can say what it kept. Imports next to nothing: it is loaded
-first. Only the program calls it; a Python program that uses `clara_cli` keeps its own signals.
+they are raised, so that a command can say what it kept. Only the program calls it; a Python program
+that uses `clara_cli` keeps its own signals.
+
+Imports nothing that is not in memory when Python starts, so that no signal comes before it:
+`signal` would load `enum` and more, so the C half of it is used.
 """
 
 from __future__ import annotations
 
+import _signal
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (int(_signal.SIGINT), int(_signal.SIGTERM))
 CODE = 130
 _IMPORT = "<frozen importlib._bootstrap>"
 _raising = False
@@ -34,19 +35,25 @@ def install() -> None:
     """Answer both signals from now on, by leaving at once. A signal that whoever started the
     program chose to ignore (nohup, a job in the background) stays ignored."""
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _answer)
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            _signal.signal(number, _answer)
     sys.unraisablehook = _unraisable
 
 
-@contextmanager
-def raised() -> Iterator[None]:
+class raised:  # noqa: N801  (used as `with interrupts.raised():`)
     """Have them raised as KeyboardInterrupt in the block, and leave at once again after it."""
-    global _raising
-    _raising = True
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        global _raising
+        _raising = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _raising
         _raising = False
 
 
@@ -64,7 +71,7 @@ def is_interrupt(error: BaseException | None) -> bool:
 def _answer(number: int, frame: FrameType | None) -> None:
     if not _raising or _importing(frame):
         _leave()
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise Terminated if number == _signal.SIGTERM else KeyboardInterrupt
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -21,7 +21,7 @@ from clara_cli import interrupts
 ROOT = Path(__file__).parent.parent
 SIGNALS = int(os.environ.get("CLARA_SIGNALS", "4"))
 START = """
-import os
+import os, clara_cli
 os.write(1, b"started\\n")
 from clara_cli.__main__ import main
 main()
@@ -62,7 +62,9 @@ def test_signals_in_the_first_seconds_are_clean(tmp_path: Path) -> None:
         process.send_signal(kind)
         _, err = process.communicate(timeout=60)
         if process.returncode != 130 or not err.startswith("interrupted") or "Traceback" in err:
-            unclean.append((kind.name, round(wait, 3), process.returncode, err[-500:]))
+            unclean.append(
+                (signal.Signals(kind).name, round(wait, 3), process.returncode, err[-500:])
+            )
     assert not unclean, f"{len(unclean)} of {SIGNALS}: {unclean}"
 
 

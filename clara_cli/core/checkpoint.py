@@ -30,7 +30,7 @@ from clara_cli.core.roles import load_role, read_weights, role_tensors, set_tabl
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.storage.files import copy_tree, make_folder, new_folder, write_atomic
-from clara_cli.storage.tensors import check_tensors, save_tensors
+from clara_cli.storage.tensors import open_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CHANGED = "a file was changed or damaged; restore the checkpoint from a copy"
@@ -132,7 +132,7 @@ def check_files(path: Path, bundled: bool = False) -> None:
         raise ArtefactError(f"{backbone / 'config.json'}: missing", RESTORE)
     files = [part_file(path, name) for name in (MEMORY, *info.roles)]
     for file in (*files, *backbone.glob("*.safetensors")):
-        check_tensors(file, RESTORE)
+        open_tensors(file, RESTORE)
     check_parts(path, info, verify=True)
 
 

@@ -102,6 +102,7 @@ class ClaraModel(nn.Module):
         self._adapted: tuple[Any, ...] = tuple(
             m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)
         )
+        prompter.table_rows = self.table_VD.shape[0]
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
         for layer in self._adapted:

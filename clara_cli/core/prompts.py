@@ -8,6 +8,7 @@ from users is never parsed as special tokens. Knows nothing of tensors.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,7 @@ class Prompter:
             max_passage,
             markers or Markers(),
         )
+        self.table_rows = sys.maxsize  # of the backbone's embeddings; its model knows
         tokenizer.add_tokens([*self.markers.all, SEAM], special_tokens=True)
         ids = tokenizer.convert_tokens_to_ids
         self.memory_ids: list[int] = ids(list(self.markers.memory))
@@ -95,9 +97,28 @@ class Prompter:
         return self._specials.sub(lambda match: match[0][0] + SEAM + match[0][1:], text)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a string whose special tokens count as such; seams vanish."""
+        """Token ids of a string whose special tokens count as such; seams vanish.
+
+        Raises:
+            ArtefactError: where the backbone has no embedding of one: the tokenizer is another's.
+        """
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [i for i in ids if i != self._seam_id]
+        ids = [i for i in ids if i != self._seam_id]
+        if ids and max(ids) >= self.table_rows:
+            self._refuse_strange(ids)
+        return ids
+
+    def _refuse_strange(self, ids: Sequence[int]) -> None:
+        """Refuse ids that are neither the backbone's nor markers'."""
+        own = set(self.tokenizer.convert_tokens_to_ids(self.markers.all))
+        strange = next((i for i in ids if i >= self.table_rows and i not in own), None)
+        if strange is not None:
+            token = self.tokenizer.convert_ids_to_tokens(strange)
+            raise ArtefactError(
+                f"{self.tokenizer.name_or_path}: its tokenizer has the token {token!r} with id "
+                f"{strange}, the backbone has embeddings of {self.table_rows} tokens",
+                "tokenizer and weights do not belong together: restore the backbone from a copy",
+            )
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """(start, end) code points of each token of a text, specials read as plain text."""

@@ -24,6 +24,7 @@ from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact
+from clara_cli.storage.tensors import open_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,14 +166,9 @@ class Corpus:
     def _slices_of(self, number: int) -> tuple[Any, Any]:
         """A shard's memory and its scales (or None), memory-mapped and sliced on demand; the last
         ones stay open."""
-        from safetensors import SafetensorError, safe_open
-
         if number not in self._slices:
             path = self.folder / self.manifest.shards[number].memory
-            try:
-                handle: Any = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise self._damaged(path, str(error)) from error
+            handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
             scaled = self.manifest.identity.dtype in quantize.SCALES
             scales = handle.get_slice("scales") if scaled else None
             self._slices[number] = (handle.get_slice("memory"), scales)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,29 +16,33 @@ if TYPE_CHECKING:
 
 def read_tensors(path: Path, hint: str) -> dict[str, Tensor]:
     """The tensors of a file, by name. Raises ArtefactError where it is missing or damaged."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise ArtefactError(f"{path}: missing", hint)
-    try:
+    with _as_artefact_error(path, hint):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: damaged ({error})", hint) from error
 
 
-def check_tensors(path: Path, hint: str) -> None:
-    """Raise ArtefactError where a file of tensors is missing, cut or no such file; its numbers are
-    not read."""
-    from safetensors import SafetensorError, safe_open
+def open_tensors(path: Path, hint: str) -> Any:
+    """A file whose tensors are sliced on demand; its header and length are checked. Raises
+    ArtefactError where it is missing or damaged."""
+    from safetensors import safe_open
+
+    with _as_artefact_error(path, hint):
+        return safe_open(path, framework="pt")
+
+
+@contextmanager
+def _as_artefact_error(path: Path, hint: str) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     if not path.is_file():
         raise ArtefactError(f"{path}: missing", hint)
     try:
-        with safe_open(path, framework="pt"):
-            return
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: damaged ({error})", hint) from error
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's own, where it is gone
+        if is_out_of_memory(error):
+            raise
+        raise ArtefactError(f"{path}: damaged ({first_line(error)})", hint) from error
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, s
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.stages import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
+from clara_cli.errors import ArtefactError
 from clara_cli.records import Pair
 
 CPU = torch.device("cpu")
@@ -247,3 +248,14 @@ def test_labels_stand_on_the_answer_alone_for_any_template(model):
     assert prompter.tokenizer.decode(answer) == "Nora Velden</s>"
     prompt = prompter.prompt(prompter.answer_chat("Who?", 1, 4))
     assert ids[: len(prompt)] == prompt and len(ids) == len(prompt) + len(answer)
+
+
+def test_a_tokenizer_of_another_backbone_is_refused(tiny_backbone):
+    """Its ids would read other tokens' embeddings, or none; the markers alone have none."""
+    model = build(tiny_backbone)
+    model.prompter.passage("A river.")
+    model.prompter.tokenizer.add_tokens([f"w{n}" for n in range(model.table_VD.shape[0])])
+    model.prompter.tokenizer.add_tokens(["river"])
+    model.prompter.passage("A lake.")
+    with pytest.raises(ArtefactError, match=r"token 'river' with id \d+, the backbone has embedd"):
+        model.prompter.passage("A river.")

@@ -700,3 +700,40 @@ def test_beir_is_scored_by_ranking_alone(checkpoint: Path, tmp_path: Path) -> No
     assert (done.systems[0].em, done.systems[0].recall["1"], done.systems[0].ci95) == (None, 1, {})
     with pytest.raises(DataError, match="no pools"):
         go(tmp_path / "b", checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["predictions.jsonl", "measures.jsonl", "bench.json", ".lock", "report.md", "results.json"],
+)
+def test_no_link_in_the_folder_is_written_through(mayors, checkpoint, tmp_path, name):
+    out, theirs = tmp_path / "o", tmp_path / "theirs"
+    out.mkdir()
+    theirs.write_text("dear\n")
+    if name in ("predictions.jsonl", "measures.jsonl"):
+        go(mayors, checkpoint, limit=1, system="closed-book", out=out)
+        (out / name).unlink()
+    (out / name).symlink_to(theirs)
+    with pytest.raises(ArtefactError, match=rf"o/{name}"):
+        go(mayors, checkpoint, limit=1, system="closed-book", out=out)
+    assert theirs.read_text() == "dear\n" and (out / name).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("predictions.jsonl", '{"system": "closed-book", "ratio": null, "id": "0"}'),
+        ("predictions.jsonl", "[" * 100_000),
+        ("measures.jsonl", '{"context_tokens": 1, "truncated": 0, "seconds": {}}'),
+        ("measures.jsonl", '{"context_tokens": 1, "truncated": false, "seconds": {"a": "b"}}'),
+        ("measures.jsonl", '{"context_tokens": -1, "truncated": false, "seconds": {}}'),
+        ("bench.json", "[]"),
+        ("bench.json", '{"a": ' * 5_000),
+    ],
+)
+def test_a_damaged_line_of_a_run_is_named(mayors, checkpoint, tmp_path, name, line):
+    out = tmp_path / "o"
+    go(mayors, checkpoint, limit=1, system="closed-book", out=out)
+    (out / name).write_text(f"{line}\n")
+    with pytest.raises(ArtefactError, match=rf"o/{name}"):
+        go(mayors, checkpoint, limit=1, system="closed-book", out=out)

@@ -733,3 +733,22 @@ def test_records_and_configs_agree() -> None:
     fields = [f.name for f in dataclasses.fields(SynthResult) if f.metadata.get("json", True)]
     assert fields == JSON_KEYS
     assert os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+@pytest.mark.parametrize("name", ["rejected.jsonl", "progress.jsonl", "summary.json", "lock"])
+def test_no_link_beside_the_output_is_written_through(towns, out, report, name) -> None:
+    theirs = out.with_name("theirs")
+    theirs.write_text("dear\n")
+    out.with_name(f"pairs.{name}").symlink_to(theirs)
+    with serving(competent) as server:
+        with pytest.raises(ArtefactError, match=rf"pairs\.{name} is a link|clara_synth|not JSON"):
+            made(server, towns, out, report)
+    assert theirs.read_text() == "dear\n"
+
+
+def test_an_output_that_is_a_link_is_followed(towns, out, report) -> None:
+    out.symlink_to(out.with_name("there.jsonl"))
+    with serving(competent) as server:
+        result = made(server, towns, out, report)
+    assert result.accepted == 36 and out.is_symlink()
+    assert len(lines(out.with_name("there.jsonl"))) > 0
