@@ -6,7 +6,6 @@ Shards stay on disk, memory-mapped. Knows nothing of search or of how memory was
 
 from __future__ import annotations
 
-import gzip
 import struct
 import zlib
 from bisect import bisect_right
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
+from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.corpus.writer import damage_of
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
@@ -190,9 +190,8 @@ class Corpus:
         path = self.folder / shard.passages
         passages = []
         try:
-            with gzip.open(path, "rb") as stream:
-                for line in stream:
-                    passages.append(_passage(line))
+            for line in passage_lines(path):
+                passages.append(_passage(line))
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise self._damaged(path, f"line {len(passages) + 1}: {error}") from error
         if len(passages) != shard.rows:

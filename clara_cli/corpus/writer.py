@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePath
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, manifest, quantize
 from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
+from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
@@ -129,10 +130,10 @@ class CorpusWriter:
         if any(item.startswith(shard.passages) for item in damage):
             return self._part is not None
         try:
-            stored = _unplaced(gzip.decompress((self.folder / shard.passages).read_bytes()))
+            stored = _unplaced(passage_lines(self.folder / shard.passages))
         except (ValueError, EOFError, OSError, zlib.error, AttributeError, TypeError):
             return False  # no passages of this program's, whatever their sum
-        return stored == _unplaced(gzip.decompress(encoded))
+        return stored == _unplaced(gzip.decompress(encoded).splitlines())
 
     def write(self, number: int, passages: Sequence[Passage], memory_NMD: Tensor) -> None:
         """Write one shard (at least one passage) in the stored dtype and record it.
@@ -271,9 +272,9 @@ def encode_passages(passages: Sequence[Passage], keep_text: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _unplaced(lines: bytes) -> list[dict[str, Any]]:
+def _unplaced(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     """Stored passages without the place they came from: the same documents may have moved."""
-    records = [artefact.parse(line) for line in lines.splitlines()]
+    records = [artefact.parse(line) for line in lines]
     return [{key: r[key] for key in r if key != "source"} for r in records]
 
 

@@ -601,3 +601,17 @@ def test_a_shards_header_of_another_kind_is_named(tmp_path: Path, header: str) -
     repacked(folder, "shards/00001.safetensors", data)
     with pytest.raises(ArtefactError, match=r"00001\.safetensors: its header is "):
         Corpus.open(folder)
+
+
+def test_passages_that_decompress_to_too_much_are_refused(tmp_path, monkeypatch):
+    """The limit is lowered; with it, a line that never ends is refused before it is held."""
+    from clara_cli.corpus import passage_lines
+
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"one\ntwo\n"))
+    assert list(passage_lines.passage_lines(path)) == [b"one", b"two"]
+    monkeypatch.setattr(passage_lines, "MAX_BYTES", 2**10)
+    for data in (b"x" * 2000, b"line\n" * 400):
+        path.write_bytes(gzip.compress(data))
+        with pytest.raises(ValueError, match="MiB of passages in one shard"):
+            list(passage_lines.passage_lines(path))
