@@ -194,8 +194,10 @@ def read_rst(source: Source, stream: IO[bytes]) -> dict[str, Any]:
     quiet = {"report_level": 5, "halt_level": 5, "warning_stream": False}
     text = stream.read().decode("utf-8-sig", "replace")
     tree = core.publish_doctree(text, settings_overrides={**settings, **quiet})
-    for message in list(tree.findall(nodes.system_message)):  # what was refused or wrong
-        message.parent.remove(message)
+    for message in list(tree.findall(nodes.system_message)):
+        unknown = "Unknown directive type" in message.astext()  # its words are kept, as they stand
+        blocks = [node for node in message.children if isinstance(node, nodes.literal_block)]
+        message.parent.replace(message, blocks if unknown else [])
     parts: list[Part] = []
     heading = ""
     lines: list[str] = []

@@ -195,6 +195,9 @@ def test_restructured_text_includes_no_other_file(tmp_path: Path) -> None:
     assert "The Ord" in document.text
     assert "secret" not in document.text and "<b>" not in document.text
     assert places(document, "Elmgate", "The Ord") == ["section Towns", "section Rivers"]
+    (tmp_path / "a.rst").write_text("Towns\n=====\n\n.. unheard::\n\n   Words in it.\n")
+    (document,), _ = read(tmp_path / "a.rst")
+    assert "Words in it." in document.text
 
 
 def test_mail(tmp_path: Path) -> None:
