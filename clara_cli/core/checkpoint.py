@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from clara_cli.bundled import BUNDLED
+from clara_cli.core.adapter_config import check_adapter
 from clara_cli.core.backbone import Backbone, backbone_folder
 from clara_cli.core.backbone_settings import refuse_other_settings
 from clara_cli.core.digests import backbone_digest, full_digest, sample_digest
@@ -90,6 +91,8 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     info = read_info(path)
     for folder in (path, *(path / role for role in info.roles)):
         refuse_code(folder, f"checkpoint {path}")
+    for role in info.roles:
+        check_adapter(path / role, info.lora)
     source = backbone_source(path, info, options)
     base = options.open_backbone(source, None if options.backbone else info.revision)
     check_backbone(base, info, options.verify)
