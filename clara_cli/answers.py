@@ -235,7 +235,8 @@ def _show_hit(out: Console, hit: Hit, question: str, answer: str, *, large: bool
     if not place.file:
         out.print(Text("   ") + details, soft_wrap=False)
         return
-    where = Text(clean_line(str(place)), style=_link(place))
+    near = dataclasses.replace(place, file=_from_here(place.file))
+    where = Text(clean_line(str(near)), style=_link(place))
     beside = 3 + where.cell_len + 2 + details.cell_len <= out.width
     out.print(Text.assemble("   ", where, "  " if beside else "\n   ", details), soft_wrap=False)
 
@@ -289,6 +290,13 @@ def _sentence_place(hit: Hit) -> Place:
     place = place_of(hit.passage.source)
     line = hit.sentence.line if hit.sentence is not None else 0
     return dataclasses.replace(place, line=line) if line else place
+
+
+def _from_here(file: str) -> str:
+    """A file's path as one would type it here: relative, where it lies below this folder."""
+    path, here = Path(file), Path.cwd()
+    below = path.is_absolute() and path.is_relative_to(here)
+    return str(path.relative_to(here)) if below else file
 
 
 def _link(place: Place) -> str:

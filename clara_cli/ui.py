@@ -175,8 +175,10 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 
 def _count(progress: records.Progress) -> str:
-    total = "" if progress.total is None else f"/{progress.total:,}"
-    return f"{progress.done:,}{total} {progress.unit}"
+    if not progress.total:
+        return f"{progress.done:,} {progress.unit}"
+    share = 100 * progress.done // progress.total
+    return f"{share}% {progress.done:,}/{progress.total:,} {progress.unit}"
 
 
 def _figures(progress: records.Progress) -> str:

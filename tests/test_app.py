@@ -503,7 +503,7 @@ def test_json_is_the_last_line_of_stdout(fake: Callable[..., list[Any]]) -> None
     assert result.exit_code == 0
     assert json.loads(result.stdout) == dataclasses.asdict(COMPRESSED)
     assert result.stdout.count("\n") == 1
-    assert result.stderr == "a note\ncompress: 5/5 passages\n"
+    assert result.stderr == "a note\ncompress: 100% 5/5 passages\n"
 
 
 def test_summary_says_what_was_made_and_what_comes_next(fake: Callable[..., list[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripted_llm import serving
 
 from clara_cli.app import app
 
@@ -50,6 +52,39 @@ def test_the_main_job_runs_as_written_and_ends_with_an_answer_and_its_sources(
         assert left.value.code == 0, words
     said = capsys.readouterr().out
     assert len(re.findall(r"(invented|real)-\d{3}", said)) >= 5
+
+
+def run(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        app(words)
+    assert left.value.code == 0, words
+
+
+def test_documents_are_asked_as_written_and_by_a_language_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("CLARA_MODEL", "nano")
+    lines = blocks("sh documents")[0].splitlines()
+    asking = [line for line in lines if line.startswith("clara ")]
+    for line in lines[: len(lines) - len(asking)]:
+        subprocess.run(["sh", "-c", line], check=True)
+    shown = []
+    for line in asking[:2]:
+        run(shlex.split(line)[1:])
+        shown.append(capsys.readouterr().out)
+    for text in shown:  # the best sentence with its file and line, and the answer marked
+        assert "The library opens at nine on weekdays and at noon on Sundays." in text
+        assert "notes/library.md:1" in text
+    assert "supported" in shown[1].lower()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("When does the library open?"))
+    run(shlex.split(asking[2])[1:])
+    assert "notes/library.md:1" in capsys.readouterr().out
+    (line,) = blocks("sh llm")[0].splitlines()
+    with serving(lambda asked: "at noon") as server:
+        run([server.url if "://" in word else word for word in shlex.split(line)[1:]])
+        assert "opens at nine" in server.asked[0].text
+    assert capsys.readouterr().out.startswith("at noon\nsupport unjudged")
 
 
 def screen(text: str) -> str:

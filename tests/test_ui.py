@@ -87,9 +87,9 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "compress: 1,300/3,000 passages, loss 1.5",
-        "compress: 2,500/3,000 passages, loss 1.5",
-        "compress: 3,000/3,000 passages, loss 1.5",
+        "compress: 43% 1,300/3,000 passages, loss 1.5",
+        "compress: 83% 2,500/3,000 passages, loss 1.5",
+        "compress: 100% 3,000/3,000 passages, loss 1.5",
     ]
 
 
@@ -98,7 +98,7 @@ def test_the_first_step_is_a_line_where_it_took_long(capsys: pytest.CaptureFixtu
     with ui.TerminalReport(clock=clock) as report:
         clock.now += 60
         report.progress(Progress("bench", 8, 300, "questions"))
-        assert capsys.readouterr().err == "bench: 8/300 questions\n"
+        assert capsys.readouterr().err == "bench: 2% 8/300 questions\n"
 
 
 def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[
         report.progress(Progress("read", 1, None, "lines"))
         report.progress(Progress("read", 2, None, "lines"))
         report.progress(Progress("write", 1, 9, "files"))
-    assert capsys.readouterr().err.splitlines() == ["read: 2 lines", "write: 1/9 files"]
+    assert capsys.readouterr().err.splitlines() == ["read: 2 lines", "write: 11% 1/9 files"]
 
 
 def test_quiet_silences_notes_and_progress_not_warnings(
@@ -161,7 +161,7 @@ def test_no_bar_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     with ui.TerminalReport() as report:
         report.progress(Progress("compress", 1, 1, "passages"))
-    assert terminal.getvalue() == "compress: 1/1 passages\n"
+    assert terminal.getvalue() == "compress: 100% 1/1 passages\n"
 
 
 @pytest.mark.parametrize("no_color", [False, True])
