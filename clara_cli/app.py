@@ -25,7 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clara_cli import config as configs
-from clara_cli import interrupts, launch
+from clara_cli import interrupts, launch, option_files
 from clara_cli.config import AskConfig, Common
 from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, nearest
 from clara_cli.fields import MACHINE, Setting, with_recipe
@@ -90,6 +90,9 @@ class ClaraGroup(TyperGroup):
         prog_name = prog_name or "clara"
         self._main_shell_completion(extra, prog_name, complete_var)
         try:
+            runs = any(word in self.commands for word in words)
+            files = option_files.read_defaults(COMMANDS) if runs else {}
+            extra |= {"default_map": files, "auto_envvar_prefix": "CLARA"}
             with interrupts.raised():
                 with self.make_context(prog_name, words, obj=tuple(words), **extra) as ctx:
                     self.invoke(ctx)
@@ -180,6 +183,9 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
         given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         settings: Any = config(**values)
+        if shared["show_config"]:
+            _show_config(settings, sources)
+            return
         if hasattr(settings, "recipe"):
             settings = with_recipe(settings, given)
         if launch.needed(getattr(settings, "nproc", None)):
@@ -195,6 +201,17 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return call
+
+
+def _show_config(settings: Common, sources: dict[str, Any]) -> None:
+    """Every option of a command, as clara.toml may hold it, and where its value comes from."""
+    from clara_cli import ui
+
+    words = {"DEFAULT_MAP": option_files.NAME, "COMMANDLINE": "command line"}
+    for f in dataclasses.fields(settings):
+        if f.metadata["kind"] == "option":
+            source = getattr(sources.get(f.name), "name", "DEFAULT")
+            ui.show_option(f, getattr(settings, f.name), words.get(source, source.lower()))
 
 
 def _show_settings(ctx: typer.Context, settings: list[Setting]) -> None:

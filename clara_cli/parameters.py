@@ -28,6 +28,7 @@ PANELS = (INPUT, MODEL, METHOD, OUTPUT, MACHINE)  # in the order help shows them
 SHARED = {  # flags of every command that are the terminal's business, not the command's
     "json": (OUTPUT, "Print the result as one JSON object, the last line of stdout."),
     "quiet": (OUTPUT, "Print results, warnings and errors, nothing else."),
+    "show_config": (MACHINE, "Print every option, its value and where that is from, and stop."),
     "traceback": (MACHINE, "Show where an error came from; so does CLARA_TRACEBACK=1."),
 }
 
@@ -44,7 +45,7 @@ def parameters(
     fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
     made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
     for name, (panel, doc) in SHARED.items():
-        flag = typer.Option(f"--{name}", help=doc, rich_help_panel=panel)
+        flag = typer.Option("--" + name.replace("_", "-"), help=doc, rich_help_panel=panel)
         made.append((panel, _keyword(name, Annotated[bool, flag], False)))
     if any(f.metadata["kind"] == "setting" for f in dataclasses.fields(config)):
         made.append((METHOD, _keyword(LIST_SETTINGS, _listing(config, show_settings), False)))

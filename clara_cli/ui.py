@@ -7,6 +7,7 @@ narrow as 40 columns, and streams that are no terminal at all.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -188,6 +189,13 @@ def _figures(progress: records.Progress) -> str:
 def json_line(record: dict[str, Any]) -> str:
     """A JSON object in one line."""
     return escaped_json(json.dumps(_jsonable(record), ensure_ascii=False))
+
+
+def show_option(f: dataclasses.Field[Any], value: Any, source: str) -> None:
+    """An option's value as a line of TOML, and where it comes from; none is a comment."""
+    shown = "(none)" if value is None else json.dumps(_jsonable(value), ensure_ascii=False)
+    line = f"{f.name.replace('_', '-')} = {shown}  # {source}"
+    console(stderr=False).print(Text(clean(f"# {line}" if value is None else line)), soft_wrap=True)
 
 
 def write_json(record: dict[str, Any]) -> None:

@@ -26,7 +26,16 @@ from clara_cli.fields import flag_name, read_recipe, with_recipe
 
 ROOT = Path(__file__).parent.parent
 
-GENERAL = {"--device", "--dtype", "--help", "--json", "--quiet", "--seed", "--traceback"}
+GENERAL = {
+    "--device",
+    "--dtype",
+    "--help",
+    "--json",
+    "--quiet",
+    "--seed",
+    "--show-config",
+    "--traceback",
+}
 HOLDING = {"--device-map", "--load-in"}
 LEARN = {
     *HOLDING,

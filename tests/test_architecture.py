@@ -41,7 +41,7 @@ LAYERS = [
     {"core", "corpus", "search"},
     {"documents"},
     {"config"},
-    {"fields"},
+    {"fields", "option_files"},
     {"chat", "launch"},
     {"storage"},
     {"records", "measures", "bundled"},

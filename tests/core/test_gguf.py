@@ -104,9 +104,7 @@ def write_gguf(
         writer.add_chat_template(chat)
     rng = np.random.default_rng(0)
     tensors = {
-        name: (rng.standard_normal(shape) * 0.1).astype(
-            np.float32 if len(shape) == 1 else dtype
-        )
+        name: (rng.standard_normal(shape) * 0.1).astype(np.float32 if len(shape) == 1 else dtype)
         for name, shape in shapes(kind, len(tokens)).items()
     }
     for name, tensor in tensors.items():
