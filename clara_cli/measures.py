@@ -55,8 +55,8 @@ class Survival:
 @dataclass(frozen=True, slots=True)
 class LogitLens:
     """Of `questions` with a gold passage, the share whose query memory names a word that stands in
-    it and not in the question, and the share by chance (other questions' gold passages); `words`
-    that a memory names on average, and the 95 % interval of the difference of both shares."""
+    it, in few others and not in the question; the share by chance (other questions' gold passages);
+    `words` that a memory names on average; and the 95 % interval of the shares' difference."""
 
     ratio: int
     questions: int

@@ -1,15 +1,17 @@
 """What the query reasoner's memory names: words that stand in the gold passage and not in the
 question, by the logit lens (the paper's Fig. 4, as a number).
 
-A memory token names the words its nearest output embeddings are. How often that is chance is told
-by the same words against the gold passages of other questions. Tokens that are parts of words name
-nothing, so a vocabulary of short pieces is a lower bound.
+A memory token names the words its nearest output embeddings are. Words of more than a tenth of the
+gold passages tell nothing and do not count; how often the others are named by chance is told by the
+gold passages of other questions. Tokens that are parts of words name nothing, so a vocabulary of
+short pieces is a lower bound.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clara_cli.core.decode import lens
 from clara_cli.evaluation.metrics import interval, mean
@@ -19,6 +21,7 @@ from clara_cli.measures import LogitLens
 from clara_cli.search.bm25 import words
 
 NAMED = 3  # words a memory token names, as `clara ask --explain` shows them
+COMMON = 10  # a word of more than one in so many gold passages tells nothing
 PARTNERS = 50  # other questions whose gold passages tell what is chance
 _TOGETHER = 32  # questions read at once
 
@@ -57,7 +60,16 @@ def _probes(cases: Sequence[Case]) -> list[_Probe]:
         if gold:
             asked = case.question.question
             probes.append(_Probe(asked, frozenset(words(asked)), gold))
-    return probes
+    return _telling(probes)
+
+
+def _telling(probes: Sequence[_Probe]) -> list[_Probe]:
+    """The same with the words of gold passages that few of them have."""
+    distinct = {probe.gold for probe in probes}
+    counts = Counter(word for gold in distinct for word in gold)
+    most = max(1, len(distinct) // COMMON)
+    telling = {word for word, count in counts.items() if count <= most}
+    return [replace(probe, gold=probe.gold & telling) for probe in probes]
 
 
 def _at(ratio: int, m: int, probes: Sequence[_Probe], reader: Reader, seed: int) -> LogitLens:
