@@ -215,8 +215,9 @@ def open_clara(config: AskConfig, report: Report) -> Clara:
     if config.task is not None and not found.writes_from_memory:
         report.note(f"{found.name} was trained last to answer, not to write from memory")
     refuse_unreadable(clara, config, report)
-    if config.abstain and (clara.answerer.calibration is None or config.read != "memory"):
-        what = f"--read {config.read}" if config.read != "memory" else found.name
+    read = config.read or clara.loaded.info.reading.mode
+    if config.abstain and (clara.answerer.calibration is None or read != "memory"):
+        what = f"--read {read}" if read != "memory" else found.name
         hint = "omit --abstain, or read memory with a checkpoint that has a support.json"
         raise UsageError(f"--abstain: nothing judges the support of answers by {what}", hint)
     return clara
