@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ MIXED = tuple(kind for kinds in PAIR_KINDS.values() for kind in kinds)
 def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     """Pretrain until the steps are done; resumes an unfinished `out`."""
     check_settings(config)
-    facts = {"roles": list(trained_roles(config, "scp"))}
+    facts: dict[str, Any] = {"roles": list(trained_roles(config, "scp"))}
     ranks = join(config.device)
     if config.dry_run:
         if config.init is None and config.backbone is None:
@@ -57,6 +58,9 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     pairs = mix(pairs, config)
     torch.manual_seed(config.seed)
     loaded = start(config, ranks)
+    scale = loaded.model.backbone.word_scale
+    if config.init is None and scale != 1:
+        facts["memory_scale"] = round(scale, 4)
     if config.init is not None and ranks.first:
         tell(loaded, report)
         note_older(loaded, [], report)
@@ -168,7 +172,7 @@ def start(config: PretrainConfig, ranks: Ranks) -> Loaded:
     slots = max(tokens // ratio for ratio in ratios)
     lora = LoraSettings(config.lora_rank or RANK, config.lora_alpha or ALPHA, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)
-    memory_MD, markers_2D = fresh_memory(slots, base.table_VD, seeded)
+    memory_MD, markers_2D = fresh_memory(slots, base.table_VD, seeded, base.word_scale)
     prompter = Prompter(base.tokenizer, tokens)
     prompter.check_template(f"backbone {base.name}")
     model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)

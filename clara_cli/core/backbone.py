@@ -61,6 +61,15 @@ class Backbone:
         return self.model.get_input_embeddings().weight
 
     @property
+    def word_scale(self) -> float:
+        """What the embedding module multiplies a row by when it is read (Gemma 3: about the square
+        root of the width; others: 1)."""
+        ids = torch.arange(min(64, len(self.table_VD)), device=self.table_VD.device)
+        with torch.no_grad():
+            read, stored = self.model.get_input_embeddings()(ids), self.table_VD[ids]
+        return 1.0 if torch.equal(read, stored) else (read.norm() / stored.norm()).item()
+
+    @property
     def hidden(self) -> int:
         """D."""
         return self.table_VD.shape[1]

@@ -438,14 +438,15 @@ def end_tokens(causal_lm: Any) -> list[int]:
 
 
 def fresh_memory(
-    slots: int, embedding: Tensor, generator: torch.Generator
+    slots: int, embedding: Tensor, generator: torch.Generator, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Memory tokens (M, D) and the two marker rows (2, D) for a new checkpoint.
 
-    Drawn with the mean and spread of the backbone's own embeddings, so they start apart from each
+    Drawn with the mean and spread of the backbone's own embeddings, times the `scale` at which it
+    reads them (spliced vectors do not pass its embedding module), so they start apart from each
     other (resizing a table gives every new row the same mean, 4 % of a word's spread away).
     """
-    table = embedding.detach().float().cpu()
+    table = embedding.detach().float().cpu() * scale
     rows = torch.randn(slots + 2, table.shape[1], generator=generator)
     rows = rows * table.std(dim=0) + table.mean(dim=0)
     return rows[:slots].clone(), rows[slots:].clone()

@@ -174,3 +174,21 @@ def test_every_part_of_the_probe_can_refuse(tiny_backbone, monkeypatch, fault):
         monkeypatch.setattr(type(base), "hidden", 64)
     with pytest.raises(ArtefactError):
         probes.check_reading(base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [("gemma3_text", 32**0.5), ("gemma2", 32**0.5), ("gemma", 32**0.5), ("llama", 1)],
+)
+def test_memory_begins_at_the_scale_at_which_words_are_read(kind, scale):
+    from clara_cli.core.backbone import Backbone
+    from clara_cli.core.loading import new_config, new_model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    base = Backbone(new_model(new_config(kind, **sizes, **heads)), None, kind, None)
+    ids = torch.arange(300)
+    read = base.model.get_input_embeddings()(ids).norm(dim=1).mean().item()
+    memory, _ = fresh_memory(400, base.table_VD, torch.Generator().manual_seed(0), base.word_scale)
+    assert memory.norm(dim=1).mean().item() == pytest.approx(read, rel=0.1)
+    assert base.word_scale == pytest.approx(scale, rel=1e-5)
