@@ -32,6 +32,9 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         raise UsageError("a question and --file were both given", "give one of them")
     if config.documents and config.corpus:
         raise UsageError("documents and --corpus were both given", "give one of them")
+    if config.clear_cache:
+        _clear_cache(config, as_json=as_json)
+        return
     if config.dry_run:
         _say_need(config, as_json=as_json, quiet=quiet)
         return
@@ -58,6 +61,18 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         else:
             given = printer.show_all(module.run(config, report))
         _check_support(given, required=config.require_support)
+
+
+def _clear_cache(config: AskConfig, *, as_json: bool) -> None:
+    """Empty the cache of dequantised backbones."""
+    if config.question is not None or config.file is not None:
+        raise UsageError("--clear-cache and a question do not go together", "give one of them")
+    gguf = importlib.import_module("clara_cli.core.gguf")
+    backbones, size = gguf.remove_backbones()
+    if as_json:
+        ui.write_json({"backbones": backbones, "bytes": size})
+    else:
+        ui.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
 
 
 def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:

@@ -122,6 +122,12 @@ class AskConfig(PlacementOptions, DocumentOptions):
     log: Path | None = option(
         "Append every answer to this file, as --json prints it, with its time.", None, OUTPUT
     )
+    clear_cache: bool = option(
+        "Remove the backbones that were dequantised into the cache, say how much that was, and "
+        "stop.",
+        False,
+        OUTPUT,
+    )
     dry_run: bool = option(
         "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT
     )

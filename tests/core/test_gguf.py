@@ -283,3 +283,15 @@ def smol_tokenizer(file: Path):
     tokenizer = load_gguf_tokenizer(file)
     gguf.set_split_rule(tokenizer.backend_tokenizer, gguf.read_metadata(file), file)
     return tokenizer
+
+
+def test_the_cache_is_cleared_by_a_command(tmp_path, capsys):
+    from clara_cli.app import app
+
+    write_gguf(tmp_path / "model.gguf", "llama")
+    folder = backbone_folder(str(tmp_path / "model.gguf"), None)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    with pytest.raises(SystemExit) as left:
+        app(["ask", "--clear-cache", "--json"])
+    assert left.value.code == 0 and not folder.exists()
+    assert json.loads(capsys.readouterr().out) == {"backbones": 1, "bytes": size}
