@@ -17,6 +17,7 @@ import torch
 
 from clara_cli.bundled import SMOLLM2
 from clara_cli.core.checkpoint import LoadOptions, load, save
+from clara_cli.core.info import ReadingDefaults
 
 LICENCE = (
     "Apache-2.0 (SmolLM2-135M-Instruct, and what is ours). Roles trained on: SQuAD v1.1 train "
@@ -36,7 +37,7 @@ def ship(source: Path, out: Path, passages: int) -> int:
         backbone=SMOLLM2.backbone,
         revision=SMOLLM2.revision,
         licence=LICENCE,
-        reading=replace(loaded.info.reading, passages=passages),
+        reading=ReadingDefaults("text", passages, generator_reads_text=True),
     )
     save(loaded.model, info, out)
     for file in out.glob("*/README.md"):  # PEFT's own, a form without content
