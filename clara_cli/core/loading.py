@@ -20,7 +20,7 @@ import torch
 
 from clara_cli.errors import ArtefactError, ClaraError, first_line, is_out_of_memory
 from clara_cli.storage.artefact import parse
-from clara_cli.storage.file_kinds import special_file
+from clara_cli.storage.file_kinds import special_file, why_unreadable
 
 SETTINGS = ("*config*.json", "special_tokens_map.json", "clara.json")  # what may name code
 MOST_SETTINGS = 64 * 2**20  # bytes of one such file; a tokenizer's lists its added tokens
@@ -62,7 +62,7 @@ def refuse_code(folder: Path, what: str) -> None:
         ArtefactError: naming the file, the setting and its value.
     """
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if special := special_file(file):
+        if special := why_unreadable(file) if file.is_symlink() else special_file(file):
             raise ArtefactError(f"{what}: {file.name}: {special}", HINT)
     for file in settings_files(folder):
         settings = read_settings(file, what)

@@ -201,8 +201,9 @@ class Prompter:
         try:
             return self._template([*merged, *ending])
         except TemplateError as error:
+            name = self.tokenizer.name_or_path or "the tokenizer"
             raise ArtefactError(
-                f"the tokenizer's chat template cannot render a question: {error}",
+                f"the chat template of {name} cannot render a question: {error}",
                 "use a backbone whose chat template takes user and assistant turns",
             ) from error
 

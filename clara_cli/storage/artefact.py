@@ -13,8 +13,9 @@ import reprlib
 import stat
 import sys
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from clara_cli.errors import ArtefactError
 
@@ -127,7 +128,7 @@ def _check_depth(value: Any) -> None:
     raise ValueError("nested too deeply")
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """A file opened for reading. Raises OSError; for what is no file too, without waiting for it:
     a pipe has no end."""
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from clara_cli.errors import ArtefactError
+from clara_cli.storage.artefact import open_file
 from clara_cli.storage.errors import cannot_write
 
 TEMPORARY = ".tmp-"
@@ -187,5 +188,5 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal, read in pieces. Raises OSError."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

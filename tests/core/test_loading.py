@@ -132,6 +132,14 @@ def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_for_it(folder, name)
         loading.refuse_code(folder, "backbone b")
 
 
+@pytest.mark.parametrize("aim", ["nothing", "chat_template.jinja"])
+def test_a_link_that_leads_nowhere_is_refused(folder, aim):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to(folder / aim)
+    with pytest.raises(ArtefactError, match="^backbone b: chat_template.jinja: "):
+        loading.refuse_code(folder, "backbone b")
+
+
 @pytest.mark.parametrize("change_config", [{"hidden_size": "wide"}, {"num_attention_heads": 0}, []])
 def test_a_config_of_wrong_values_is_one_error(folder, change_config):
     file = folder / "config.json"
