@@ -224,7 +224,7 @@ def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
     config, tally = job.config, job.tally
     limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
     refuse = job.additions.refuse if job.additions else None
-    reading = read_documents(config.inputs, config, tally.bad, tally.report.note, refuse)
+    reading = read_documents(config.inputs, config, tally.bad, tally.report.warn, refuse)
     tally.left_out = reading.left_out
 
     def passages() -> Iterator[Passage]:

@@ -74,6 +74,7 @@ class Reading(Iterator[Document]):
         self._file_seconds, self._on_note = options.file_seconds, on_note
         self._title_field = options.title_field or "title"
         self._id_field = options.id_field or "id"
+        self._repeats: dict[str, int] = {}  # of content ids that came more than once
         self._missing = {name for name in (options.title_field, options.id_field) if name}
         self._child = ReaderProcess(on_note)
         self._total = _total_bytes(self._files)
@@ -92,13 +93,12 @@ class Reading(Iterator[Document]):
     def _read(self) -> Iterator[Document]:
         seen = DiskSet()
         for source, where, record in self._records():
-            number = where.rpartition(":")[2]
-            default_id = source.label if where == source.name else f"{source.label}:{number}"
             try:
-                document = self._document(source, record, default_id, where)
+                document, has_id = self._document(source, record, where)
                 if self._refuse and (reason := self._refuse(document.id)):
                     raise BadRecord(reason)
-                _refuse_second(document.id, seen)
+                if not _is_new(document.id, seen):
+                    document = self._told_apart(document, has_id, seen)
             except BadRecord as bad:
                 message = f"{where}: {bad}"
                 if not self._skip_bad:
@@ -117,15 +117,29 @@ class Reading(Iterator[Document]):
             message = f"no documents in {', '.join(self._inputs)}{among}"
             raise DataError(message, listing.ACCEPTED)
 
-    def _document(self, source: Source, record: Any, default_id: str, where: str) -> Document:
-        """A record as a Document; a field that was found for its text is told of."""
+    def _document(self, source: Source, record: Any, where: str) -> tuple[Document, bool]:
+        """A record as a Document, and whether it says its id: else a file has its label, a record
+        its label and a hash of its content, which no line before or after it changes. A field that
+        was found for its text is told of."""
         if isinstance(record, dict):
             self._missing -= record.keys()
-        document, key = _document(
-            record, default_id, where, source.fields, self._title_field, self._id_field
-        )
+        document, key = _document(record, where, source.fields, self._title_field, self._id_field)
         if key in listing.OTHER_TEXT_FIELDS and len(source.fields) > 1:
             self._on_note(f"{source.name}: the text is taken from {key!r}")
+        if document.id or not key:
+            return dataclasses.replace(document, id=document.id or source.label), True
+        own_id = f"{source.label}#{_content_hash(document)}"
+        return dataclasses.replace(document, id=own_id), False
+
+    def _told_apart(self, document: Document, has_id: bool, seen: DiskSet) -> Document:
+        """A document whose id was used before: the same content again has a number behind it.
+        Raises BadRecord for an id that the record says."""
+        if has_id:
+            raise BadRecord(f"the id {shortened(document.id)} was used before")
+        number = self._repeats[document.id] = self._repeats.get(document.id, 1) + 1
+        document = dataclasses.replace(document, id=f"{document.id}-{number}")
+        if not _is_new(document.id, seen):
+            raise BadRecord(f"the id {shortened(document.id)} was used before")
         return document
 
     def _records(self) -> Iterator[tuple[Source, str, Any]]:
@@ -204,22 +218,28 @@ def _size(file: Source) -> int:
         return 0
 
 
-def _refuse_second(document_id: str, seen: DiskSet) -> None:
-    if not seen.add(hashlib.blake2b(document_id.encode(), digest_size=12).hexdigest()):
-        raise BadRecord(f"the id {shortened(document_id)} was used before")
+def _is_new(document_id: str, seen: DiskSet) -> bool:
+    return seen.add(hashlib.blake2b(document_id.encode(), digest_size=12).hexdigest())
+
+
+def _content_hash(document: Document) -> str:
+    content = [document.title, document.text, document.metadata]
+    encoded = json.dumps(content, sort_keys=True).encode()
+    return hashlib.blake2b(encoded, digest_size=8).hexdigest()
 
 
 def _document(
-    record: Any, default_id: str, where: str, fields: tuple[str, ...], title: str, identifier: str
+    record: Any, where: str, fields: tuple[str, ...], title: str, identifier: str
 ) -> tuple[Document, str]:
-    """A parsed record as a Document, and the field its text is from. Its title and id are in the
-    fields of those names. Raises BadRecord saying what is wrong with it."""
+    """A parsed record as a Document, its id empty where it has none, and the field its text is
+    from, empty for a file. Its title and id are in the fields of those names. Raises BadRecord
+    saying what is wrong with it."""
     if isinstance(record, BadRecord):
         raise record
     if isinstance(record, FileText):
         parts = tuple((start, name) for start, name in record.parts)
         kept = (record.metadata, where, parts, record.first_line)
-        return Document(default_id, record.text, record.title, *kept), ""
+        return Document("", record.text, record.title, *kept), ""
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object: {shortened(record)}")
     key = _text_field(record, fields)
@@ -228,7 +248,7 @@ def _document(
         raise BadRecord(f"{key} is {shortened(text)}, not a string")
     if not isinstance(heading, str | None):
         raise BadRecord(f"{title} is {shortened(heading)}, not a string")
-    document_id = _id(record.get(identifier), default_id)
+    document_id = _id(record.get(identifier))
     taken = {key, fields[0], title, identifier, *DROPPED_FIELDS}
     metadata = {name: value for name, value in record.items() if name not in taken}
     for name, value in (("text", text), ("title", heading or ""), ("id", document_id)):
@@ -256,9 +276,9 @@ def _text_field(record: dict[str, Any], fields: tuple[str, ...]) -> str:
     raise BadRecord(f"no {wanted}; its fields: {shortened(known)}")
 
 
-def _id(value: Any, default: str) -> str:
+def _id(value: Any) -> str:
     if value is None:
-        return default
+        return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRecord(f"id is {shortened(value)}, neither a string nor an integer")
     return str(value)

@@ -123,8 +123,7 @@ def list_inputs(
                 named = "mail" if kind == "email" else kind.upper()
                 message = f"{item}: {named} is read with the extra documents, not installed"
                 raise DataError(message, INSTALL)
-            unique = names[path.name] == 1 and kind != "text" and kind not in NEEDS
-            label = path.name if unique else path.as_posix()
+            label = path.name if names[path.name] == 1 else path.as_posix()
             _add(listing, Source(path, label, item, kind, fields))
         else:
             raise UsageError(f"{printable_path(item)}: no such file or folder", ACCEPTED)

@@ -125,9 +125,10 @@ def test_an_array_is_read_item_by_item(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(json_lines, "_PIECE", piece)
         for name in ("a.json", "b.json"):
             reading = read_documents([str(tmp_path / name)], DocumentOptions(), print, print)
-            found = [(d.id, d.text, d.metadata) for d in reading]
+            found = [(d.source, d.text, d.metadata) for d in reading]
             places = enumerate(texts)
-            assert found == [(f"{name}:{n + 1}", t, {"n": [{"m": n}]}) for n, t in places]
+            path = tmp_path / name
+            assert found == [(f"{path}:{n + 1}", t, {"n": [{"m": n}]}) for n, t in places]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import struct
 import sys
 import tracemalloc
@@ -48,8 +49,9 @@ def test_fields_ids_and_metadata(tmp_path: Path) -> None:
     )
     first, second, third = read(path)[0]
     assert first == Document("7", "  kept\n exactly ", "T", {"year": 1999}, f"{path}:1")
-    assert (second.id, second.text, second.metadata) == ("c.jsonl:3", "from contents", {})
-    assert (third.id, third.text, third.title) == ("c.jsonl:4", "", "")
+    assert (second.text, second.metadata) == ("from contents", {})
+    assert (third.text, third.title) == ("", "")
+    assert re.fullmatch(r"c\.jsonl#[0-9a-f]{16}", second.id) and second.id != third.id
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,8 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str, pack) -> None
     (tmp_path / name).write_bytes(pack(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}'))
     documents, _ = read(tmp_path / name)
     assert [d.text for d in documents] == ["a", "b"]
-    assert [d.id for d in documents] == [f"{name}:1", f"{name}:2"]
+    assert [d.source for d in documents] == [f"{tmp_path / name}:{n}" for n in (1, 2)]
+    assert all(d.id.startswith(f"{name}#") for d in documents)
 
 
 BAD = {
@@ -131,7 +134,7 @@ def test_folders_are_walked_in_order_without_corpora(tmp_path: Path) -> None:
     documents, _ = read(tmp_path)
     assert [(d.id, d.title, d.text) for d in documents] == [
         ("a.txt", "a", "A"),
-        ("m.jsonl:1", "", "M"),
+        (documents[1].id, "", "M"),
         ("sub/b.md", "B", "# B\r\n"),
     ]
     with pytest.raises(UsageError, match="a compressed corpus, not documents") as caught:
@@ -141,13 +144,33 @@ def test_folders_are_walked_in_order_without_corpora(tmp_path: Path) -> None:
         read("")
 
 
-def test_a_single_text_file_has_its_path_as_id(tmp_path: Path, monkeypatch) -> None:
+def test_a_single_text_file_has_the_same_id_from_any_directory(tmp_path, monkeypatch) -> None:
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n/note.v2.txt").write_bytes(b"\xef\xbb\xbftext")
     monkeypatch.chdir(tmp_path)
-    Path("n").mkdir()
-    Path("n/note.v2.txt").write_bytes(b"\xef\xbb\xbftext")
-    assert read("n/note.v2.txt")[0] == [
-        Document("n/note.v2.txt", "text", "note.v2", {}, "n/note.v2.txt")
+    wanted = Document("note.v2.txt", "text", "note.v2", {}, "n/note.v2.txt")
+    assert read("n/note.v2.txt")[0] == [wanted]
+    assert read(tmp_path / "n/note.v2.txt")[0][0].id == wanted.id == read("n")[0][0].id
+    (tmp_path / "note.v2.txt").write_text("another")
+    assert [d.id for d in read("n/note.v2.txt", "note.v2.txt")[0]] == [
+        "n/note.v2.txt",
+        "note.v2.txt",
     ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=8),
+    st.integers(0, 8),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+)
+def test_a_line_put_between_others_changes_no_other_id(tmp_path_factory, texts, at, more) -> None:
+    path = tmp_path_factory.mktemp("ids") / "c.jsonl"
+    before = [d.id for d in read(jsonl(path, *({"text": text} for text in texts)))[0]]
+    texts.insert(at, f"new {more}")
+    after = [d.id for d in read(jsonl(path, *({"text": text} for text in texts)))[0]]
+    del after[min(at, len(texts) - 1)]
+    assert after == before and len(set(before)) == len(before)
 
 
 def test_csv_with_newlines_in_fields_and_bad_rows(tmp_path: Path) -> None:
@@ -323,7 +346,9 @@ def test_stdin(monkeypatch) -> None:
         buffer = io.BufferedReader(io.BytesIO(gzip.compress(b'{"text": "a"}\n')))
 
     monkeypatch.setattr(sys, "stdin", Stdin)
-    assert read("-")[0] == [Document("stdin:1", "a", "", {}, "<stdin>:1")]
+    (document,), _ = read("-")
+    assert document == Document(document.id, "a", "", {}, "<stdin>:1")
+    assert document.id.startswith("stdin#")
     with pytest.raises(UsageError, match="- is given twice"):
         read("-", "-")
 

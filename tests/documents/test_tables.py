@@ -57,7 +57,8 @@ def test_the_bytes_of_an_image_are_left_out(cases: Path) -> None:
 
 def test_an_empty_id_is_none(cases: Path) -> None:
     documents, _ = read(cases / "empty_id.csv")
-    assert [document.id for document in documents] == ["empty_id.csv:2", "empty_id.csv:3"]
+    assert all(document.id.startswith("empty_id.csv#") for document in documents)
+    assert len({document.id for document in documents}) == 2
 
 
 def test_two_columns_of_one_name_are_refused(cases: Path, tmp_path: Path) -> None:
