@@ -206,7 +206,7 @@ def write_backbone(file: Path, folder: Path) -> None:
     model = load_gguf_model(file, width)
     config = model.config.to_dict()
     config.pop("quantization_config", None)
-    config["dtype"] = "float32"
+    config |= {"dtype": "float32", "architectures": [type(model).__name__]}
     write_json(folder, "config.json", config)
     ends = {"eos_token_id": end_ids(metadata), "bos_token_id": tokenizer.bos_token_id}
     write_json(folder, "generation_config.json", ends)
