@@ -32,6 +32,7 @@ from typing import Any
 import mutations
 import pytest
 import tiny
+import torch
 
 from clara_cli.app import app
 from clara_cli.commands import compress, index
@@ -335,6 +336,7 @@ def _child(words: list[str], folder: Path, out: Path, err: Path) -> int:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
         os.environ["CLARA_CACHE"] = str(folder / "cache")
+        torch.set_num_threads(1)  # threads do not survive a fork
         hnsw.hnswlib.Index = Recorder
         try:
             app(words)
