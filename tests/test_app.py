@@ -84,6 +84,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--passage", "--require-support", "--task", "--text-tokens", "--top-k", "--where"},
         *{
             "--abstain",
+            "--clear-cache",
             "--answer-only",
             "--llm",
             "--log",
@@ -230,7 +231,8 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
     flag = flag or "--" + f.name.replace("_", "-")
     choices = [hint, *typing.get_args(hint)]
     literal = next((c for c in choices if typing.get_origin(c) is typing.Literal), None)
-    if f.metadata["kind"] == "argument" or f.name in ("recipe", "set", "file", "compare"):
+    alone = ("recipe", "set", "file", "compare", "clear_cache")
+    if f.metadata["kind"] == "argument" or f.name in alone:
         return None
     if literal is not None:
         value = typing.get_args(literal)[-1]
@@ -278,7 +280,7 @@ def test_every_flag_reaches_its_field(
         ("ask", ["-f", "q.txt"], "file", Path("q.txt")),
         ("ask", ["--file", "q.txt"], "file", Path("q.txt")),
         ("compress", ["a", "--title"], "title", True),
-        ("ask", ["q"], "top_k", 5),
+        ("ask", ["q"], "top_k", None),
         ("bench", ["--compare", "a", "b"], "compare", ("a", "b")),
     ],
 )

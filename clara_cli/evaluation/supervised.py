@@ -28,7 +28,10 @@ def add_supervised(loaded: Loaded, name: str) -> None:
     stages = [*(entry.get("stage") for entry in info.provenance), info.stage]
     if "retrieval" not in stages:
         raise ArtefactError(f"{path}: its query reasoner comes from stage {info.stage}", _HINT)
-    if not (reads(loaded, info.fingerprint) or reads(loaded, info.older_fingerprint)):
+    recorded = [info.fingerprint]
+    if info.version == 1 or loaded.info.version == 1:
+        recorded.append(info.older_fingerprint)
+    if not any(reads(loaded, one) for one in recorded if one):
         raise ArtefactError(
             f"{path} has the memory space {info.fingerprint}, {loaded.name} has "
             f"{loaded.info.fingerprint}",

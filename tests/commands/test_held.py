@@ -79,10 +79,10 @@ def test_fsdp_goes_with_neither(works, heard, tmp_path, monkeypatch):
     config = tiny.train(works.questions, works.scp, tmp_path / "x", "instruct", fsdp=True)
     for changes in ({"load_in": "8bit"}, {"device_map": "auto"}):
         with pytest.raises(UsageError, match="leave|with"):
-            learning.place(dataclasses.replace(config, **changes), Ranks(size=2))
+            learning.load_options(dataclasses.replace(config, **changes), "x", Ranks(size=2))
     several = dataclasses.replace(config, fsdp=False, device_map="auto")
     with pytest.raises(UsageError, match="--device-map with several processes"):
-        learning.place(several, Ranks(size=2))
+        learning.load_options(several, "x", Ranks(size=2))
 
 
 @pytest.mark.skipif(not HAVE, reason="bitsandbytes is not installed (extra quant)")

@@ -111,9 +111,9 @@ def test_a_recipes_mix_is_what_a_run_reads(works, report, tmp_path, monkeypatch)
     kinds = {f"{data}:{n}": r["kind"] for n, r in enumerate(records(), 1)}
     gradients = loop.gradients
 
-    def count(step, trained, micro, *rest):
+    def count(step, rate, trained, micro, *rest):
         seen.update(kinds[source] for batch in micro for source in batch.sources)
-        return gradients(step, trained, micro, *rest)
+        return gradients(step, rate, trained, micro, *rest)
 
     monkeypatch.setattr(loop, "gradients", count)
     result = pretrain.run(with_recipe(config), report)

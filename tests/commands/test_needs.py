@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from clara_cli.app import app
 from clara_cli.commands import ask, compress, pretrain, train
-from clara_cli.core import checkpoint
+from clara_cli.core import load_options
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, UsageError
 
@@ -22,8 +22,9 @@ def unloaded(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a dry run loads nothing")
 
-    for module in (train, pretrain, checkpoint):
-        monkeypatch.setattr(module, "load_backbone" if module is checkpoint else "load", refuse)
+    for module in (train, pretrain):
+        monkeypatch.setattr(module, "load", refuse)
+    monkeypatch.setattr(load_options, "load_backbone", refuse)
     monkeypatch.setattr(ask, "load", refuse)
 
 
@@ -73,12 +74,12 @@ def load_again(works):
     """The checkpoint those settings made, loaded by the real function."""
     from clara_cli.core import backbone
 
-    kept = checkpoint.load_backbone
-    checkpoint.load_backbone = backbone.load_backbone
+    kept = load_options.load_backbone
+    load_options.load_backbone = backbone.load_backbone
     try:
         return load(LoadOptions(str(works.scp), device="cpu", dtype="float32")).model
     finally:
-        checkpoint.load_backbone = kept
+        load_options.load_backbone = kept
 
 
 def test_compress_says_it_before_it_loads(works, heard, tmp_path, monkeypatch):

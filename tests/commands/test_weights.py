@@ -153,6 +153,9 @@ def test_another_scale_of_the_roles_is_another_memory_space(world):
     told = json.loads((model / "clara.json").read_text())
     told["lora"]["alpha"] *= 2
     (model / "clara.json").write_text(json.dumps(told))
+    for file in model.glob("*/adapter_config.json"):
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "lora_alpha": told["lora"]["alpha"]}))
     with pytest.raises(ArtefactError, match="fingerprint"):
         question(model, corpus)
 

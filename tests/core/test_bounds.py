@@ -13,9 +13,10 @@ from jinja2.exceptions import TemplateError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from clara_cli.bundled import BUNDLED
 from clara_cli.core import chat_templates, loading
 from clara_cli.core.backbone import load_backbone
-from clara_cli.core.checkpoint import NANO, read_info
+from clara_cli.core.checkpoint import read_info
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.released import read_config
 from clara_cli.errors import ArtefactError
@@ -101,7 +102,7 @@ def test_weights_that_are_not_in_the_files_are_never_made_up(folder):
     ],
 )
 def test_a_clara_json_of_impossible_values_is_refused(tmp_path, change_info):
-    told = json.loads((NANO / "clara.json").read_text())
+    told = json.loads((BUNDLED["nano"] / "clara.json").read_text())
     change_info(told)
     (tmp_path / "clara.json").write_text(json.dumps(told))
     with pytest.raises(ArtefactError, match=r"clara\.json: key '"):
@@ -110,7 +111,7 @@ def test_a_clara_json_of_impossible_values_is_refused(tmp_path, change_info):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "layers.0.mlp.up_proj"]])
 def test_targets_are_names_or_the_word_for_all(tmp_path, targets):
-    told = json.loads((NANO / "clara.json").read_text())
+    told = json.loads((BUNDLED["nano"] / "clara.json").read_text())
     told["lora"]["targets"] = targets
     (tmp_path / "clara.json").write_text(json.dumps(told))
     wanted = targets if isinstance(targets, str) else tuple(targets)
