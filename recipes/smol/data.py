@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pools", type=float, default=0.4, help="share of lines with neighbours")
+    parser.add_argument("--squad", type=float, help="share of SQuAD's lines: fewer of the others")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -73,6 +74,8 @@ def main() -> None:
         passages += filter_passages(source, records, titles, forbidden, dropped)
     held = [p for p in passages if p.source == "squad" and is_held_out(p.title)]
     kept = [p for p in passages if p.source != "squad" or not is_held_out(p.title)]
+    if options.squad is not None:
+        kept = with_squad_share(kept, options.squad, rng)
     options.out.mkdir(parents=True, exist_ok=True)
     write_jsonl(options.out / "held_out.jsonl", map(single, held))
     lines = training_lines(kept, options.pools, rng)
@@ -143,6 +146,16 @@ def short_answers(entry: dict[str, Any]) -> dict[str, Any] | None:
     if not answers or not question:
         return None
     return {"id": entry["id"], "question": question, "answers": answers[:1]}
+
+
+def with_squad_share(
+    passages: Sequence[Passage], share: float, rng: random.Random
+) -> list[Passage]:
+    """All of SQuAD's passages and so many of the others that SQuAD's are `share` of them."""
+    squad = [passage for passage in passages if passage.source == "squad"]
+    others = [passage for passage in passages if passage.source != "squad"]
+    most = min(len(others), round(len(squad) * (1 - share) / share))
+    return squad + rng.sample(others, most)
 
 
 def training_lines(
