@@ -26,11 +26,12 @@ from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.encode import encode_rows
 from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
-from clara_cli.corpus.additions import Additions
+from clara_cli.corpus.append import Additions
 from clara_cli.corpus.journal import stored_identity
 from clara_cli.corpus.manifest import Identity, refuse_difference
-from clara_cli.corpus.shards import ahead, in_shards
-from clara_cli.corpus.tally import Tally
+from clara_cli.corpus.prefetch import prefetch
+from clara_cli.corpus.progress import CompressionProgress
+from clara_cli.corpus.shards import in_shards
 from clara_cli.corpus.writer import CorpusWriter, open_writer
 from clara_cli.documents.chunk import model_text, split_document
 from clara_cli.documents.documents import Reading, read_documents
@@ -77,7 +78,7 @@ class Job:
     loaded: Loaded
     identity: Identity
     additions: Additions | None
-    tally: Tally
+    progress: CompressionProgress
     ranks: Ranks
     started: float
 
@@ -115,9 +116,9 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     identity = corpus_identity(config, loaded, out)
     if additions is not None:
         refuse_difference(out, additions.manifest.identity, identity, ADDING)
-    tally = Tally(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
+    progress = CompressionProgress(report, quantize.passage_bytes(identity.dtype, *shape(identity)))
     loaded.model.merge("compressor")
-    return Job(config, out, loaded, identity, additions, tally, ranks, started)
+    return Job(config, out, loaded, identity, additions, progress, ranks, started)
 
 
 def as_stored(config: CompressConfig, stored: Identity) -> CompressConfig:
@@ -200,19 +201,19 @@ def shape(identity: Identity) -> tuple[int, int]:
 
 def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
     """The command's record."""
-    tally, identity = job.tally, job.identity
-    slots = max(1, tally.passages * identity.memory_tokens)
+    progress, identity = job.progress, job.identity
+    slots = max(1, progress.passages * identity.memory_tokens)
     return CompressResult(
         corpus=str(job.out),
-        documents=tally.documents,
-        passages=tally.passages,
-        empty=tally.empty,
-        skipped=tally.skipped,
-        left_out=tally.left_out,
-        truncated=tally.truncated,
+        documents=progress.documents,
+        passages=progress.passages,
+        empty=progress.empty,
+        skipped=progress.skipped,
+        left_out=progress.left_out,
+        truncated=progress.truncated,
         memory_tokens=identity.memory_tokens,
         ratio=identity.ratio,
-        effective_ratio=round(tally.text_tokens / slots, 3),
+        effective_ratio=round(progress.text_tokens / slots, 3),
         bytes=size,
         seconds=round(seconds, 3),
         passages_per_second=round(rate, 2) or float(f"{rate:.2g}"),
@@ -221,20 +222,20 @@ def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
 
 def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
     """The reading, and every passage of every document in the order of the input."""
-    config, tally = job.config, job.tally
+    config, progress = job.config, job.progress
     limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
     refuse = job.additions.refuse if job.additions else None
-    reading = read_documents(config.inputs, config, tally.bad, tally.report.warn, refuse)
-    tally.left_out = reading.left_out
+    reading = read_documents(config.inputs, config, progress.bad, progress.report.warn, refuse)
+    progress.left_out = reading.left_out
 
     def passages() -> Iterator[Passage]:
         for document in reading:
-            tally.document(document)
+            progress.document(document)
             cut = split_document(
                 document, limit, offsets, config.split, config.title, config.overlap
             )
             for passage in cut:
-                tally.passage(passage, limit)
+                progress.passage(passage, limit)
                 yield passage
 
     return reading, passages()
@@ -265,11 +266,11 @@ def plan(job: Job) -> CompressResult:
     for _ in passages:
         pass
     spent = time.monotonic() - began
-    tally = job.tally
-    positions = tally.text_tokens + tally.passages * (3 + slots)
+    progress = job.progress
+    positions = progress.text_tokens + progress.passages * (3 + slots)
     seconds = max(spent, positions / pace / job.ranks.size)
-    job.tally.report.note(f"the time is estimated from the first {len(first)} passages")
-    return result(job, tally.passages * tally.each, seconds, tally.passages / seconds)
+    job.progress.report.note(f"the time is estimated from the first {len(first)} passages")
+    return result(job, progress.passages * progress.each, seconds, progress.passages / seconds)
 
 
 @dataclass(frozen=True)
@@ -296,10 +297,10 @@ def store(job: Job) -> CompressResult:
             writer = writer or CorpusWriter(job.out, job.identity, job.part, ranks.rank)
         with ranks.together():
             pieces = cut(job, writer, chain([first], shards), reading)
-            compress(job, writer, ahead(pieces))
-        tally = job.tally
-        seen = (tally.counts(), tally.digest.hexdigest())
-        everything = ranks.gathered((writer.made, seen, tally.computed))
+            compress(job, writer, prefetch(pieces))
+        progress = job.progress
+        seen = (progress.counts(), progress.digest.hexdigest())
+        everything = ranks.gathered((writer.made, seen, progress.computed))
         with ranks.together():
             if any(other != seen for _, other, _ in everything):
                 message = "the processes read different documents"
@@ -308,7 +309,7 @@ def store(job: Job) -> CompressResult:
                 writer.made.update(made)
             if ranks.first:
                 writer.finish(*seen, first[0].document_id, command_words(job.config))
-    seconds = time.monotonic() - tally.began
+    seconds = time.monotonic() - progress.began
     size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
     rate = sum(computed for _, _, computed in everything) / max(seconds, 1e-9)
     return result(job, size, time.monotonic() - job.started, rate)
@@ -341,16 +342,16 @@ def cut(
 
 def compress(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
     """Compute and store; a shard is written while the next one is computed."""
-    model, tally = job.loaded.model, job.tally
+    model, progress = job.loaded.model, job.progress
     slots, budget = job.identity.memory_tokens, job.config.batch_tokens
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         for piece in pieces:
             if piece.rows is not None:
-                memory_NMD = encode_rows(model, piece.rows, slots, budget, tally.batch)
+                memory_NMD = encode_rows(model, piece.rows, slots, budget, progress.batch)
                 if writing:
                     writing.result()
                 writing = pool.submit(writer.write, piece.number, piece.passages, memory_NMD)
-            tally.shard(len(piece.passages), piece.read)
+            progress.shard(len(piece.passages), piece.read)
         if writing:
             writing.result()

@@ -16,8 +16,8 @@ from torch import Tensor
 from clara_cli.commands.telling import OLDER, note_older
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored, load
-from clara_cli.corpus.health import repairs
 from clara_cli.corpus.manifest import read_manifest
+from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import sentence_spans
 from clara_cli.documents.examples import read_questions

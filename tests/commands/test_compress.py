@@ -628,7 +628,7 @@ def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_pat
 @pytest.mark.parametrize(("rate", "told"), [(0.0, 0.0), (0.00412, 0.0041), (152.849, 152.85)])
 def test_a_slow_run_is_not_one_that_computed_nothing(rate, told):
     counts = dict.fromkeys(("documents", "passages", "empty", "skipped", "truncated"), 1)
-    tally = SimpleNamespace(**counts, text_tokens=1, left_out={})
+    progress = SimpleNamespace(**counts, text_tokens=1, left_out={})
     identity = SimpleNamespace(memory_tokens=4, ratio=16)
-    job = SimpleNamespace(tally=tally, identity=identity, out="c.clara")
+    job = SimpleNamespace(progress=progress, identity=identity, out="c.clara")
     assert compress.result(job, 1, 1.0, rate).passages_per_second == told

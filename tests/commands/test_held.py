@@ -15,7 +15,7 @@ import torch
 from clara_cli.commands import ask, bench, compress, index, pretrain, train
 from clara_cli.config import BenchConfig
 from clara_cli.core.checkpoint import read_info
-from clara_cli.corpus.health import repairs
+from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_cli.corpus.additions import Additions
+from clara_cli.corpus.append import Additions
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import encode_passages, open_writer

@@ -31,7 +31,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from clara_cli.config import DocumentOptions
-from clara_cli.corpus.tally import Tally
+from clara_cli.corpus.progress import CompressionProgress
 from clara_cli.documents.chunk import split_document
 from clara_cli.documents.documents import read_documents
 
@@ -41,9 +41,9 @@ def peak():
 def tokens(text):
     return [(n, n + 1) for n in range(len(text))]
 
-before, tally = peak(), Tally(None, 1)
+before, progress = peak(), CompressionProgress(None, 1)
 for document in read_documents(sys.argv[1:], DocumentOptions(max_record_mib=2), print, print):
-    tally.document(document)
+    progress.document(document)
     passages = split_document(document, 256, tokens, "sentences", True)
 print(len(passages), (peak() - before) // 1024)
 """

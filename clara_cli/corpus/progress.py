@@ -18,7 +18,7 @@ SHOW_SECONDS = 1.0
 
 
 @dataclass
-class Tally:
+class CompressionProgress:
     """Counts of a run, and what is said of it while it goes. `each` is the bytes that a passage's
     memory takes."""
 
