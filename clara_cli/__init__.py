@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from clara_cli.engine import Clara
+    from clara_cli.answering.engine import Clara
 
     __version__: str
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
         except metadata.PackageNotFoundError:
             return "0.1.0"
     if name == "Clara":
-        from clara_cli.engine import Clara
+        from clara_cli.answering.engine import Clara
 
         return Clara
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,13 +19,12 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.
 
 FUNCTION_LINES, AIM_LINES, COLUMNS = 60, 45, 100
 
-# Layers from the top; a module imports from its own package or from a layer below. `repl`, `ui` and
-# what `ui` keeps beside it are the app's terminal; `commands/learning.py` and `retrieved.py` help
-# the trainers. Evaluation and synthesis use what lies below them; core, corpus and search know
-# nothing of each other.
+# Layers from the top; a module imports from its own package or from a layer below. Core, corpus and
+# search know nothing of each other; `training` and `commands` put together what lies below them.
 LAYERS = [
     {"__main__"},
     {"app"},
+    {"cli"},
     {"asking"},
     {"serving"},
     {"repl"},
@@ -34,17 +33,16 @@ LAYERS = [
     {"ui", "parameters"},
     {"scorecard", "harvest"},
     {"commands"},
-    {"engine"},
-    {"answering"},
-    {"synthesis", "evaluation"},
-    {"retrieval"},
+    {"training"},
+    {"answering", "synthesis", "evaluation"},
+    {"distributed"},
     {"core", "corpus", "search"},
     {"documents"},
     {"config"},
     {"fields", "option_files"},
     {"chat", "launch"},
     {"storage"},
-    {"records", "measures", "bundled"},
+    {"records", "measures", "bench_records", "bundled"},
     {"errors", "interrupts", "printable"},
 ]
 HELPERS = {
@@ -54,7 +52,6 @@ HELPERS = {
         "needs",
         "question_files",
         "retrieved",
-        "session",
         "telling",
         "validation",
     )

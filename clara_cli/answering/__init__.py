@@ -1,3 +1,3 @@
-"""An answer from passages already found: what the generator is given, how far the passages support
-what it said, and why. Knows checkpoints and passages; nothing of corpora, searching or terminals.
+"""From a question to an answer: passages found in a corpus and its index, what the generator is
+given of them, how far they support the answer, and why. Knows nothing of terminals or training.
 """

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from clara_cli.answering.retriever import FirstStage, Retriever, refuse_idle_filter
 from clara_cli.answering.sentences import with_best_sentences
 from clara_cli.core.info import ReadMode
 from clara_cli.errors import UsageError
 from clara_cli.records import Hit, SearchResult
-from clara_cli.retrieval import FirstStage, Retriever, refuse_idle_filter
 from clara_cli.search.bm25 import pooled_idf
 
 NO_QUERY = torch.empty(0)  # BM25 reads the question's words, not its memory

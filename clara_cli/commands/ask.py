@@ -8,8 +8,17 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from clara_cli.answering.engine import Asking, Clara, named_model
 from clara_cli.answering.llm_answerer import LLMAnswerer
 from clara_cli.answering.passage_search import PassageSearch
+from clara_cli.answering.retriever import Retriever
+from clara_cli.answering.session import (
+    ClaraSession,
+    PassageSession,
+    Session,
+    refuse_empty,
+    refuse_unreadable,
+)
 from clara_cli.bundled import choose_model
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
 from clara_cli.commands.needs import of_answering
@@ -18,13 +27,6 @@ from clara_cli.commands.question_files import (
     AskedQuestion,
     read_question_file,
     read_stdin,
-)
-from clara_cli.commands.session import (
-    ClaraSession,
-    PassageSession,
-    Session,
-    refuse_empty,
-    refuse_unreadable,
 )
 from clara_cli.commands.telling import note_older, tell
 from clara_cli.config import AskConfig
@@ -35,11 +37,9 @@ from clara_cli.core.info import read_info
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import Source
-from clara_cli.engine import Asking, Clara, named_model
 from clara_cli.errors import DataError, UsageError
 from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, SearchResult
-from clara_cli.retrieval import Retriever
 from clara_cli.search.where import parse
 
 IDLE_IN_TASK = (

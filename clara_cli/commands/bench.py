@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clara_cli.answering.engine import named_model, refuse_mismatch
 from clara_cli.bundled import choose_model
 from clara_cli.commands.telling import note_older
 from clara_cli.config import BenchConfig
@@ -16,7 +17,6 @@ from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.core.ranks import join
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import named_model, refuse_mismatch
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.break_even import break_even

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.answering.engine import recorded_model
 from clara_cli.bundled import choose_model
 from clara_cli.commands.needs import of_compressing
 from clara_cli.commands.telling import note_older, tell
@@ -35,7 +36,6 @@ from clara_cli.corpus.shards import in_shards
 from clara_cli.corpus.writer import CorpusWriter, open_writer
 from clara_cli.documents.chunk import model_text, split_document
 from clara_cli.documents.documents import Reading, read_documents
-from clara_cli.engine import recorded_model
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import CompressResult, Passage, Report
 

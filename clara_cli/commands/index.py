@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clara_cli.answering.engine import Clara, mismatch, named_model
+from clara_cli.answering.retriever import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
 from clara_cli.commands.telling import OLDER, note_older
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored, load
@@ -21,11 +23,9 @@ from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import sentence_spans
 from clara_cli.documents.examples import read_questions
-from clara_cli.engine import Clara, mismatch, named_model
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import IndexResult, Progress, Report
-from clara_cli.retrieval import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.choice import (
     GOOD_RECALL,

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clara_cli.answering.engine import refuse_mismatch
+from clara_cli.answering.retriever import Retriever
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.ranks import Ranks
-from clara_cli.engine import refuse_mismatch
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Progress, Question, Report
-from clara_cli.retrieval import Retriever
 from clara_cli.storage.artefact import read_object
 from clara_cli.storage.files import make_folder, write_atomic
 

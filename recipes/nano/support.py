@@ -27,9 +27,9 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from clara_cli.answering.answerer import Asking, Found
+from clara_cli.answering.engine import Clara
 from clara_cli.answering.reading import generate
 from clara_cli.answering.support import FORMAT, MEMORY_SIGNALS, TEXT_SIGNALS, VERSION, lexical
-from clara_cli.engine import Clara
 from clara_cli.evaluation.metrics import exact_match, normalise
 
 BINS, RESAMPLES, PENALTY = 10, 1000, 1e-2

@@ -21,10 +21,10 @@ from typing import Any
 
 from make import SEED, askable, invent, load_world, polish, read_lines
 
+from clara_cli.answering.engine import Clara
 from clara_cli.answering.followup import refers_back
-from clara_cli.commands.session import ClaraSession
+from clara_cli.answering.session import ClaraSession
 from clara_cli.config import AskConfig
-from clara_cli.engine import Clara
 from clara_cli.evaluation.metrics import exact_match
 from clara_cli.records import NullReport
 

@@ -24,9 +24,9 @@ from statistics import median
 from torch import Tensor
 
 from clara_cli import Clara
+from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retriever, passage_texts
 from clara_cli.commands.index import Asked, spread
 from clara_cli.corpus.store import Corpus
-from clara_cli.retrieval import CANDIDATES_PER_K, FirstStage, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.choice import (
     COUNTS,

@@ -74,8 +74,8 @@ def cold(corpus: Path, question: str, rounds: int) -> dict[str, object]:
     """Seconds of a fresh `clara ask`, against the bare script."""
     ask = [sys.executable, "-m", "clara_cli", "ask", question, "--corpus", str(corpus), "--json"]
     answer = json.loads(subprocess.run(ask, check=True, capture_output=True).stdout)
+    from clara_cli.answering.engine import Clara
     from clara_cli.bundled import BUNDLED
-    from clara_cli.engine import Clara
 
     new = len(Clara.open(corpus, device="cpu").prompter.ids(answer["answer"])) + 1
     prompt = answer["prompt_tokens"]

@@ -18,7 +18,7 @@ STEPS = {
     "torch": "import torch",
     "transformers' Llama": LLAMA,
     "with peft": f"{LLAMA}; import peft",
-    "clara's engine": "import clara_cli.engine",
+    "clara's engine": "import clara_cli.answering.engine",
 }
 
 

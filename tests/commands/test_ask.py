@@ -12,10 +12,10 @@ import tiny
 import torch
 
 from clara_cli import answers
+from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, compress, index
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 
 QUESTION = "Who is mayor of Elmgate?"

@@ -21,6 +21,7 @@ import torch
 
 from clara_cli import answers, asking
 from clara_cli.answering import support
+from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.explain import contributions
 from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.commands import ask, compress
@@ -31,7 +32,6 @@ from clara_cli.corpus.manifest import COUNTS
 from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
 from clara_cli.documents.chunk import model_text
-from clara_cli.engine import Asking, Clara
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.storage.lock import locked
 

@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
+from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, index
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import Clara
 from clara_cli.errors import UsageError
 from clara_cli.search.exact import rescore
 

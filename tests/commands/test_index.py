@@ -13,9 +13,9 @@ import pytest
 import tiny
 import torch
 
+from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
-from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
 from clara_cli.search.choice import Key, Pair
 from clara_cli.search.exact import scan

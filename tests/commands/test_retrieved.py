@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 
+from clara_cli.answering.retriever import Retriever
 from clara_cli.commands import compress, train
 from clara_cli.core import stages
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
@@ -19,7 +20,6 @@ from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
-from clara_cli.retrieval import Retriever
 
 BY = ("bm25", "query")
 

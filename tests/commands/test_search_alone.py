@@ -32,7 +32,7 @@ def without_checkpoint(monkeypatch):
     def fail(*args, **options):
         raise AssertionError("a checkpoint was loaded")
 
-    for name in ("clara_cli.commands.ask.load", "clara_cli.engine.load"):
+    for name in ("clara_cli.commands.ask.load", "clara_cli.answering.engine.load"):
         monkeypatch.setattr(name, fail)
 
 

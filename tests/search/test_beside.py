@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from clara_cli.answering.retriever import INDEX, WORDS, Retriever, passage_texts
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
-from clara_cli.retrieval import INDEX, WORDS, Retriever, passage_texts
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.graph import GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings

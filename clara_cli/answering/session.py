@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from clara_cli.answering.engine import Clara
 from clara_cli.answering.followup import completed
 from clara_cli.answering.llm_answerer import LLMAnswerer, LLMQuestion
 from clara_cli.answering.passage_search import (
@@ -21,13 +22,12 @@ from clara_cli.answering.passage_search import (
     PassageSearch,
     refuse_odd_text,
 )
+from clara_cli.answering.retriever import INDEX, Retriever
 from clara_cli.config import AskConfig
 from clara_cli.core.info import ReadMode
-from clara_cli.engine import Clara
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Report, SearchResult
-from clara_cli.retrieval import INDEX, Retriever
 
 
 class Session(ABC):

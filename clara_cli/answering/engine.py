@@ -27,6 +27,7 @@ from clara_cli.answering.passage_search import (
     shortened,
 )
 from clara_cli.answering.retelling import retell
+from clara_cli.answering.retriever import FirstStage, Retriever
 from clara_cli.bundled import default_model
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.finite import refuse_nonfinite_outputs
@@ -37,7 +38,6 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Hit, Retelling, SearchResult, Task
-from clara_cli.retrieval import FirstStage, Retriever
 
 _COMPARED = 5000  # passage ids looked through for one like a wrong one
 
