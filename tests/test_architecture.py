@@ -25,13 +25,6 @@ LAYERS = [
     {"__main__"},
     {"app"},
     {"cli"},
-    {"asking"},
-    {"serving"},
-    {"repl"},
-    {"slash"},
-    {"answers"},
-    {"ui", "parameters"},
-    {"scorecard", "harvest"},
     {"commands"},
     {"training"},
     {"answering", "synthesis", "evaluation"},
@@ -57,12 +50,12 @@ HELPERS = {
     )
 }
 ONLY_IN = {
-    "typer": ("clara_cli/app.py", "clara_cli/parameters.py"),
-    "rich": tuple(f"clara_cli/{part}.py" for part in ("ui", "answers", "scorecard", "harvest")),
+    "typer": ("clara_cli/cli/",),
+    "rich": ("clara_cli/cli/show/",),
     "peft": ("clara_cli/core/",),
     "hnswlib": ("clara_cli/search/hnsw.py",),
     "pymilvus": ("clara_cli/search/milvus.py",),
-    "prompt_toolkit": ("clara_cli/repl.py",),
+    "prompt_toolkit": ("clara_cli/cli/repl.py",),
 }
 TOP_LEVEL = {
     "pyproject.toml",
@@ -109,7 +102,7 @@ def imported(module: str, when_loaded: bool = False) -> Iterator[str]:
 
 
 def part(name: str) -> str:
-    """`core` of clara_cli.core.loop, `app` of clara_cli.app, empty for the package itself."""
+    """`core` of clara_cli.core.model, `app` of clara_cli.app, empty for the package itself."""
     return name.split(".")[1] if "." in name else ""
 
 
@@ -199,7 +192,7 @@ def test_commands_never_import_each_other():
 
 
 def test_every_command_has_one_public_run():
-    from clara_cli.app import COMMANDS
+    from clara_cli.cli.app import COMMANDS
 
     for name in COMMANDS:
         module = f"clara_cli/commands/{name}.py"
@@ -369,7 +362,7 @@ def test_nothing_is_caught_blindly():
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = caught(node) & {"Exception", "BaseException"}
-            if node.type is None or (broad and module not in ("clara_cli/app.py", LOADING)):
+            if node.type is None or (broad and module not in ("clara_cli/cli/app.py", LOADING)):
                 found.append(at(module, node))
     assert_none(found, "bare or blind except outside the error boundaries")
 

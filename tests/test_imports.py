@@ -15,7 +15,7 @@ LATE = HEAVY | {"prompt_toolkit", "hnswlib"}
 SCRIPT = """
 import sys
 sys.argv = ["clara", *sys.argv[1:]]
-from clara_cli.app import main
+from clara_cli.cli.app import main
 try:
     main()
 except SystemExit:
@@ -52,7 +52,7 @@ def test_a_usage_error_loads_nothing_heavy() -> None:
 
 def test_the_app_itself_does_not_load_rich() -> None:
     code = "import sys, clara_cli.app; sys.stderr.write(' '.join(sys.modules))"
-    assert not loaded(code) & {"rich", "rich.console", "clara_cli.ui", *LATE}
+    assert not loaded(code) & {"rich", "rich.console", "clara_cli.cli.show.terminal", *LATE}
 
 
 def test_the_package_loads_nothing_of_its_own() -> None:

@@ -126,6 +126,6 @@ def test_signals_that_were_ignored_stay_ignored() -> None:
 
 
 def test_a_python_program_keeps_its_own_signals() -> None:
-    code = "import signal, clara_cli, clara_cli.app; print(signal.getsignal(signal.SIGINT))"
+    code = "import signal, clara_cli, clara_cli.cli.app; print(signal.getsignal(signal.SIGINT))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "default_int_handler" in done.stdout or "SIG_IGN" in done.stdout

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clara_cli import option_files
-from clara_cli.app import app
+from clara_cli.cli.app import app
 
 
 @pytest.fixture(autouse=True)

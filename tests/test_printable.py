@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from clara_cli import answers, ui
+from clara_cli.cli.show import answers, terminal
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import list_inputs
 from clara_cli.errors import ArtefactError, DataError, UsageError
@@ -68,12 +68,12 @@ def test_nothing_raw_is_shown_on_a_terminal(capsys) -> None:
     answer = Answer(HOSTILE, HOSTILE, 0.9, True, (hit,), 16, 40, 200, seconds)
     answers.show(answer, titled=True)
     answers.show_sources(answer)
-    ui.show_error(DataError(HOSTILE, HOSTILE))
-    ui.write_json(answers.as_json(answer))
+    terminal.show_error(DataError(HOSTILE, HOSTILE))
+    terminal.write_json(answers.as_json(answer))
     table = Table(HOSTILE)
     table.add_row(Text(HOSTILE))
-    ui.console(stderr=False).print(table)
-    with ui.TerminalReport() as report:
+    terminal.console(stderr=False).print(table)
+    with terminal.TerminalReport() as report:
         report.note(HOSTILE)
         report.warn(HOSTILE)
     printed = capsys.readouterr()

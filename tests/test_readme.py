@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from scripted_llm import serving
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,8 +133,8 @@ def test_the_python_example_runs(workplace, monkeypatch, capsys):
 )
 def test_a_command_for_a_gpu_is_one_the_program_takes(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("clara_cli.app._run", lambda *_, **__: None)
-    monkeypatch.setattr("clara_cli.app._ask", lambda *_, **__: None)
+    monkeypatch.setattr("clara_cli.cli.app._run", lambda *_, **__: None)
+    monkeypatch.setattr("clara_cli.cli.app._ask", lambda *_, **__: None)
     monkeypatch.setattr("clara_cli.launch.run", lambda *_: None)
     assert words[0] == "clara"
     with pytest.raises(SystemExit) as left:

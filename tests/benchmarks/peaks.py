@@ -9,7 +9,7 @@ import sys
 MEASURED = """
 import sys
 from pathlib import Path
-from clara_cli.app import main
+from clara_cli.cli.app import main
 try:
     main()
 finally:  # not getrusage's: a process begins with its parent's peak

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from clara_cli.app import COMMANDS
+from clara_cli.cli.app import COMMANDS
 
 HEAD = '''import typer
 app = typer.Typer(name="clara", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -43,7 +43,7 @@ def main() -> None:
         script = bare_app(Path(folder))
         ways = {
             "bare": [sys.executable, str(script), "--help"],
-            "clara": [sys.executable, "-c", "from clara_cli.app import main; main()", "--help"],
+            "clara": [sys.executable, "-c", "from clara_cli.cli.app import main; main()", "--help"],
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds + 1):

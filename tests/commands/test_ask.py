@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 
-from clara_cli import answers
 from clara_cli.answering.engine import Clara
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask, compress, index
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.corpus.store import Corpus

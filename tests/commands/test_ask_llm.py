@@ -14,8 +14,9 @@ import tiny
 from scripted_llm import Raw, completion, serving, streamed
 from serving import transformers_serve
 
-from clara_cli import answers, asking
 from clara_cli.chat.client import LLMError
+from clara_cli.cli import ask as terminal_ask
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask, compress
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import NullReport
@@ -130,7 +131,7 @@ def test_a_file_of_questions_is_answered_in_its_order_several_at_once(works, tmp
 
     with serving(play) as server:
         config = tiny.ask(None, works.corpus, file=file, llm=server.url, llm_model="m")
-        asking.run(config, as_json=True, quiet=True)
+        terminal_ask.run(config, as_json=True, quiet=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["answer"] for line in lines] == [f"that of {town}" for town in towns]
 

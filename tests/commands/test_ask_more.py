@@ -19,11 +19,12 @@ import pytest
 import tiny
 import torch
 
-from clara_cli import answers, asking
 from clara_cli.answering import support
 from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.explain import contributions
 from clara_cli.answering.reading import generate, like_lengths, texts_within
+from clara_cli.cli import ask as terminal_ask
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.decode import log_likelihoods
@@ -205,7 +206,7 @@ def notes(tmp_path, monkeypatch) -> Path:
 def with_documents(works, report, *documents: str, **changes):
     config = tiny.ask(QUESTION, None, model=str(works.e2e), documents=documents, **changes)
     with contextlib.ExitStack() as held:
-        return asking._with_documents(config, report, held)
+        return terminal_ask._with_documents(config, report, held)
 
 
 def pausing(report):
@@ -380,9 +381,9 @@ def test_wrong_options_are_told_before_documents_are_compressed(
 
 def test_a_path_in_place_of_the_question_is_documents(notes):
     config = tiny.ask(f".{os.sep}notes", None)
-    assert asking._documents_named_first(config).documents == (f".{os.sep}notes",)
+    assert terminal_ask._documents_named_first(config).documents == (f".{os.sep}notes",)
     for question in ("notes?", "./no such file", "Who/what?"):
-        assert asking._documents_named_first(tiny.ask(question, None)).question == question
+        assert terminal_ask._documents_named_first(tiny.ask(question, None)).question == question
 
 
 # --- text ---
@@ -590,7 +591,7 @@ def test_a_terminal_gets_the_answer_as_it_comes(clara, works, monkeypatch):
     shown = {}
     for name, stream in (("terminal", Terminal()), ("pipe", io.StringIO())):
         monkeypatch.setattr(sys, "stdout", stream)
-        asking.run(config, as_json=False, quiet=True)
+        terminal_ask.run(config, as_json=False, quiet=True)
         shown[name] = stream.getvalue()
     answer = clara.ask(QUESTION, top_k=1, max_new_tokens=8).answer
     text = re.sub(r"\x1b(\[[?\d;]*[a-zA-Z]|\]8;.*?\x1b\\\\)", "", shown["terminal"])

@@ -34,7 +34,7 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.commands import compress, index
 from clara_cli.search import hnsw
 

@@ -31,7 +31,7 @@ SENTENCES = 850_000 if LONG else 8_000
 MEASURED = """
 import re, sys
 from pathlib import Path
-from clara_cli.app import app
+from clara_cli.cli.app import app
 try:
     app(sys.argv[1:])
 finally:  # not ru_maxrss: a process begins with its parent's

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.commands import ask, compress, pretrain, train
 from clara_cli.core import load_options
 from clara_cli.core.checkpoint import LoadOptions, load

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from clara_cli.answering import support
 from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.reading import Generated
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.commands import compress, index, pretrain
 from clara_cli.core.info import read_info
 from clara_cli.corpus.quantize import DTYPES

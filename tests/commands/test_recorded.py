@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.core.checkpoint import read_info
 from clara_cli.corpus.store import Corpus
 

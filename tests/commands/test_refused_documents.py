@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 
 FAST = ["--device", "cpu", "--dtype", "float32"]
 

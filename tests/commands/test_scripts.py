@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from clara_cli import asking
+from clara_cli.cli import ask as terminal_ask
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Answer
@@ -40,7 +41,7 @@ def piped(monkeypatch):
 
 
 def run(config, capsys, *, as_json: bool = False) -> list[str]:
-    asking.run(config, as_json=as_json, quiet=True)
+    terminal_ask.run(config, as_json=as_json, quiet=True)
     return capsys.readouterr().out.splitlines()
 
 
@@ -110,13 +111,13 @@ def test_answer_only_is_a_line_a_question(works, config, piped, capsys, report):
     one = tiny.ask("Who is mayor of Elmgate?", works.corpus, top_k=1, answer_only=True)
     assert run(one, capsys)[0] == lines[0]
     with pytest.raises(UsageError, match="--json and --answer-only"):
-        asking.run(one, as_json=True, quiet=True)
+        terminal_ask.run(one, as_json=True, quiet=True)
 
 
 def test_an_answer_abstained_from_is_so_in_its_line(capsys):
     answer = Answer("q", "x\ny", 0.1, False, (), 0, 0, 0, {}, abstained=True)
-    asking.answers.show_text(answer, line=True)
-    asking.answers.show_text(dataclasses.replace(answer, abstained=False), line=True)
+    answers.show_text(answer, line=True)
+    answers.show_text(dataclasses.replace(answer, abstained=False), line=True)
     assert capsys.readouterr().out == "not in the documents\nx y\n"
 
 
@@ -131,7 +132,7 @@ def test_the_log_is_appended_to_and_its_owners_alone(works, config, piped, tmp_p
     assert log.stat().st_mode & 0o077 == 0
     piped(LINES)
     with pytest.raises(UsageError, match="--log .*: Is a directory"):
-        asking.run(dataclasses.replace(config, log=tmp_path), as_json=False, quiet=True)
+        terminal_ask.run(dataclasses.replace(config, log=tmp_path), as_json=False, quiet=True)
 
 
 def test_documents_asked_are_named_as_the_user_named_them(works, config, report):
@@ -144,6 +145,8 @@ def test_documents_asked_are_named_as_the_user_named_them(works, config, report)
 
 def test_passages_alone_are_logged_too(works, tmp_path, capsys):
     log = tmp_path / "log.jsonl"
-    asking.run(tiny.ask("Elmgate", works.corpus, search=True, log=log), as_json=False, quiet=True)
+    terminal_ask.run(
+        tiny.ask("Elmgate", works.corpus, search=True, log=log), as_json=False, quiet=True
+    )
     (record,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert record["question"] == "Elmgate" and "answer" not in record

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from clara_cli import answers, asking
 from clara_cli.answering import support
+from clara_cli.cli import ask as terminal_ask
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask, compress
 from clara_cli.errors import UsageError
 from clara_cli.records import SearchResult
@@ -81,7 +82,7 @@ def test_a_file_of_questions_is_a_json_line_each(works, tmp_path, capsys, withou
     file = tmp_path / "q.txt"
     file.write_text("Elmgate?\nQuarrel?\n")
     config = tiny.ask(None, works.corpus, search=True, file=file, top_k=1)
-    asking.run(config, as_json=True, quiet=True)
+    terminal_ask.run(config, as_json=True, quiet=True)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["question"] for record in records] == ["Elmgate?", "Quarrel?"]
     assert list(records[0]) == ["question", "sources", "seconds"]

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 import pytest
 import tiny
 
-from clara_cli import answers, serving
+from clara_cli.cli import serving
+from clara_cli.cli.show import answers
 from clara_cli.commands import ask
 from clara_cli.errors import UsageError
 from clara_cli.records import Answer
@@ -30,7 +31,7 @@ import openai  # noqa: E402
 
 QUESTION = "Who is mayor of Elmgate?"
 TOKEN = "a-secret-token"
-CLARA = "from clara_cli.app import main; main()"
+CLARA = "from clara_cli.cli.app import main; main()"
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clara_cli.app import app
 from clara_cli.bundled import SMOLLM2, at_hand
+from clara_cli.cli.app import app
 
 DOCUMENTS = {
     "observatory.md": "The Tarnby observatory stands on Grey Hill. It was opened in 1912 by the "

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from clara_cli.answering.retelling import task_prompt
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.commands import ask, compress, train
 from clara_cli.core.abilities import Abilities
 from clara_cli.core.checkpoint import LoadOptions, load

@@ -21,7 +21,7 @@ ESCAPES = re.compile(
     r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()=>][0-9A-B]?|\r"
 )
 
-CLARA = "from clara_cli.app import main; main()"
+CLARA = "from clara_cli.cli.app import main; main()"
 SLOWLY = f"""
 import time
 from clara_cli.core.model import ClaraModel

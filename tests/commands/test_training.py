@@ -14,13 +14,13 @@ import pytest
 import tiny
 import torch
 
+from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import loop
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
-from clara_cli.scorecard import result_json
 
 KEYS = {"step", "loss", "ce", "mse", "lr", "tokens", "seconds"}
 RESULT = ["checkpoint", "stage", "steps", "ce", "mse", "seconds", "tokens_per_second"]

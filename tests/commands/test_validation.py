@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 
+from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import learning, pretrain, train
 from clara_cli.core import checks, runs, trackers
 from clara_cli.core.batch import answer_batch
@@ -28,7 +29,6 @@ from clara_cli.core.runs import RunFolder
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import Question
-from clara_cli.scorecard import result_json
 from clara_cli.storage.errors import cannot_write
 
 KEPT = tiny.FACTS[:3]  # validated on

@@ -286,7 +286,7 @@ def smol_tokenizer(file: Path):
 
 
 def test_the_cache_is_cleared_by_a_command(tmp_path, capsys):
-    from clara_cli.app import app
+    from clara_cli.cli.app import app
 
     write_gguf(tmp_path / "model.gguf", "llama")
     folder = backbone_folder(str(tmp_path / "model.gguf"), None)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clara_cli.app import app
 from clara_cli.bundled import BUNDLED
+from clara_cli.cli.app import app
 from clara_cli.core import loading
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import LoadOptions, load

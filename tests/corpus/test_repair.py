@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from clara_cli.app import COMMANDS
+from clara_cli.cli.app import COMMANDS
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.writer import open_writer

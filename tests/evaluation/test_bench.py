@@ -14,7 +14,9 @@ import torch
 from conftest import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
-from clara_cli import app, launch
+from clara_cli import launch
+from clara_cli.cli import app
+from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load, save
@@ -23,7 +25,6 @@ from clara_cli.evaluation import runs, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean
 from clara_cli.evaluation.scores import score
 from clara_cli.measures import BenchResult, CompareResult
-from clara_cli.scorecard import result_json
 
 ROW = [
     *["name", "ratio", "em", "f1", "cover_em", "answer_words", "empty_share"],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clara_cli import app
+from clara_cli.cli import app
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core import shapes

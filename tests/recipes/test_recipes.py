@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.core.checkpoint import read_info
@@ -34,7 +34,7 @@ def test_a_recipe_is_taken_by_its_own_command(recipe, monkeypatch):
     taken = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
-        "clara_cli.app._run", lambda name, config, **_: taken.append((name, config))
+        "clara_cli.cli.app._run", lambda name, config, **_: taken.append((name, config))
     )
     with pytest.raises(SystemExit) as left:
         app(words[1:])

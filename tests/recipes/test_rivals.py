@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clara_cli.app import app
+from clara_cli.cli.app import app
 from clara_cli.evaluation.rivals.registry import BY_NAME, parse_systems
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rivals"
@@ -28,7 +28,7 @@ def test_every_worker_it_names_is_there_and_none_is_left_out() -> None:
 
 
 def test_its_bench_commands_are_ones_the_program_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clara_cli.app._run", lambda *_, **__: None)
+    monkeypatch.setattr("clara_cli.cli.app._run", lambda *_, **__: None)
     commands = [shlex.split(line) for line in README.splitlines() if line.startswith("clara ")]
     assert len(commands) >= 4
     for words in commands:

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from clara_cli import app
+from clara_cli.cli import app
 from clara_cli.documents.examples import read_pairs, read_questions
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -30,13 +30,13 @@ from scripted_llm import (
     write_towns,
 )
 
-from clara_cli.app import app
 from clara_cli.chat.client import LLMError
+from clara_cli.cli.app import app
+from clara_cli.cli.show.synth import LINES
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig
 from clara_cli.documents.examples import read_pairs, read_questions
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
-from clara_cli.harvest import LINES
 from clara_cli.records import Report, SynthResult
 from clara_cli.storage.lock import locked
 

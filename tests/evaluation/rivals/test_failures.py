@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError, ClaraError
@@ -18,7 +19,6 @@ from clara_cli.evaluation import runs
 from clara_cli.evaluation.rivals import build
 from clara_cli.evaluation.systems import Asked, Failure, Prediction
 from clara_cli.measures import BenchResult, CompareResult
-from clara_cli.scorecard import result_json
 
 SPEC = "external=nowhere"
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from clara_cli import app
+from clara_cli.cli import app
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.rivals import registry
 from clara_cli.evaluation.rivals.build import OPENERS

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from clara_cli import slash
+from clara_cli.cli import repl_commands
+from clara_cli.cli.repl_commands import Session
 from clara_cli.errors import ClaraError
 from clara_cli.interrupts import Terminated
-from clara_cli.slash import Session
 from clara_cli.storage.cache import private
 from clara_cli.storage.files import append, make_folder
 
@@ -83,12 +83,12 @@ class Repl:
     ) -> None:
         self._reply, self._show, self._prompt = reply, show, prompt
         self._loader = Loader(open_session, self._wake)
-        self._talk: slash.Talk | None = None
+        self._talk: repl_commands.Talk | None = None
         prompt.bottom_toolbar = self.status
 
     def loop(self) -> None:
         """Take lines until the user leaves. A failed load ends it, a failed question does not."""
-        from clara_cli import ui
+        from clara_cli.cli.show import terminal
 
         while (line := self._line()) is not None:
             try:
@@ -96,10 +96,10 @@ class Repl:
             except Terminated:
                 raise
             except KeyboardInterrupt:
-                ui.say("stopped")
+                terminal.say("stopped")
             except (ClaraError, MemoryError, RuntimeError) as error:
                 self._loader.check()
-                ui.show_error(ui.explain(error))
+                terminal.show_error(terminal.explain(error))
 
     def status(self) -> str:
         """The line below the prompt: what is asked, and how."""
@@ -125,29 +125,31 @@ class Repl:
             except EOFError:
                 self._loader.check()  # a failed load ends the prompt as Ctrl-D does
                 return None
-            if line in slash.LEAVE:
+            if line in repl_commands.LEAVE:
                 return None
             if line:
                 return line
 
     def _do(self, line: str) -> None:
         talk = self._ready()
-        if line in slash.HELP:
-            slash.run("/help", talk)
+        if line in repl_commands.HELP:
+            repl_commands.run("/help", talk)
         elif line.startswith("/"):
-            slash.run(line, talk)
+            repl_commands.run(line, talk)
         else:
             self._reply(talk.session, line)
 
-    def _ready(self) -> slash.Talk:
+    def _ready(self) -> repl_commands.Talk:
         """The conversation, its session waited for."""
-        from clara_cli import answers, ui
+        from clara_cli.cli.show import answers, terminal
 
         if self._talk is None:
             if not self._loader.future.done():
-                ui.say("loading the model ...")
+                terminal.say("loading the model ...")
             session = self._loader.future.result()
-            self._talk = slash.Talk(session, ui.say, self._show, answers.show_sources, self._clear)
+            self._talk = repl_commands.Talk(
+                session, terminal.say, self._show, answers.show_sources, self._clear
+            )
         return self._talk
 
     def _clear(self) -> None:
@@ -193,7 +195,7 @@ def run(
         prompt: PromptSession[str] = PromptSession(
             history=_history(),
             key_bindings=_keys(),
-            completer=WordCompleter(list(slash.COMMANDS), sentence=True),
+            completer=WordCompleter(list(repl_commands.COMMANDS), sentence=True),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
             prompt_continuation="  ...> ",

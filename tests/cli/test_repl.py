@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_ui import make_answer
 
-from clara_cli import repl
+from clara_cli.cli import repl
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.interrupts import Terminated
 from clara_cli.records import Answer, SearchResult

@@ -29,7 +29,8 @@ from rich.progress import (
 from rich.segment import Segment
 from rich.text import Text
 
-from clara_cli import harvest, records, scorecard
+from clara_cli import records
+from clara_cli.cli.show import bench, synth
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.fields import Setting
@@ -227,7 +228,7 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     lines = {CompressResult: _compressed, IndexResult: _indexed, TrainResult: _trained}
     lines[MemoryNeed] = _needed
     out = console(stderr=False)
-    for line in {**lines, **scorecard.LINES, **harvest.LINES}[type(result)](result, only):
+    for line in {**lines, **bench.LINES, **synth.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
 
 

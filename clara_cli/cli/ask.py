@@ -16,13 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from clara_cli import answers, repl, scorecard, serving, slash, ui
 from clara_cli.bundled import choose_model
+from clara_cli.cli import repl, repl_commands, serving
+from clara_cli.cli.show import answers, bench, terminal
+from clara_cli.cli.show.terminal import TerminalReport
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, SearchResult
-from clara_cli.ui import TerminalReport
 
 
 def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
@@ -51,7 +52,7 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         config = dataclasses.replace(config, question=_read_question())
     if config.question is not None and not config.question.strip():
         raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
-    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+    with terminal.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
         printer = held.enter_context(Printer(config, report, as_json=as_json))
         config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
@@ -70,9 +71,9 @@ def _clear_cache(config: AskConfig, *, as_json: bool) -> None:
     gguf = importlib.import_module("clara_cli.core.gguf")
     backbones, size = gguf.remove_backbones()
     if as_json:
-        ui.write_json({"backbones": backbones, "bytes": size})
+        terminal.write_json({"backbones": backbones, "bytes": size})
     else:
-        ui.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
+        terminal.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
 
 
 def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
@@ -82,7 +83,7 @@ def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     serving.check_installed()
     address = serving.Address.parse(str(config.serve))
     serving.read_token(address)  # before documents are compressed or a model is loaded
-    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+    with terminal.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
         printer = held.enter_context(Printer(config, report, as_json=False))
         module = importlib.import_module("clara_cli.commands.ask")
         session = module.open_session(_with_documents(config, report, held), report)
@@ -99,24 +100,24 @@ def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
 
 def _say_need(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Show the memory that answering takes."""
-    with ui.TerminalReport(quiet=quiet) as report:
+    with terminal.TerminalReport(quiet=quiet) as report:
         module = importlib.import_module("clara_cli.commands.ask")
         for need in module.run(config, report):
             if as_json:
-                ui.write_json(scorecard.result_json(need))
+                terminal.write_json(bench.result_json(need))
             else:
-                ui.show_result(need)
+                terminal.show_result(need)
 
 
 def _do_task(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     """Show what is written from the memory of a passage."""
-    with ui.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
+    with terminal.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
         config = _with_documents(config, report, held)
         module = importlib.import_module("clara_cli.commands.ask")
         for retelling in module.run(config, report):
             report.pause()
             if as_json:
-                ui.write_json(answers.retelling_json(retelling))
+                terminal.write_json(answers.retelling_json(retelling))
             else:
                 answers.show_retelling(retelling)
 
@@ -195,11 +196,13 @@ def _absolute(given: str) -> str:
 
 
 def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
-    report, held = ui.TerminalReport(quiet=quiet, hold=True), contextlib.ExitStack()
+    report, held = terminal.TerminalReport(quiet=quiet, hold=True), contextlib.ExitStack()
 
-    def open_session() -> slash.Session:
+    def open_session() -> repl_commands.Session:
         ask = importlib.import_module("clara_cli.commands.ask")
-        session: slash.Session = ask.open_session(_with_documents(config, report, held), report)
+        session: repl_commands.Session = ask.open_session(
+            _with_documents(config, report, held), report
+        )
         return session
 
     printer = held.enter_context(Printer(config, report, as_json=as_json))
@@ -207,7 +210,7 @@ def _converse(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
     def show(result: Answer | SearchResult) -> None:
         _check_support(printer.show_all([result]), required=config.require_support)
 
-    def reply(session: slash.Session, question: str) -> None:
+    def reply(session: repl_commands.Session, question: str) -> None:
         if config.search:
             show(session.search(question))
         elif printer.streams:
@@ -242,7 +245,7 @@ class Printer:
         bare = self._config.answer_only or self._config.search or self._as_json
         return not bare and sys.stdout.isatty()
 
-    def stream(self, session: slash.Session, question: str) -> Answer:
+    def stream(self, session: repl_commands.Session, question: str) -> Answer:
         """The answer to a question, a draft of it shown as its words come."""
         self._report.pause()
         with answers.Stream() as stream:
@@ -266,7 +269,7 @@ class Printer:
         else:
             record = answers.as_json(result)
         if self._as_json:
-            ui.write_json(record)
+            terminal.write_json(record)
         elif isinstance(result, SearchResult):
             answers.show_search(result, titled=titled)
         elif config.answer_only:
@@ -279,7 +282,7 @@ class Printer:
         """Append the JSON of a result to the log, if there is one."""
         if self._log is not None:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self._log.write(ui.json_line({"time": now, **record}) + "\n")
+            self._log.write(terminal.json_line({"time": now, **record}) + "\n")
 
 
 def _open_log(file: Path | None) -> TextIO | None:

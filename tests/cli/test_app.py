@@ -19,12 +19,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from clara_cli import app as application
 from clara_cli import config as configs
 from clara_cli import errors, records
+from clara_cli.cli import app as application
 from clara_cli.fields import flag_name, read_recipe, with_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 GENERAL = {
     "--device",
@@ -463,7 +463,7 @@ def run(config, report):
     {body}
 module.run = run
 sys.modules[module.__name__] = module
-from clara_cli.app import main
+from clara_cli.cli.app import main
 sys.argv = ["clara", "compress", "x"]
 main()
 """
@@ -647,7 +647,7 @@ def test_require_support_of_a_file_answers_all_first(fake: Callable[..., list[An
 def test_ask_on_a_terminal_opens_the_repl(
     monkeypatch: pytest.MonkeyPatch, fake: Callable[..., list[Any]]
 ) -> None:
-    from clara_cli import repl
+    from clara_cli.cli import repl
 
     fake("ask", None)
     opened: list[Any] = []
@@ -681,7 +681,7 @@ def test_ask_on_a_terminal_opens_the_repl(
 
 
 def test_a_stdout_without_the_letters_still_works() -> None:
-    answer = "from clara_cli.ui import *; import sys; write_json({'a': 'é\\ud800'})"
+    answer = "from clara_cli.cli.show.terminal import *; import sys; write_json({'a': 'é\\ud800'})"
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-c", answer], cwd=ROOT, env=env, capture_output=True, check=True

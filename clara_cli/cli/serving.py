@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
-from clara_cli import answers
+from clara_cli.cli.show import answers
 from clara_cli.errors import ClaraError, UsageError
 from clara_cli.records import ABSTENTION, Answer, Report, SearchResult
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from clara_cli.cli.show.terminal import console, duration
 from clara_cli.documents.places import Place, place_of
 from clara_cli.printable import clean, clean_line
 from clara_cli.records import (
@@ -27,7 +28,6 @@ from clara_cli.records import (
     Retelling,
     SearchResult,
 )
-from clara_cli.ui import console, duration
 
 SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
 SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count

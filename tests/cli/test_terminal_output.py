@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_cli import answers, ui
+from clara_cli.cli.show import answers, terminal
 from clara_cli.errors import ClaraError, DataError, Interrupted
 from clara_cli.records import (
     Answer,
@@ -80,7 +80,7 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()
-    with ui.TerminalReport(clock=clock) as report:
+    with terminal.TerminalReport(clock=clock) as report:
         for step in range(1, 31):
             report.progress(Progress("compress", step * 100, 3000, "passages", {"loss": "1.5"}))
             clock.now += 0.9
@@ -95,14 +95,14 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
 
 def test_the_first_step_is_a_line_where_it_took_long(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    with ui.TerminalReport(clock=clock) as report:
+    with terminal.TerminalReport(clock=clock) as report:
         clock.now += 60
         report.progress(Progress("bench", 8, 300, "questions"))
         assert capsys.readouterr().err == "bench: 2% 8/300 questions\n"
 
 
 def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with ui.TerminalReport() as report:
+    with terminal.TerminalReport() as report:
         report.progress(Progress("read", 1, None, "lines"))
         report.progress(Progress("read", 2, None, "lines"))
         report.progress(Progress("write", 1, 9, "files"))
@@ -112,7 +112,7 @@ def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[
 def test_quiet_silences_notes_and_progress_not_warnings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with ui.TerminalReport(quiet=True) as report:
+    with terminal.TerminalReport(quiet=True) as report:
         report.note("note")
         report.progress(Progress("read", 1, 1, "lines"))
         report.warn("careful")
@@ -121,7 +121,7 @@ def test_quiet_silences_notes_and_progress_not_warnings(
 
 
 def test_notes_and_warnings_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    report = ui.TerminalReport()
+    report = terminal.TerminalReport()
     for _ in range(3):
         report.note("exact scan")
         report.warn("exact scan")
@@ -129,7 +129,7 @@ def test_notes_and_warnings_are_said_once(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_held_report_speaks_at_the_pause(capsys: pytest.CaptureFixture[str]) -> None:
-    report = ui.TerminalReport(hold=True)
+    report = terminal.TerminalReport(hold=True)
     report.note("exact scan")
     report.progress(Progress("read", 1, 1, "lines"))
     assert capsys.readouterr().err == ""
@@ -138,30 +138,30 @@ def test_a_held_report_speaks_at_the_pause(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_bar_on_a_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal, results = Terminal(), io.StringIO()
-    monkeypatch.setattr(sys, "stderr", terminal)
+    tty, results = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", tty)
     monkeypatch.setattr(sys, "stdout", results)
-    with ui.TerminalReport() as report:
+    with terminal.TerminalReport() as report:
         for step in range(4):
             report.progress(Progress("compress", step, 3, "passages", {"loss": "1.5"}))
         report.warn("careful")
         sys.stdout.write("result\n")
         report.pause()
         report.progress(Progress("another", 1, None, "files"))
-    assert "compress" in terminal.getvalue()
-    assert "3/3 passages" in terminal.getvalue()
-    assert "warning: careful" in terminal.getvalue()
-    assert ("loss 1.5" in terminal.getvalue()) is (columns >= ui.NARROW)
+    assert "compress" in tty.getvalue()
+    assert "3/3 passages" in tty.getvalue()
+    assert "warning: careful" in tty.getvalue()
+    assert ("loss 1.5" in tty.getvalue()) is (columns >= terminal.NARROW)
     assert results.getvalue() == "result\n"
 
 
 def test_no_bar_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with ui.TerminalReport() as report:
+    tty = Terminal()
+    monkeypatch.setattr(sys, "stderr", tty)
+    with terminal.TerminalReport() as report:
         report.progress(Progress("compress", 1, 1, "passages"))
-    assert terminal.getvalue() == "compress: 100% 1/1 passages\n"
+    assert tty.getvalue() == "compress: 100% 1/1 passages\n"
 
 
 @pytest.mark.parametrize("no_color", [False, True])
@@ -170,11 +170,11 @@ def test_colour_on_a_terminal_unless_refused(
 ) -> None:
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    ui.show_error(DataError("it broke", "mend it"))
-    assert ("\x1b[31m" in terminal.getvalue()) is not no_color
-    assert "it broke" in terminal.getvalue()
+    tty = Terminal()
+    monkeypatch.setattr(sys, "stderr", tty)
+    terminal.show_error(DataError("it broke", "mend it"))
+    assert ("\x1b[31m" in tty.getvalue()) is not no_color
+    assert "it broke" in tty.getvalue()
 
 
 # --- answers and results ---
@@ -198,11 +198,11 @@ def test_answer_and_sources_at_every_width(
 def test_answer_on_a_terminal_names_ranks_in_order(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    tty = Terminal()
+    monkeypatch.setattr(sys, "stdout", tty)
     answers.show(make_answer(), titled=True)
-    assert terminal.getvalue().index("document-1") < terminal.getvalue().index("document-2")
-    assert "Who?" in terminal.getvalue()
+    assert tty.getvalue().index("document-1") < tty.getvalue().index("document-2")
+    assert "Who?" in tty.getvalue()
 
 
 def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +218,7 @@ def test_answer_without_text_sources_or_words(capsys: pytest.CaptureFixture[str]
 
 def test_documents_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     answers.show(make_answer(answer="red \x1b[31m alert\x07"))
-    ui.show_error(ClaraError("title \x1b]0;x\x07"))
+    terminal.show_error(ClaraError("title \x1b]0;x\x07"))
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert "\x07" not in out + err
@@ -247,11 +247,11 @@ def test_sources_name_their_place_and_mark_the_answers_words(
     record = answers.as_json(answer)
     assert (record["sources"][0]["file"], record["sources"][0]["line"]) == (str(file), 7)
     assert record["sources"][0]["corpus"] == "two.clara"
-    terminal = Terminal()
+    tty = Terminal()
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stdout", tty)
     answers.show(answer)
-    shown = terminal.getvalue()
+    shown = tty.getvalue()
     assert f";{file.as_uri()}" in shown and f"{file}:7" in shown and "two.clara" in shown
     assert "no/such.txt:3" in shown and shown.count("\x1b]8;") == 2  # opened and closed once
     assert re.search(r"\x1b\[[\d;]*4[\d;]*mmayor", shown)
@@ -338,24 +338,24 @@ def test_passages_alone_are_their_best_sentences_and_places(
 
 def test_a_draft_gives_way_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     pyte = pytest.importorskip("pyte", reason="reads a terminal's codes: pip install pyte")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    tty = Terminal()
+    monkeypatch.setattr(sys, "stdout", tty)
     with answers.Stream() as stream:
         for number in range(60):
             stream.say(f"piece {number}\n")
     answers.show(make_answer(answer="Ann."))
     screen = pyte.Screen(80, 24)
-    pyte.Stream(screen).feed(terminal.getvalue().replace("\n", "\r\n"))
-    assert "piece 5" in terminal.getvalue()
+    pyte.Stream(screen).feed(tty.getvalue().replace("\n", "\r\n"))
+    assert "piece 5" in tty.getvalue()
     assert not any("piece" in line for line in screen.display)
     assert screen.display[0].strip() == "Ann."
 
 
 def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
-    ui.write_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": Path("x"), "d": "é"})
+    terminal.write_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": Path("x"), "d": "é"})
     out = capsys.readouterr().out
     assert out == '{"a": null, "b": [null, 0.5], "c": "x", "d": "é"}\n'
-    ui.write_json({"lone": "\ud800"})
+    terminal.write_json({"lone": "\ud800"})
     assert json.loads(capsys.readouterr().out) == {"lone": "\ud800"}
 
 
@@ -389,13 +389,13 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
 def test_summaries(
     result: Any, only: str | None, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ui.show_result(result, only=only)
+    terminal.show_result(result, only=only)
     out = capsys.readouterr().out
     assert all(part in out for part in parts), out
 
 
 def test_interruption_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    ui.show_error(Interrupted("interrupted", "clara train ... goes on"))
+    terminal.show_error(Interrupted("interrupted", "clara train ... goes on"))
     assert capsys.readouterr().err == "interrupted\nhint: clara train ... goes on\n"
 
 
@@ -405,5 +405,5 @@ def test_a_reader_that_goes_away_is_the_error_boundarys_business(monkeypatch) ->
     with os.fdopen(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         with pytest.raises(BrokenPipeError):
-            ui.console(stderr=False).print("an answer")
+            terminal.console(stderr=False).print("an answer")
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what closing flushes

@@ -1,0 +1,3 @@
+"""Results as a terminal shows them, and as the JSON line that programs read. Rich is used nowhere
+else.
+"""
