@@ -33,7 +33,7 @@ LAYERS = [
     {"documents"},
     {"config"},
     {"fields", "option_files"},
-    {"chat", "launch"},
+    {"chat"},
     {"storage"},
     {"records", "measures", "bench_records", "bundled"},
     {"errors", "interrupts", "printable"},
@@ -41,12 +41,9 @@ LAYERS = [
 HELPERS = {
     f"clara_cli.commands.{name}"
     for name in (
-        "learning",
         "needs",
         "question_files",
-        "retrieved",
         "telling",
-        "validation",
     )
 }
 ONLY_IN = {
@@ -171,7 +168,7 @@ def test_imports_go_downward_only():
 
 def test_layers_beside_each_other_are_the_ones_designed():
     """Retrieval knows text and arrays, the core knows tensors: neither needs the other."""
-    allowed = {"core", "config", "bundled", "launch", "storage", "printable", "records", "errors"}
+    allowed = {"core", "config", "bundled", "storage", "printable", "records", "errors"}
     for module in MODULES:
         names = {part(name) for name in imported(module) if name.startswith("clara_cli.")}
         if part(dotted(module)) in NOT_CORE:

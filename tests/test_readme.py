@@ -135,7 +135,7 @@ def test_a_command_for_a_gpu_is_one_the_program_takes(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("clara_cli.cli.app._run", lambda *_, **__: None)
     monkeypatch.setattr("clara_cli.cli.app._ask", lambda *_, **__: None)
-    monkeypatch.setattr("clara_cli.launch.run", lambda *_: None)
+    monkeypatch.setattr("clara_cli.distributed.launch.run", lambda *_: None)
     assert words[0] == "clara"
     with pytest.raises(SystemExit) as left:
         app(words[1:])

@@ -15,8 +15,8 @@ from clara_cli.config import BenchConfig
 from clara_cli.core import shapes
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
-from clara_cli.core.ranks import join
 from clara_cli.corpus.store import Corpus
+from clara_cli.distributed.ranks import join
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.break_even import break_even

@@ -25,7 +25,6 @@ from clara_cli.config import CompressConfig
 from clara_cli.config.documents import changed_options
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
 from clara_cli.core.encode import encode_rows
-from clara_cli.core.ranks import Ranks, joined_apart
 from clara_cli.corpus import quantize
 from clara_cli.corpus.append import Additions
 from clara_cli.corpus.journal import stored_identity
@@ -34,6 +33,7 @@ from clara_cli.corpus.prefetch import prefetch
 from clara_cli.corpus.progress import CompressionProgress
 from clara_cli.corpus.shards import in_shards
 from clara_cli.corpus.writer import CorpusWriter, open_writer
+from clara_cli.distributed.ranks import Ranks, joined_apart
 from clara_cli.documents.chunk import model_text, split_document
 from clara_cli.documents.documents import Reading, read_documents
 from clara_cli.errors import ClaraError, Interrupted, UsageError

@@ -10,7 +10,22 @@ from typing import Any
 
 import torch
 
-from clara_cli.commands.learning import (
+from clara_cli.commands.needs import of_training
+from clara_cli.commands.telling import note_older, note_probe, tell
+from clara_cli.config import PretrainConfig
+from clara_cli.core.backbone import check_head
+from clara_cli.core.batch import Batch, pair_length, scp_batch
+from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.placement import spread
+from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
+from clara_cli.core.stages import Losses, read_memory_loss
+from clara_cli.distributed.ranks import Ranks, join
+from clara_cli.documents.examples import PAIR_KINDS, read_pairs
+from clara_cli.errors import UsageError, nearest
+from clara_cli.records import MemoryNeed, Pair, Report, TrainResult
+from clara_cli.training.runner import (
     Task,
     check_settings,
     draw,
@@ -20,22 +35,7 @@ from clara_cli.commands.learning import (
     train_stage,
     trained_roles,
 )
-from clara_cli.commands.needs import of_training
-from clara_cli.commands.telling import note_older, note_probe, tell
-from clara_cli.commands.validation import Example, HeldOut, check_validation, split
-from clara_cli.config import PretrainConfig
-from clara_cli.core.backbone import check_head
-from clara_cli.core.batch import Batch, pair_length, scp_batch
-from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.info import CheckpointInfo
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
-from clara_cli.core.placement import spread
-from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
-from clara_cli.core.ranks import Ranks, join
-from clara_cli.core.stages import Losses, read_memory_loss
-from clara_cli.documents.examples import PAIR_KINDS, read_pairs
-from clara_cli.errors import UsageError, nearest
-from clara_cli.records import MemoryNeed, Pair, Report, TrainResult
+from clara_cli.training.validation import Example, HeldOut, check_validation, split
 
 DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
 NO_START = ("neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles")

@@ -13,7 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.commands.learning import (
+from clara_cli.commands.needs import of_training
+from clara_cli.commands.telling import abilities, note_older, tell
+from clara_cli.config import TrainConfig
+from clara_cli.core.backbone import check_head
+from clara_cli.core.batch import (
+    AnswerExample,
+    Batch,
+    answer_batch,
+    example_length,
+    retrieval_batch,
+    text_batch,
+)
+from clara_cli.core.checkpoint import Loaded, LoadOptions, load
+from clara_cli.core.model import LoraSettings
+from clara_cli.core.stages import (
+    TRAINED,
+    Losses,
+    choose,
+    contrastive_loss,
+    end_to_end_loss,
+    rank_pools,
+    read_memory_loss,
+    read_text_loss,
+)
+from clara_cli.distributed.ranks import Ranks, join
+from clara_cli.documents.chunk import model_text
+from clara_cli.documents.examples import QUESTION_HINT, read_questions
+from clara_cli.errors import DataError, UsageError
+from clara_cli.records import MemoryNeed, PoolPassage, Question, Report, TrainResult
+from clara_cli.training.loop import FitSummary
+from clara_cli.training.retrieved_pools import RetrievedPools, check_pool_settings
+from clara_cli.training.run_folder import RunFolder
+from clara_cli.training.runner import (
     Task,
     check_settings,
     count_steps,
@@ -27,39 +59,7 @@ from clara_cli.commands.learning import (
     train_stage,
     trained_roles,
 )
-from clara_cli.commands.needs import of_training
-from clara_cli.commands.retrieved import RetrievedPools, check_pool_settings
-from clara_cli.commands.telling import abilities, note_older, tell
-from clara_cli.commands.validation import Example, HeldOut, check_validation, split
-from clara_cli.config import TrainConfig
-from clara_cli.core.backbone import check_head
-from clara_cli.core.batch import (
-    AnswerExample,
-    Batch,
-    answer_batch,
-    example_length,
-    retrieval_batch,
-    text_batch,
-)
-from clara_cli.core.checkpoint import Loaded, LoadOptions, load
-from clara_cli.core.loop import FitSummary
-from clara_cli.core.model import LoraSettings
-from clara_cli.core.ranks import Ranks, join
-from clara_cli.core.runs import RunFolder
-from clara_cli.core.stages import (
-    TRAINED,
-    Losses,
-    choose,
-    contrastive_loss,
-    end_to_end_loss,
-    rank_pools,
-    read_memory_loss,
-    read_text_loss,
-)
-from clara_cli.documents.chunk import model_text
-from clara_cli.documents.examples import QUESTION_HINT, read_questions
-from clara_cli.errors import DataError, UsageError
-from clara_cli.records import MemoryNeed, PoolPassage, Question, Report, TrainResult
+from clara_cli.training.validation import Example, HeldOut, check_validation, split
 
 
 def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:

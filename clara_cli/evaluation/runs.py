@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from clara_cli.core.ranks import Ranks
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.pools import Case
 from clara_cli.evaluation.systems import Asked, Failure, Prediction, System

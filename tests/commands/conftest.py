@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import compress, learning, pretrain, train
+from clara_cli.commands import compress, pretrain, train
+from clara_cli.training import runner
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, and no plot of every run's losses."""
-    monkeypatch.setattr(learning, "find_spec", lambda name: None)
+    monkeypatch.setattr(runner, "find_spec", lambda name: None)
     with one_thread():
         yield
 

@@ -17,9 +17,10 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import learning, pretrain, train
+from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import UsageError
+from clara_cli.training import runner
 
 STEPS = 20
 EQUAL = {"steps": STEPS, "dropout": 0.0, "batch_size": 3, "learning_rate": 1e-3}
@@ -104,7 +105,7 @@ def test_a_sharded_backbone_makes_the_same_steps_and_an_ordinary_checkpoint(work
 
     def sharded(rank: int) -> Any:
         held: list[int] = []
-        cut = learning.shard
+        cut = runner.shard
 
         def frozen(model: Any) -> int:
             """Numbers of the layers' own weights in this process."""
@@ -117,7 +118,7 @@ def test_a_sharded_backbone_makes_the_same_steps_and_an_ordinary_checkpoint(work
             cut(model, ranks)
             held.append(frozen(model))
 
-        learning.shard = shard
+        runner.shard = shard
         go(works, tmp_path / "cut", stage, fsdp=True, checkpointing=stage == "scp", **few)
         return held
 

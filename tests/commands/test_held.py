@@ -73,16 +73,16 @@ def test_writing_the_native_form_takes_neither(works, heard, tmp_path, changes):
 
 
 def test_fsdp_goes_with_neither(works, heard, tmp_path, monkeypatch):
-    from clara_cli.commands import learning
-    from clara_cli.core.ranks import Ranks
+    from clara_cli.distributed.ranks import Ranks
+    from clara_cli.training import runner
 
     config = tiny.train(works.questions, works.scp, tmp_path / "x", "instruct", fsdp=True)
     for changes in ({"load_in": "8bit"}, {"device_map": "auto"}):
         with pytest.raises(UsageError, match="leave|with"):
-            learning.load_options(dataclasses.replace(config, **changes), "x", Ranks(size=2))
+            runner.load_options(dataclasses.replace(config, **changes), "x", Ranks(size=2))
     several = dataclasses.replace(config, fsdp=False, device_map="auto")
     with pytest.raises(UsageError, match="--device-map with several processes"):
-        learning.load_options(several, "x", Ranks(size=2))
+        runner.load_options(several, "x", Ranks(size=2))
 
 
 @pytest.mark.skipif(not HAVE, reason="bitsandbytes is not installed (extra quant)")

@@ -16,8 +16,8 @@ from clara_cli.commands import compress, train
 from clara_cli.core import stages
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.ranks import Ranks
 from clara_cli.corpus.store import Corpus
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
 

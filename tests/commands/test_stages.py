@@ -11,12 +11,12 @@ import tiny
 import torch
 
 from clara_cli.commands import pretrain, train
-from clara_cli.commands.learning import draw
 from clara_cli.core.batch import retrieval_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.stages import TRAINED, rank_pools
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import DataError, UsageError
+from clara_cli.training.runner import draw
 
 
 def variants() -> list[dict]:

@@ -10,13 +10,13 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.commands import learning, pretrain, train, validation
+from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
-from clara_cli.core import loop
 from clara_cli.core.checkpoint import read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 from clara_cli.fields import with_recipe
+from clara_cli.training import loop, runner, validation
 
 # key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.
 CHECKED = {"validation_share": 0.25, "validate_every": 1}
@@ -92,7 +92,7 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
     greedy = validation.greedy
     with monkeypatch.context() as patch:
         patch.setattr(validation, "greedy", spy_greedy)
-        patch.setattr(learning, "fit", spy_fit)
+        patch.setattr(runner, "fit", spy_fit)
         patch.setattr(loop.RunFolder, "save", spy_save)
         patch.setattr(ClaraModel, "checkpoint_layers", lambda _: shown.append("checkpointing"))
         if command is PretrainConfig:

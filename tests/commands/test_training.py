@@ -15,12 +15,12 @@ import tiny
 import torch
 
 from clara_cli.cli.show.bench import result_json
-from clara_cli.commands import learning, pretrain, train
-from clara_cli.core import loop
+from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
-from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
+from clara_cli.training import loop, runner
+from clara_cli.training.run_folder import RunFolder
 
 KEYS = {"step", "loss", "ce", "mse", "lr", "tokens", "seconds"}
 RESULT = ["checkpoint", "stage", "steps", "ce", "mse", "seconds", "tokens_per_second"]
@@ -191,13 +191,13 @@ def test_data_smaller_than_a_batch_is_one_batch(works, report, tmp_path):
 def test_one_pass_reads_every_record_once(works):
     config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=5, steps=None)
     records = list(range(12))
-    steps = learning.count_steps(config, len(records))
+    steps = runner.count_steps(config, len(records))
     seen = [
-        record for step in range(steps) for record in learning.draw(config, step, records, int)[0]
+        record for step in range(steps) for record in runner.draw(config, step, records, int)[0]
     ]
     assert sorted(seen) == records
     again = [
-        r for step in range(steps, 2 * steps) for r in learning.draw(config, step, records, int)[0]
+        r for step in range(steps, 2 * steps) for r in runner.draw(config, step, records, int)[0]
     ]
     assert sorted(again) == records and again != seen
 
@@ -267,7 +267,7 @@ def test_a_run_interrupted_while_a_batch_is_made_goes_on_to_the_bit(
     def interrupt(config, step, records, length):
         if step == 4:
             raise KeyboardInterrupt
-        return learning.draw(config, step, records, length)
+        return runner.draw(config, step, records, length)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "draw", interrupt)
@@ -384,7 +384,7 @@ def test_a_finished_run_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     run = tmp_path / "run"
     first = go(works, run, "scp", report, steps=2)
     before = tiny.files(run)
-    monkeypatch.setattr(learning, "fit", None)
+    monkeypatch.setattr(runner, "fit", None)
     again = go(works, run, "scp", report, steps=2)
     assert report.notes[-1] == f"{run} is finished; nothing to do"
     assert tiny.files(run) == before

@@ -20,16 +20,16 @@ import tiny
 import torch
 
 from clara_cli.cli.show.bench import result_json
-from clara_cli.commands import learning, pretrain, train
-from clara_cli.core import checks, runs, trackers
+from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
-from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import Question
 from clara_cli.storage.errors import cannot_write
+from clara_cli.training import run_folder, runner, trackers, validation_schedule
+from clara_cli.training.run_folder import RunFolder
 
 KEPT = tiny.FACTS[:3]  # validated on
 
@@ -93,7 +93,7 @@ def test_the_loss_of_a_check_is_that_of_the_checkpoint_over_all_answer_tokens(
 def test_answers_are_right_where_the_model_says_them(works, report, tmp_path, monkeypatch):
     """A decoder that says the gold answer scores 1, one that says half of it a part of F1."""
     said = iter([["Nora Velden", "Ivo", "nobody"]])
-    monkeypatch.setattr("clara_cli.commands.validation.greedy", lambda *_: next(said))
+    monkeypatch.setattr("clara_cli.training.validation.greedy", lambda *_: next(said))
     changes = {"steps": 1, "batch_size": 3, "validate_every": 1}
     go(works, tmp_path / "run", "instruct", report, **changes)
     (line,) = checked(tmp_path / "run")
@@ -103,7 +103,7 @@ def test_answers_are_right_where_the_model_says_them(works, report, tmp_path, mo
 def steered(monkeypatch, values: list[float]) -> None:
     """Checks whose loss is what the test says."""
     rest = iter(values)
-    monkeypatch.setattr("clara_cli.commands.validation.measure", lambda *_: {"ce": next(rest)})
+    monkeypatch.setattr("clara_cli.training.validation.measure", lambda *_: {"ce": next(rest)})
 
 
 def test_the_best_weights_become_the_checkpoint_and_the_last_ones_stay(
@@ -225,7 +225,7 @@ def test_the_run_folder_says_what_it_was_computed_with(works):
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs the plot extra")
 def test_the_losses_are_drawn_where_matplotlib_is(works, report, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "find_spec", importlib.util.find_spec)
+    monkeypatch.setattr(runner, "find_spec", importlib.util.find_spec)
     go(works, tmp_path / "run", "e2e", report, steps=2)
     drawn = (tmp_path / "run" / "losses.svg").read_text()
     assert "<svg" in drawn and not any("[plot]" in note for note in report.notes)
@@ -279,7 +279,7 @@ def test_a_disk_full_while_the_state_is_saved_keeps_the_state_before(
         go(works, run, "scp", heard(stop_at=2))
     before = tiny.tensors(run / "last")
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_tensors", full)
+        patch.setattr(run_folder, "save_tensors", full)
         usage = namedtuple("usage", "total used free")(9, 9, 1234)
         patch.setattr(shutil, "disk_usage", lambda path: usage)
         needed = sum(t.numel() * 4 for t in before.values())
@@ -337,26 +337,29 @@ def test_the_best_check_is_the_first_of_the_best():
     lines = [
         {"step": n, "ce": ce, "em": em} for n, ce, em in ((1, 2, 0.1), (2, 1, 0.3), (3, 1, 0.3))
     ]
-    assert checks.best(lines, "ce")["step"] == 2 and checks.best(lines, "em")["step"] == 2
-    assert checks.best([], "ce") is None
+    assert (
+        validation_schedule.best(lines, "ce")["step"] == 2
+        and validation_schedule.best(lines, "em")["step"] == 2
+    )
+    assert validation_schedule.best([], "ce") is None
 
 
 def test_batches_by_length_read_every_record_once_and_repeat(works):
     config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=8)
     config = type(config)(**{**config.__dict__, "group_by_length": True})
     lengths = [random.Random(n).randrange(1000) for n in range(1003)]
-    steps = learning.count_steps(type(config)(**{**config.__dict__, "steps": None}), len(lengths))
+    steps = runner.count_steps(type(config)(**{**config.__dict__, "steps": None}), len(lengths))
 
     def spread(step: int) -> int:
-        picked = learning.draw(config, step, lengths, lambda n: n)[0]
+        picked = runner.draw(config, step, lengths, lambda n: n)[0]
         assert len(picked) == (8 if step < steps - 1 else 3)
         return max(picked) - min(picked)
 
-    seen = [n for step in range(steps) for n in learning.draw(config, step, lengths, int)[0]]
+    seen = [n for step in range(steps) for n in runner.draw(config, step, lengths, int)[0]]
     assert sorted(seen) == sorted(lengths)
     assert sum(map(spread, range(steps))) / steps < 100  # a random batch spans about 780
-    assert learning.draw(config, 70, lengths, int)[0] == learning.draw(config, 70, lengths, int)[0]
-    again = [n for s in range(steps, 2 * steps) for n in learning.draw(config, s, lengths, int)[0]]
+    assert runner.draw(config, 70, lengths, int)[0] == runner.draw(config, 70, lengths, int)[0]
+    again = [n for s in range(steps, 2 * steps) for n in runner.draw(config, s, lengths, int)[0]]
     assert sorted(again) == sorted(lengths) and again != seen
 
 
@@ -368,8 +371,8 @@ def drawn_anew(config, step: int, count: int) -> list[int]:
     random.Random(f"{config.seed} pass {number}").shuffle(order)
     if not config.group_by_length:
         return order[place * size : (place + 1) * size]
-    window, place = divmod(place, learning.WINDOW)
-    order = order[window * learning.WINDOW * size :][: learning.WINDOW * size]
+    window, place = divmod(place, runner.WINDOW)
+    order = order[window * runner.WINDOW * size :][: runner.WINDOW * size]
     order.sort(key=lambda n: n % 7)
     whole = len(order) // size * size
     starts = list(range(0, whole, size))
@@ -392,7 +395,7 @@ def test_a_pass_is_shuffled_once_and_drawn_as_if_for_each_step(works, monkeypatc
             super().shuffle(x)
 
     monkeypatch.setattr(random, "Random", Counting)
-    assert [learning.draw(config, s, range(203), lambda n: n % 7)[0] for s in steps] == expected
+    assert [runner.draw(config, s, range(203), lambda n: n % 7)[0] for s in steps] == expected
     assert shuffled.count(203) <= 5
 
 

@@ -14,12 +14,12 @@ import torch
 from conftest import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
-from clara_cli import launch
 from clara_cli.cli import app
 from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load, save
+from clara_cli.distributed import launch
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.evaluation import runs, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean

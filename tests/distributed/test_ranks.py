@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from clara_cli.core import ranks
-from clara_cli.core.ranks import Ranks, joined_apart
+from clara_cli.distributed import ranks
+from clara_cli.distributed.ranks import Ranks, joined_apart
 from clara_cli.errors import DataError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clara_cli.core.runs import RunFolder, Trained
+from clara_cli.training.run_folder import RunFolder, Trained
 
 LOWER_IS_BETTER = ("ce", "mse")
 Figures = Mapping[str, float]

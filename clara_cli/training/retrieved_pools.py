@@ -24,7 +24,7 @@ from clara_cli.answering.retriever import Retriever
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded
-from clara_cli.core.ranks import Ranks
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import Progress, Question, Report
 from clara_cli.storage.artefact import read_object

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from clara_cli.distributed.launch import world
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
-from clara_cli.launch import world
 
 Made = TypeVar("Made")
 Item = TypeVar("Item")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clara_cli.core.checkpoint import check_files
-from clara_cli.core.ranks import Ranks
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Tracker
 from clara_cli.storage import files

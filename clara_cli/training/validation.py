@@ -18,14 +18,14 @@ from torch import Tensor
 
 from clara_cli.config import LearnConfig
 from clara_cli.core.batch import Batch
-from clara_cli.core.checks import Checks
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder
 from clara_cli.core.stages import Losses
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation import metrics
+from clara_cli.training.run_folder import RunFolder
+from clara_cli.training.validation_schedule import Checks
 
 Record = TypeVar("Record")
 RECALL = ("recall@1", "recall@3", "recall@5")

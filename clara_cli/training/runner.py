@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli import __version__
-from clara_cli.commands.validation import HeldOut, checks_of
 from clara_cli.config import LearnConfig, TrainConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded, LoadOptions, save
-from clara_cli.core.checks import Checks, best
 from clara_cli.core.info import CheckpointInfo, ReadingDefaults, ReadMode
-from clara_cli.core.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import refuse_offloaded
-from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder
-from clara_cli.core.shard import shard
 from clara_cli.core.stages import TRAINED
-from clara_cli.core.trackers import check_tracker, open_trackers
+from clara_cli.distributed.fsdp import shard
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.report import environment
 from clara_cli.records import Report, TrainResult
 from clara_cli.storage.files import inside
 from clara_cli.storage.history import History
 from clara_cli.storage.lock import locked
+from clara_cli.training.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
+from clara_cli.training.run_folder import RunFolder
+from clara_cli.training.trackers import check_tracker, open_trackers
+from clara_cli.training.validation import HeldOut, checks_of
+from clara_cli.training.validation_schedule import Checks, best
 
 Record = TypeVar("Record")
 UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
@@ -306,7 +306,7 @@ def conclude(
     if find_spec("matplotlib") is None:
         report.note("no plot of the losses: install clara-cli[plot] for it")
     elif ranks.first:
-        from clara_cli.evaluation.curves import draw_losses
+        from clara_cli.training.curves import draw_losses
 
         draw_losses(run.path / "losses.svg", run.lines(run.metrics), run.lines(run.checks))
 

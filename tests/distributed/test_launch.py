@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clara_cli import launch
+from clara_cli.distributed import launch
 from clara_cli.errors import ClaraError, DataError, Interrupted, UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

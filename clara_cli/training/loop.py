@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from clara_cli.core.batch import Batch
-from clara_cli.core.checks import Checks
-from clara_cli.core.ranks import Ranks
-from clara_cli.core.runs import RunFolder, Trained
 from clara_cli.core.stages import Losses
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ClaraError, Interrupted
 from clara_cli.records import Progress, Report
 from clara_cli.storage.files import undisturbed
+from clara_cli.training.run_folder import RunFolder, Trained
+from clara_cli.training.validation_schedule import Checks
 
 LossFunction = Callable[[Batch, float], Losses]
 """Losses of a micro-batch; the number multiplies its alignment loss's weight (see `gradients`)."""

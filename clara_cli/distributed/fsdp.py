@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from clara_cli.core.backbone import inner_model
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.ranks import Ranks
+from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 
 

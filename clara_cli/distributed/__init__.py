@@ -1,0 +1,3 @@
+"""Several processes for one command: started, brought together, and a backbone cut up among them.
+Knows no command's work.
+"""
