@@ -41,9 +41,9 @@ LAYERS = [
 HELPERS = {
     f"clara_cli.commands.{name}"
     for name in (
-        "needs",
+        "dry_run",
         "question_files",
-        "telling",
+        "checkpoint_notes",
     )
 }
 ONLY_IN = {

@@ -30,8 +30,8 @@ from clara_cli.answering.retelling import retell
 from clara_cli.answering.retriever import FirstStage, Retriever
 from clara_cli.bundled import default_model
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.core.finite import refuse_nonfinite_outputs
-from clara_cli.core.info import ReadMode
 from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.store import Corpus

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clara_cli.answering.retriever import FirstStage, Retriever, refuse_idle_filter
 from clara_cli.answering.sentences import with_best_sentences
-from clara_cli.core.info import ReadMode
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.errors import UsageError
 from clara_cli.records import Hit, SearchResult
 from clara_cli.search.bm25 import pooled_idf

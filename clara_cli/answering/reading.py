@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import window
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.core.decode import Confidence, RepetitionStop, TextStream
-from clara_cli.core.info import ReadMode
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 

@@ -24,7 +24,7 @@ from clara_cli.answering.passage_search import (
 )
 from clara_cli.answering.retriever import INDEX, Retriever
 from clara_cli.config import AskConfig
-from clara_cli.core.info import ReadMode
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, Report, SearchResult

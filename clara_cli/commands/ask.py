@@ -21,19 +21,19 @@ from clara_cli.answering.session import (
 )
 from clara_cli.bundled import choose_model
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
-from clara_cli.commands.needs import of_answering
+from clara_cli.commands.checkpoint_notes import note_older, tell
+from clara_cli.commands.dry_run import of_answering
 from clara_cli.commands.question_files import (
     STDIN,
     AskedQuestion,
     read_question_file,
     read_stdin,
 )
-from clara_cli.commands.telling import note_older, tell
 from clara_cli.config import AskConfig
 from clara_cli.config.documents import changed_options
+from clara_cli.core.batch_encoding import keep_heap
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
-from clara_cli.core.heap import keep_heap
-from clara_cli.core.info import read_info
+from clara_cli.core.checkpoint_info import read_info
 from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import Source

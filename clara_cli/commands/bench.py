@@ -10,9 +10,9 @@ from pathlib import Path
 
 from clara_cli.answering.engine import named_model, refuse_mismatch
 from clara_cli.bundled import choose_model
-from clara_cli.commands.telling import note_older
+from clara_cli.commands.checkpoint_notes import note_older
 from clara_cli.config import BenchConfig
-from clara_cli.core import shapes
+from clara_cli.core import random_backbones
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.corpus.store import Corpus
@@ -117,12 +117,12 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
         where = pick_device(config.device)
         dtype = pick_dtype(config.dtype, where)
         ratio = 16 if ratio is None else ratio
-        if not shapes.SLOTS >= shapes.PASSAGE_TOKENS // max(ratio, 1) >= 1:
+        if not random_backbones.SLOTS >= random_backbones.PASSAGE_TOKENS // max(ratio, 1) >= 1:
             raise UsageError(f"--ratio {ratio}", "4 to 256")
         report.note(f"making a {config.shape} backbone of random weights")
-        model = shapes.random_model(config.shape, where, dtype, config.seed)
+        model = random_backbones.random_model(config.shape, where, dtype, config.seed)
         name, weights = str(config.shape), "random weights"
-        slots = shapes.PASSAGE_TOKENS // ratio
+        slots = random_backbones.PASSAGE_TOKENS // ratio
     else:
         loaded = load_checkpoint(config, None, report)
         ratio = loaded.info.ratio if ratio is None else ratio

@@ -19,12 +19,12 @@ import torch
 
 from clara_cli.answering.engine import recorded_model
 from clara_cli.bundled import choose_model
-from clara_cli.commands.needs import of_compressing
-from clara_cli.commands.telling import note_older, tell
+from clara_cli.commands.checkpoint_notes import note_older, tell
+from clara_cli.commands.dry_run import of_compressing
 from clara_cli.config import CompressConfig
 from clara_cli.config.documents import changed_options
+from clara_cli.core.batch_encoding import encode_rows
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load, reads
-from clara_cli.core.encode import encode_rows
 from clara_cli.corpus import quantize
 from clara_cli.corpus.append import Additions
 from clara_cli.corpus.journal import stored_identity

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clara_cli.answering.engine import Clara, mismatch, named_model
 from clara_cli.answering.retriever import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
-from clara_cli.commands.telling import OLDER, note_older
+from clara_cli.commands.checkpoint_notes import OLDER, note_older
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored, load
 from clara_cli.corpus.manifest import read_manifest

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from clara_cli.commands.needs import of_training
-from clara_cli.commands.telling import note_older, note_probe, tell
+from clara_cli.commands.checkpoint_notes import note_older, note_probe, tell
+from clara_cli.commands.dry_run import of_training
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import Loaded, load
-from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.checkpoint_info import CheckpointInfo
 from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.placement import spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.commands.needs import of_training
-from clara_cli.commands.telling import abilities, note_older, tell
+from clara_cli.commands.checkpoint_notes import abilities, note_older, tell
+from clara_cli.commands.dry_run import of_training
 from clara_cli.config import TrainConfig
 from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import (

@@ -17,9 +17,16 @@ from clara_cli.bundled import BUNDLED
 from clara_cli.core.adapter_config import check_adapter
 from clara_cli.core.backbone import Backbone, backbone_folder
 from clara_cli.core.backbone_settings import refuse_other_settings
+from clara_cli.core.checkpoint_info import (
+    MEMORY,
+    RESTORE,
+    VERSION,
+    CheckpointInfo,
+    describe,
+    read_info,
+)
 from clara_cli.core.digests import backbone_digest, full_digest, sample_digest
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
-from clara_cli.core.info import MEMORY, RESTORE, VERSION, CheckpointInfo, describe, read_info
 from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.loading import refuse_code
 from clara_cli.core.memory_space import fingerprint, is_older, older_fingerprint

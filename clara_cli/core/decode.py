@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from clara_cli.core.backbone import head_logits
 from clara_cli.core.finite import refuse_nonfinite_outputs
+from clara_cli.core.length_grouping import pad, until
 from clara_cli.core.losses import IGNORE, chunk_size, labelled
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.rows import pad, until
 
 
 class TextStream:

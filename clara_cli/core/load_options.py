@@ -9,7 +9,7 @@ import torch
 
 from clara_cli.config.common import CheckpointOptions, PlacementOptions
 from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
-from clara_cli.core.info import CheckpointInfo
+from clara_cli.core.checkpoint_info import CheckpointInfo
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, BackbonePlacement
 from clara_cli.core.probe import probe

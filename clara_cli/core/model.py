@@ -29,11 +29,11 @@ from clara_cli.core.backbone import (
     sliding_window,
 )
 from clara_cli.core.finite import LargestLogits
+from clara_cli.core.length_grouping import GPU_PASS_COST, PASS_COST, alike, pad, until
 from clara_cli.core.loading import plain_generation
 from clara_cli.core.lora import train_fast
 from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.rows import GPU_PASS_COST, PASS_COST, alike, pad, until
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
 from clara_cli.errors import UsageError
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.backbone import Backbone
+from clara_cli.core.checkpoint_info import MOST_MEMORY, MOST_PASSAGE, MOST_RANK, CheckpointInfo
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import origin
-from clara_cli.core.info import MOST_MEMORY, MOST_PASSAGE, MOST_RANK, CheckpointInfo
 from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.memory_space import fingerprint, older_fingerprint
 from clara_cli.core.model import ClaraModel, LoraSettings

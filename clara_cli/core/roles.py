@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clara_cli.core.checkpoint_info import RESTORE
 from clara_cli.core.finite import refuse_nonfinite_weights
-from clara_cli.core.info import RESTORE
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.tensors import read_tensors

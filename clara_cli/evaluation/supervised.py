@@ -5,7 +5,7 @@ beside the roles of the checkpoint that is measured, so that both read the same 
 from __future__ import annotations
 
 from clara_cli.core.checkpoint import Loaded, reads, resolve
-from clara_cli.core.info import read_info
+from clara_cli.core.checkpoint_info import read_info
 from clara_cli.core.roles import load_role, read_weights
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.systems import SUP_ROLE

@@ -21,7 +21,7 @@ from clara_cli.config import LearnConfig, TrainConfig
 from clara_cli.core.backbone import DTYPES, pick_dtype
 from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded, LoadOptions, save
-from clara_cli.core.info import CheckpointInfo, ReadingDefaults, ReadMode
+from clara_cli.core.checkpoint_info import CheckpointInfo, ReadingDefaults, ReadMode
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import refuse_offloaded
 from clara_cli.core.stages import TRAINED

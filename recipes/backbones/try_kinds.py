@@ -18,7 +18,7 @@ from clara_cli.core.backbone import check_head, quieten
 from clara_cli.core.load_options import LoadOptions
 from clara_cli.core.loading import as_artefact_errors, new_config, new_model
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.shapes import byte_tokenizer
+from clara_cli.core.random_backbones import byte_tokenizer
 from clara_cli.errors import ArtefactError
 
 KINDS = (

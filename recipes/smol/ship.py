@@ -17,7 +17,7 @@ import torch
 
 from clara_cli.bundled import SMOLLM2
 from clara_cli.core.checkpoint import LoadOptions, load, save
-from clara_cli.core.info import ReadingDefaults
+from clara_cli.core.checkpoint_info import ReadingDefaults
 
 LICENCE = (
     "Apache-2.0 (SmolLM2-135M-Instruct, and what is ours). Roles trained on: SQuAD v1.1 train "

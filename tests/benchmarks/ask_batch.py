@@ -22,7 +22,7 @@ from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.reading import generate
 from clara_cli.commands.ask import TOGETHER
 from clara_cli.core.backbone import head_logits
-from clara_cli.core.heap import keep_heap
+from clara_cli.core.batch_encoding import keep_heap
 
 
 def gap(clara: Clara, question: str, how: Asking) -> float:

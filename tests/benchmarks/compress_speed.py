@@ -37,8 +37,8 @@ from untrained import PASSAGE_TOKENS, random_model
 
 from clara_cli.commands import compress
 from clara_cli.config import CompressConfig, DocumentOptions
+from clara_cli.core.batch_encoding import encode_rows
 from clara_cli.core.checkpoint import LoadOptions, load
-from clara_cli.core.encode import encode_rows
 from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import split_document

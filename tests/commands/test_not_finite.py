@@ -20,7 +20,7 @@ from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.reading import Generated
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index, pretrain
-from clara_cli.core.info import read_info
+from clara_cli.core.checkpoint_info import read_info
 from clara_cli.corpus.quantize import DTYPES
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError

@@ -10,7 +10,7 @@ import pytest
 from clara_cli.bundled import BUNDLED
 from clara_cli.core.adapter_config import FILE, check_adapter
 from clara_cli.core.checkpoint import LoadOptions, load
-from clara_cli.core.info import read_info
+from clara_cli.core.checkpoint_info import read_info
 from clara_cli.errors import ArtefactError
 
 NANO = BUNDLED["nano"]

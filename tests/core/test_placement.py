@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory, backbone_maker) -> Path:
     tiny_backbone = backbone_maker(tmp_path_factory.mktemp("wide"), hidden=64)
     from clara_cli.core.backbone import load_backbone
     from clara_cli.core.checkpoint import save
-    from clara_cli.core.info import CheckpointInfo
+    from clara_cli.core.checkpoint_info import CheckpointInfo
     from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
     from clara_cli.core.prompts import Prompter
 

@@ -8,9 +8,9 @@ from test_model import TEXTS, build
 
 from clara_cli.core.backbone import check_head, head_logits, inner_model
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch, scp_batch
+from clara_cli.core.length_grouping import pad
 from clara_cli.core.losses import answer_nll
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.rows import pad
 from clara_cli.core.stages import (
     TRAINED,
     Losses,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from clara_cli.cli import app
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
-from clara_cli.core import shapes
+from clara_cli.core import random_backbones
 from clara_cli.errors import UsageError
 from clara_cli.evaluation import flops, speed
 
@@ -37,11 +37,11 @@ LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48  # q, k and v, o, the thre
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shapes.SHAPES, "qwen3-0.6b", ("llama", TINY))
+    monkeypatch.setitem(random_backbones.SHAPES, "qwen3-0.6b", ("llama", TINY))
 
 
 def model() -> Any:
-    return shapes.random_model("qwen3-0.6b", torch.device("cpu"), torch.float32, 0)
+    return random_backbones.random_model("qwen3-0.6b", torch.device("cpu"), torch.float32, 0)
 
 
 def test_everything_is_measured(tiny: None, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_memory_does_not_suffice_for_has_no_figure(
 def test_shapes_have_the_published_sizes(shape: str, billions: float) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, settings = shapes.SHAPES[shape]
+    kind, settings = random_backbones.SHAPES[shape]
     made = AutoConfig.for_model(kind, **settings, pad_token_id=0)
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(made)
@@ -170,7 +170,7 @@ def test_shapes_have_the_published_sizes(shape: str, billions: float) -> None:
 
 
 def test_the_built_tokenizer_reads_any_text() -> None:
-    tokenizer = shapes.byte_tokenizer()
+    tokenizer = random_backbones.byte_tokenizer()
     text = "Ann, é and 東京\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) == 256 + 3

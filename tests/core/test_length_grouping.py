@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_model import build
 from test_stage_losses import gradients, loss_of
 
-from clara_cli.core.rows import alike
+from clara_cli.core.length_grouping import alike
 from clara_cli.core.stages import TRAINED
 
 

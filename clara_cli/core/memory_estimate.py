@@ -16,7 +16,7 @@ from torch import nn
 
 from clara_cli.core.backbone import backbone_folder
 from clara_cli.core.checkpoint import LoadOptions, resolve
-from clara_cli.core.info import read_info
+from clara_cli.core.checkpoint_info import read_info
 from clara_cli.core.loading import empty_model
 from clara_cli.core.model import ROLES, LoraSettings
 from clara_cli.core.released import find_backbone, read_config

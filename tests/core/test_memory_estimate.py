@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from clara_cli.core import footprint
+from clara_cli.core import memory_estimate
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import LoadOptions
-from clara_cli.core.footprint import Plan, need
+from clara_cli.core.memory_estimate import Plan, need
 from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
 from clara_cli.core.placement import BackbonePlacement
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.shapes import SHAPES
+from clara_cli.core.random_backbones import SHAPES
 
 ROOT = Path(__file__).parent.parent.parent
 HAVE = importlib.util.find_spec("bitsandbytes") is not None
@@ -50,7 +50,7 @@ def held_bytes(parameters) -> int:
 def test_weights_adapters_and_memory_tokens_are_what_a_loaded_model_holds(folder, dtype):
     model = model_of(folder, dtype)
     plan = plan_of(folder)
-    found = need(footprint.plan_model(plan), plan, dtype)
+    found = need(memory_estimate.plan_model(plan), plan, dtype)
     roles = [p for role in ROLES for p in model.role_parameters(role).values()]
     everything = held_bytes(model.parameters())
     assert found.adapters == held_bytes(roles)
@@ -65,7 +65,7 @@ def test_weights_adapters_and_memory_tokens_are_what_a_loaded_model_holds(folder
 def test_quantised_weights_are_what_bitsandbytes_holds(folder, load_in):
     model = model_of(folder, torch.float32, load_in)
     plan = plan_of(folder)
-    empty = footprint.plan_model(plan)
+    empty = memory_estimate.plan_model(plan)
     found = need(empty, plan, torch.float32, load_in)
     held = 0
     for name, parameter in model.causal_lm.named_parameters():
@@ -102,7 +102,9 @@ def test_training_is_the_gradients_and_the_optimisers_state(folder):
     held += sum(held_bytes([s["exp_avg"], s["exp_avg_sq"]]) for s in optimizer.state.values())
     plan = plan_of(folder)
     roles = ("query_reasoner", "generator")
-    found = need(footprint.plan_model(plan), plan, torch.float32, trained=roles, trains_memory=True)
+    found = need(
+        memory_estimate.plan_model(plan), plan, torch.float32, trained=roles, trains_memory=True
+    )
     assert found.training == held
 
 
@@ -145,16 +147,16 @@ def test_the_table_in_readme_is_what_the_code_computes():
 
 
 def test_one_adapter_has_the_published_number_of_parameters():
-    assert footprint.adapter_numbers(mistral(), 16) == 41_943_040  # the released training log
+    assert memory_estimate.adapter_numbers(mistral(), 16) == 41_943_040  # the released training log
 
 
 def test_plans_say_what_configs_say(shared):
     folder = shared / "reference" / "fixtures" / "mistral_256_32"
     backbone = str(shared / "reference" / "backbones" / "mistral-tiny")
     plans = [
-        footprint.read_plan(LoadOptions(str(folder / f"ckpt_{stage}"), backbone))
+        memory_estimate.read_plan(LoadOptions(str(folder / f"ckpt_{stage}"), backbone))
         for stage in ("stage1", "stage1_2", "stage2")
     ]
     assert [len(plan.roles) for plan in plans] == [2, 2, 3]
     assert dataclasses.astuple(plans[2])[3:] == (16, 8, 256)
-    assert footprint.read_plan(LoadOptions("nano", ratio=4)).memory_tokens == 64
+    assert memory_estimate.read_plan(LoadOptions("nano", ratio=4)).memory_tokens == 64

@@ -1,17 +1,24 @@
 """Many token rows into memory: batches of like length within a budget of positions.
 
+What the C library does with freed memory matters here (glibc; elsewhere `keep_heap` and `trim_heap`
+have no effect). By default it hands large blocks back at once and asks for them again: every page
+is then zeroed anew, which costs a batch of small matrices a tenth of its time.
+
 N rows, M memory tokens, D hidden.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from clara_cli.core.heap import trim_heap
 from clara_cli.core.model import ClaraModel
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+_NEVER = 2**31 - 1
 
 
 @torch.inference_mode()
@@ -45,3 +52,20 @@ def length_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def keep_heap() -> None:
+    """Keep freed memory for what comes next, in the whole process: for batches of like shape, one
+    after the other."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 2**30)
+        mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system. Activations of ever other shapes leave the heap in
+    pieces, and the peak would creep up with the corpus."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
