@@ -21,8 +21,8 @@ from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.errors import OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
-from clara_cli.search.graph import SIDECAR, GraphIndex
 from clara_cli.search.keys import make_key
+from clara_cli.search.label_index import SIDECAR, GraphIndex
 
 FirstStage = Literal["latent", "bm25", "hybrid"]
 Ranked = list[tuple[float, int]]

@@ -27,7 +27,9 @@ from clara_cli.errors import ArtefactError, ClaraError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import IndexResult, Progress, Report
 from clara_cli.search.bm25 import BM25
-from clara_cli.search.choice import (
+from clara_cli.search.exact import scan
+from clara_cli.search.hnsw import HnswGraph, HnswSettings
+from clara_cli.search.key_selection import (
     GOOD_RECALL,
     MOST_CANDIDATES,
     Pair,
@@ -38,10 +40,8 @@ from clara_cli.search.choice import (
     scan_is_cheaper,
     widen,
 )
-from clara_cli.search.exact import scan
-from clara_cli.search.graph import Graph, GraphIndex, forget
-from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, sample_size
+from clara_cli.search.label_index import Graph, GraphIndex, forget
 from clara_cli.search.milvus import MilvusGraph
 from clara_cli.storage.files import make_folder
 from clara_cli.storage.lock import locked

@@ -26,13 +26,13 @@ from clara_cli.errors import ArtefactError, Interrupted, UsageError, nearest
 from clara_cli.records import Passage, Progress, Report, SynthResult
 from clara_cli.storage.disk_set import DiskSet
 from clara_cli.storage.files import write_atomic
-from clara_cli.synthesis import figures, pools, rounds
-from clara_cli.synthesis.desk import Outcome, Settings
-from clara_cli.synthesis.drive import Job, Work, drive
-from clara_cli.synthesis.gates import Limits
+from clara_cli.synthesis import pool_questions, rounds, run_summary
 from clara_cli.synthesis.journal import Journal, beside
+from clara_cli.synthesis.passage_worker import Outcome, Settings
 from clara_cli.synthesis.prompts import VERSION
-from clara_cli.synthesis.words import token_estimate
+from clara_cli.synthesis.quality_checks import Limits
+from clara_cli.synthesis.text_features import token_estimate
+from clara_cli.synthesis.worker_pool import Job, Work, drive
 
 PAIRS, POOLED = ("simple", "complex", "paraphrase"), ("e2e", "instruct")
 SPLITS = ("sentences", "tokens", "none")
@@ -80,8 +80,8 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
         if left:
             report.warn(f"{left:,} passages of {out} are no longer in the documents")
         prices = config.prompt_price, config.reply_price
-        made = figures.result(journal, kinds, prices, config.seed)
-        text = figures.summary(journal, made, identity(config, settings, target))
+        made = run_summary.result(journal, kinds, prices, config.seed)
+        text = run_summary.summary(journal, made, identity(config, settings, target))
         write_atomic(out.parent, beside(out, "summary.json").name, text.encode())
     return made
 
@@ -219,11 +219,11 @@ async def work(
 ) -> None:
     """Every passage that is not finished; the model is not bothered where there is none."""
     everything = reader.jobs()
-    library: pools.Library | None = None
+    library: pool_questions.Library | None = None
     if settings.kinds[0] in POOLED:
         listed = list(everything)
         found: list[Passage] = [job.passage for job in listed]
-        library = pools.Library.build(found, [job.text for job in listed])
+        library = pool_questions.Library.build(found, [job.text for job in listed])
         everything = iter(listed)
     jobs = (job for job in everything if job.key not in journal.done)
     first = next(jobs, None)
@@ -253,7 +253,7 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
         return ChatClient(target.urls, chat, read_key(), say)
     from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
     from clara_cli.core.chat_templates import write_user_turn
-    from clara_cli.synthesis.local import LocalLLM
+    from clara_cli.synthesis.local_model import LocalLLM
 
     device = pick_device(config.device)
     try:
@@ -266,12 +266,12 @@ def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) ->
     return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed, as_chat)
 
 
-def worker(settings: Settings, llm: LLM, library: pools.Library | None) -> Work:
+def worker(settings: Settings, llm: LLM, library: pool_questions.Library | None) -> Work:
     """What is done with one passage."""
     if library is None:
         return lambda job: rounds.synthesize(job.passage, job.text, llm, settings, job.key)
     shelf = library
-    each = pools.linked if settings.kinds == ("e2e",) else pools.instruct
+    each = pool_questions.linked if settings.kinds == ("e2e",) else pool_questions.instruct
     return lambda job: each(shelf, job.row, llm, settings, job.key)
 
 
@@ -296,11 +296,11 @@ class Meter:
         self.tokens += outcome.counts["prompt_tokens"] + outcome.counts["completion_tokens"]
         seconds = max(time.monotonic() - self.began, 1e-9)
         shown = {
-            "accepted": f"{sum(figures.under(counts, 'accepted.').values()):,}",
-            "rejected": f"{sum(figures.under(counts, 'rejected.').values()):,}",
+            "accepted": f"{sum(run_summary.under(counts, 'accepted.').values()):,}",
+            "rejected": f"{sum(run_summary.under(counts, 'rejected.').values()):,}",
             "tokens/s": f"{self.tokens / seconds:,.0f}",
         }
-        spent = figures.cost(counts, self.config.prompt_price, self.config.reply_price)
+        spent = run_summary.cost(counts, self.config.prompt_price, self.config.reply_price)
         if spent is not None:
             shown["cost"] = f"{spent:,.2f}"
         if self.total is not None and done > self.before:

@@ -24,7 +24,7 @@ from clara_cli.storage.artefact import Fields, refuse_difference
 from clara_cli.storage.disk_set import DiskSet
 from clara_cli.storage.history import History, encode_line
 from clara_cli.storage.lock import locked
-from clara_cli.synthesis.desk import Outcome
+from clara_cli.synthesis.passage_worker import Outcome
 
 FORMAT = 1
 GIVEN = frozenset(("id", "docs", "paragraphs", "passage_id"))  # of the documents, not a server

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clara_cli.chat.client import Prompt
-from clara_cli.synthesis.gates import Candidate
+from clara_cli.synthesis.quality_checks import Candidate
 
 VERSION = "1"
 SIMPLE, COMPLEX, MORE, REPAIR, VERIFY = "simple", "complex", "more", "repair", "verify"

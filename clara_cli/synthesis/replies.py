@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from clara_cli.synthesis.gates import Candidate
+from clara_cli.synthesis.quality_checks import Candidate
 
 READ = 65_536
 MOST_PAIRS = 20  # of one reply

@@ -11,8 +11,8 @@ from typing import Any
 from clara_cli.chat.client import LLM
 from clara_cli.records import Passage
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.desk import Desk, Outcome, Settings, finished
-from clara_cli.synthesis.gates import Verdict, check_paraphrase, coverage
+from clara_cli.synthesis.passage_worker import Desk, Outcome, Settings, finished
+from clara_cli.synthesis.quality_checks import Verdict, check_paraphrase, coverage
 from clara_cli.synthesis.replies import Malformed, read_pairs, read_text
 
 BARREN_ROUNDS = 2  # in a row without one pair believed: the model has no more to give

@@ -28,7 +28,8 @@ from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retrieve
 from clara_cli.commands.index import Asked, spread
 from clara_cli.corpus.store import Corpus
 from clara_cli.search.bm25 import BM25
-from clara_cli.search.choice import (
+from clara_cli.search.hnsw import HnswGraph, HnswSettings
+from clara_cli.search.key_selection import (
     COUNTS,
     GOOD_RECALL,
     MOST_CANDIDATES,
@@ -41,9 +42,8 @@ from clara_cli.search.choice import (
     recall,
     widen,
 )
-from clara_cli.search.graph import GraphIndex
-from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import sample_size
+from clara_cli.search.label_index import GraphIndex
 
 K = 5
 

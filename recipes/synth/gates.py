@@ -14,7 +14,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from clara_cli.documents.examples import read_pairs
-from clara_cli.synthesis.gates import Candidate, Limits, Verdict, check_duplicate, check_pair
+from clara_cli.synthesis.quality_checks import (
+    Candidate,
+    Limits,
+    Verdict,
+    check_duplicate,
+    check_pair,
+)
 
 
 def judged(paths: list[str]) -> Iterator[tuple[str, Candidate, Verdict | None]]:

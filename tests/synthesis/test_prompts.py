@@ -12,7 +12,7 @@ from scripted_llm import read_request
 
 from clara_cli.chat.client import Prompt
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.gates import Candidate, Limits, check_pair, check_paraphrase
+from clara_cli.synthesis.quality_checks import Candidate, Limits, check_pair, check_paraphrase
 from clara_cli.synthesis.replies import read_linked, read_pairs, read_text
 
 TEXT = "Kestrel Point\nThe lamp was lit in 1871."

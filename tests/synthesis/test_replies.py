@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.synthesis.gates import Candidate
+from clara_cli.synthesis.quality_checks import Candidate
 from clara_cli.synthesis.replies import (
     MOST_PAIRS,
     Malformed,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.synthesis import gates, words
-from clara_cli.synthesis.gates import (
+from clara_cli.synthesis import quality_checks, text_features
+from clara_cli.synthesis.quality_checks import (
     Candidate,
     Limits,
     check_duplicate,
@@ -83,7 +83,7 @@ def test_a_document_about_a_document_may_be_asked_about() -> None:
 
 
 def test_german_nouns_are_no_names() -> None:
-    assert words.names(GERMAN) == set()
+    assert text_features.names(GERMAN) == set()
     question = "Wer hat den Leuchtturm auf dem Felsen vor der Stadt gebaut?"
     assert gate(question, "Odile Marrane", GERMAN) is None
     assert gate("Who built the tower on the rock by the town?", "1871", GERMAN) == "language"
@@ -181,20 +181,20 @@ def test_coverage_by_hand() -> None:
     ],
 )
 def test_numbers(text: str, expected: set[str]) -> None:
-    assert words.numbers(text) == expected
+    assert text_features.numbers(text) == expected
 
 
 def test_names() -> None:
     said = "The mayor of Bram is Irma Jar. She said: Paris waits. The UN met; OR5AC2 is a gene."
-    assert words.names(said) == {"bram", "irma", "jar", "un", "or5ac2"}
-    assert words.names("ALL OF THIS IS WRITTEN LOUDLY BY SOMEBODY WHO SHOUTS") == set()
+    assert text_features.names(said) == {"bram", "irma", "jar", "un", "or5ac2"}
+    assert text_features.names("ALL OF THIS IS WRITTEN LOUDLY BY SOMEBODY WHO SHOUTS") == set()
 
 
 def test_language_needs_evidence() -> None:
-    assert words.language("Irma Jarmark") is None
-    assert words.language("Who is the mayor of the town?") == "en"
-    assert words.language("Qui est le maire de la ville et où habite-t-il ?") == "fr"
-    assert not words.other_language("1871", "Когда был зажжён маяк?")
+    assert text_features.language("Irma Jarmark") is None
+    assert text_features.language("Who is the mayor of the town?") == "en"
+    assert text_features.language("Qui est le maire de la ville et où habite-t-il ?") == "fr"
+    assert not text_features.other_language("1871", "Когда был зажжён маяк?")
 
 
 # --- properties ---
@@ -207,9 +207,9 @@ NAME = st.builds(lambda c, rest: c + rest, CAPITAL, st.text("bcdfgklmnp", min_si
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=300))
 def test_any_text_gets_a_verdict_or_none(question: str, answer: str, text: str) -> None:
     verdict = check_pair(Candidate(question, answer), text, LIMITS)
-    assert verdict is None or verdict.gate in gates.PAIR_GATES
+    assert verdict is None or verdict.gate in quality_checks.PAIR_GATES
     verdict = check_paraphrase(answer, text, LIMITS)
-    assert verdict is None or verdict.gate in gates.PARAPHRASE_GATES
+    assert verdict is None or verdict.gate in quality_checks.PARAPHRASE_GATES
     assert 0.0 <= coverage(text, [Candidate(question, answer)]) <= 1.0
 
 
@@ -218,7 +218,7 @@ def test_any_text_gets_a_verdict_or_none(question: str, answer: str, text: str) 
 def test_what_the_passage_does_not_hold_never_passes(a: str, b: str, n: int, m: int) -> None:
     text = f"The keeper of the tower is {a}, who painted it red in {n} and left it then."
     assert gate("Who is the keeper of the tower?", f"The keeper is {a}", text) is None
-    same = words.holds_name(b.casefold(), {a.casefold()})
+    same = text_features.holds_name(b.casefold(), {a.casefold()})
     if not same:
         assert gate("Who is the keeper of the tower?", f"The keeper is {b}", text) == "names"
     if n != m:

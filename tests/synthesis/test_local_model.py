@@ -20,7 +20,7 @@ from clara_cli.config import SynthConfig
 from clara_cli.core.backbone import Backbone, load_backbone
 from clara_cli.core.chat_templates import write_user_turn
 from clara_cli.errors import ArtefactError
-from clara_cli.synthesis.local import LocalLLM
+from clara_cli.synthesis.local_model import LocalLLM
 
 
 def local_llm(backbone: Backbone, batch: int) -> LocalLLM:

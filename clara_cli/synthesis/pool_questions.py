@@ -16,8 +16,8 @@ from clara_cli.chat.client import LLM
 from clara_cli.records import Passage
 from clara_cli.search.bm25 import BM25, words
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.desk import Desk, Outcome, Settings, finished
-from clara_cli.synthesis.gates import Candidate, Verdict, check_duplicate, check_golds
+from clara_cli.synthesis.passage_worker import Desk, Outcome, Settings, finished
+from clara_cli.synthesis.quality_checks import Candidate, Verdict, check_duplicate, check_golds
 from clara_cli.synthesis.replies import (
     Linked,
     Malformed,

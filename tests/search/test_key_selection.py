@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clara_cli.search.choice import (
+from clara_cli.search.exact import scan
+from clara_cli.search.key_selection import (
     Key,
     Pair,
     cheapest,
@@ -19,7 +20,6 @@ from clara_cli.search.choice import (
     scan_is_cheaper,
     widen,
 )
-from clara_cli.search.exact import scan
 
 NUMBERS, EF = 4096, 64
 

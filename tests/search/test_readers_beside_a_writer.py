@@ -1,7 +1,7 @@
 """Readers beside `clara index` and `clara compress --into`: an open never fails.
 
-`CLARA_OPENS=100000 pytest tests/search/test_beside.py` is the long form. Run as a program, the file
-is the writer.
+`CLARA_OPENS=100000 pytest tests/search/test_readers_beside_a_writer.py` is the long form. Run as a
+program, the file is the writer.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from clara_cli.corpus.writer import open_writer
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
 from clara_cli.search.bm25 import BM25
-from clara_cli.search.graph import GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
+from clara_cli.search.label_index import GraphIndex, forget
 
 ROOT = Path(__file__).parent.parent.parent
 OPENS = int(os.environ.get("CLARA_OPENS", "300"))

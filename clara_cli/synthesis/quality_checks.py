@@ -11,7 +11,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from clara_cli.search.bm25 import words
-from clara_cli.synthesis.words import (
+from clara_cli.synthesis.text_features import (
     content_words,
     digits,
     holds_name,

@@ -16,7 +16,13 @@ from typing import Any, TypeVar
 from clara_cli.chat.client import LLM, Prompt, Unfit
 from clara_cli.records import Passage
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.gates import Candidate, Limits, Verdict, check_duplicate, check_pair
+from clara_cli.synthesis.quality_checks import (
+    Candidate,
+    Limits,
+    Verdict,
+    check_duplicate,
+    check_pair,
+)
 from clara_cli.synthesis.replies import Malformed, read_pairs, read_verdict
 
 Read = TypeVar("Read")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clara_cli.chat.client import Unanswered
 from clara_cli.records import Passage
-from clara_cli.synthesis.desk import Outcome
+from clara_cli.synthesis.passage_worker import Outcome
 
 
 @dataclass(frozen=True, slots=True)
