@@ -35,7 +35,7 @@ LAYERS = [
     {"fields", "option_files"},
     {"chat"},
     {"storage"},
-    {"records", "measures", "bench_records", "bundled"},
+    {"records", "bench_records", "bundled"},
     {"errors", "interrupts", "printable"},
 ]
 HELPERS = {

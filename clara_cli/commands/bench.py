@@ -9,6 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clara_cli.answering.engine import named_model, refuse_mismatch
+from clara_cli.bench_records import (
+    BenchResult,
+    BreakEven,
+    CompareResult,
+    LogitLens,
+    PublishedResult,
+    SpeedResult,
+    Survival,
+    SystemsResult,
+)
 from clara_cli.bundled import choose_model
 from clara_cli.commands.checkpoint_notes import note_older
 from clara_cli.config import BenchConfig
@@ -21,25 +31,15 @@ from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.break_even import break_even
 from clara_cli.evaluation.compare import compare_runs
+from clara_cli.evaluation.fact_retention import survival
 from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
+from clara_cli.evaluation.predictions import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.report import write_reports
 from clara_cli.evaluation.rivals import registry
-from clara_cli.evaluation.runs import PREDICTIONS, Answered, Row, answer_all
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed
-from clara_cli.evaluation.survival import survival
 from clara_cli.evaluation.systems import Reader, check_roles
-from clara_cli.measures import (
-    BenchResult,
-    BreakEven,
-    CompareResult,
-    LogitLens,
-    PublishedResult,
-    SpeedResult,
-    Survival,
-    SystemsResult,
-)
 from clara_cli.records import Report
 from clara_cli.storage.files import make_folder, write_atomic
 

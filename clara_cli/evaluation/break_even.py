@@ -15,11 +15,12 @@ from statistics import median
 
 import torch
 
+from clara_cli.bench_records import BreakEven, BreakEvenPoint
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.errors import DataError
 from clara_cli.evaluation.extractive import Extractive, PoolPicker
-from clara_cli.evaluation.memory import Memories
-from clara_cli.evaluation.pools import Case, Piece, Pool
+from clara_cli.evaluation.paragraphs import Case, Piece, Pool
+from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.evaluation.speed import synchronise
 from clara_cli.evaluation.systems import (
     AllGiven,
@@ -30,7 +31,6 @@ from clara_cli.evaluation.systems import (
     System,
     TextSystem,
 )
-from clara_cli.measures import BreakEven, BreakEvenPoint
 from clara_cli.records import Progress, Report
 
 PASSAGES = (1, 2, 4, 8, 16, 32)

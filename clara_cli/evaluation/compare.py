@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from clara_cli.bench_records import CompareResult, Comparison
 from clara_cli.errors import ArtefactError, DataError
 from clara_cli.evaluation.metrics import mean, permutation_p
-from clara_cli.evaluation.runs import PREDICTIONS, Line, read_lines
+from clara_cli.evaluation.predictions import PREDICTIONS, Line, read_lines
 from clara_cli.evaluation.scores import paired, per_answer
-from clara_cli.measures import CompareResult, Comparison
 
 RowKey = tuple[str, int | None]
 _HINT = "give two folders that clara bench --out wrote"

@@ -15,7 +15,7 @@ from typing import Literal
 
 from clara_cli.errors import DataError, UsageError, nearest
 from clara_cli.evaluation.metrics import normalise
-from clara_cli.evaluation.pools import Case, Library, Piece, Pool
+from clara_cli.evaluation.paragraphs import Case, Library, Piece, Pool
 from clara_cli.records import PoolPassage, Question
 
 Control = Literal["none", "wrong", "counterfactual", "survival", "lens"]

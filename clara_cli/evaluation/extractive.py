@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from clara_cli.documents.chunk import model_text, sentence_spans
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.systems import Asked, Extract
 from clara_cli.search.bm25 import BM25
 

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from clara_cli.bench_records import LogitLens
 from clara_cli.core.decode import lens
 from clara_cli.evaluation.metrics import interval, mean
-from clara_cli.evaluation.pools import Case
+from clara_cli.evaluation.paragraphs import Case
 from clara_cli.evaluation.systems import Reader
-from clara_cli.measures import LogitLens
 from clara_cli.search.bm25 import words
 
 NAMED = 3  # words a memory token names, as `clara ask --explain` shows them

@@ -20,13 +20,13 @@ from clara_cli.core.roles import role_tensors
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls, datasets
-from clara_cli.evaluation.memory import ComputedMemories, Memories, StoredMemories
-from clara_cli.evaluation.pools import Case, Library
+from clara_cli.evaluation.paragraphs import Case, Library
+from clara_cli.evaluation.passage_memories import ComputedMemories, Memories, StoredMemories
+from clara_cli.evaluation.pool_settings import FIRST_STAGE, Cases
+from clara_cli.evaluation.predictions import BATCH, Row
+from clara_cli.evaluation.retrieval_stage_reasoner import add_supervised
 from clara_cli.evaluation.rivals.build import Workbench, build_systems
 from clara_cli.evaluation.rivals.registry import parse_systems
-from clara_cli.evaluation.runs import BATCH, Row
-from clara_cli.evaluation.settings import FIRST_STAGE, Cases
-from clara_cli.evaluation.supervised import add_supervised
 from clara_cli.evaluation.systems import MemorySystem, Reader, check_roles
 from clara_cli.records import Report
 

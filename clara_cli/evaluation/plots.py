@@ -19,9 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from clara_cli.bench_records import BreakEven
 from clara_cli.evaluation.break_even import CACHED, SHORTENED, WHEN_ASKED
 from clara_cli.evaluation.scores import Scored, label
-from clara_cli.measures import BreakEven
 from clara_cli.storage.files import write_atomic
 
 _INK = "#1d2431"  # text and axes; becomes currentColor on a page

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clara_cli.measures import PublishedRow
+from clara_cli.bench_records import PublishedRow
 
 _FILE = Path(__file__).with_name("published.json")
 AVERAGE = "average"

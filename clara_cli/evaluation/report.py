@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from clara_cli import __version__
+from clara_cli.bench_records import BenchResult
 from clara_cli.evaluation.page import markdown, page
 from clara_cli.evaluation.scores import Scored, differences, label
 from clara_cli.evaluation.tables import hardware, tables
-from clara_cli.measures import BenchResult
 from clara_cli.records import Report
 from clara_cli.storage.files import write_atomic
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clara_cli.bench_records import Scorecard
 from clara_cli.evaluation.metrics import (
     cover_em,
     exact_match,
@@ -21,9 +22,8 @@ from clara_cli.evaluation.metrics import (
     recall_at,
     reciprocal_rank,
 )
-from clara_cli.evaluation.runs import Line
+from clara_cli.evaluation.predictions import Line
 from clara_cli.evaluation.systems import PHASES
-from clara_cli.measures import Scorecard
 
 ANSWER_SCORES = {"em": exact_match, "f1": f1, "cover_em": cover_em}
 CUTOFFS = (1, 3, 5)

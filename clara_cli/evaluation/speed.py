@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clara_cli.bench_records import SpeedResult, SpeedTrain, Throughput, Writing
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.stages import read_memory_loss
 from clara_cli.errors import is_out_of_memory
 from clara_cli.evaluation.flops import forward_flops, head_flops, peak
-from clara_cli.measures import SpeedResult, SpeedTrain, Throughput, Writing
 from clara_cli.records import Progress, Report
 
 PASSAGES, PASSAGE, QUESTION, INSTRUCTION, ANSWER = 5, 256, 32, 48, 32  # all but the first in tokens

@@ -17,8 +17,8 @@ from torch import Tensor
 from clara_cli.core.backbone import window
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.errors import ArtefactError, DataError
-from clara_cli.evaluation.memory import Memories
-from clara_cli.evaluation.pools import Piece, Pool
+from clara_cli.evaluation.paragraphs import Piece, Pool
+from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.search.exact import rescore, scan
 
 MEMORY = ("clara", "sup", "scp")  # they read memory, and have a row a ratio

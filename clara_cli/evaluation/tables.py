@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clara_cli.bench_records import BenchResult, PublishedRow
 from clara_cli.evaluation.scores import Difference, Scored, label
-from clara_cli.measures import BenchResult, PublishedRow
 
 _CONTROLS = {
     "none": "the generator with no documents at all",

@@ -14,6 +14,7 @@ import torch
 from conftest import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
+from clara_cli.bench_records import BenchResult, CompareResult
 from clara_cli.cli import app
 from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench, compress
@@ -21,10 +22,9 @@ from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load, save
 from clara_cli.distributed import launch
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
-from clara_cli.evaluation import runs, systems
+from clara_cli.evaluation import predictions, systems
 from clara_cli.evaluation.metrics import exact_match, f1, mean
 from clara_cli.evaluation.scores import score
-from clara_cli.measures import BenchResult, CompareResult
 
 ROW = [
     *["name", "ratio", "em", "f1", "cover_em", "answer_words", "empty_share"],
@@ -449,7 +449,7 @@ def test_two_runs_are_equal_and_an_interrupted_one_ends_the_same(
     mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five questions in batches of two, stopped after the second batch."""
-    monkeypatch.setattr(runs, "BATCH", 2)
+    monkeypatch.setattr(predictions, "BATCH", 2)
     more = {"ratio": "4,16", "control": "none,wrong,counterfactual", "limit": 5}
     whole, again, resumed = (tmp_path / name for name in ("whole", "again", "resumed"))
     first = go(mayors, checkpoint, out=whole, **more)
@@ -482,7 +482,7 @@ def test_two_processes_write_what_one_does(
 ) -> None:
     """Six questions in batches of two, of which the processes take every other one; then a run of
     one process that two end."""
-    monkeypatch.setattr(runs, "BATCH", 2)
+    monkeypatch.setattr(predictions, "BATCH", 2)
     more = {"ratio": "4", "system": "clara,text+bm25", "control": "counterfactual"}
     names = ("one", "two", "begun")
     one, two, begun = (tmp_path / name for name in names)
@@ -569,7 +569,7 @@ def test_controls_change_what_is_read(mayors: Path, checkpoint: Path, tmp_path: 
 
 def test_a_counterfactual_passage_holds_the_new_answer_and_not_the_old() -> None:
     from clara_cli.evaluation.controls import counterfactual, shape
-    from clara_cli.evaluation.pools import Library
+    from clara_cli.evaluation.paragraphs import Library
     from clara_cli.records import PoolPassage, Question
 
     def one(number: int, text: str, *answers: str, asked: str = "Who?") -> Question:
@@ -602,7 +602,7 @@ def test_a_counterfactual_passage_holds_the_new_answer_and_not_the_old() -> None
 
 
 def test_survival_counts_facts_by_rule(mayors: Path, checkpoint: Path) -> None:
-    from clara_cli.evaluation.survival import names, numbers
+    from clara_cli.evaluation.fact_retention import names, numbers
 
     text = "Founded in 1906. The city of New York has 8,804,190 people. Ann met Bob Lee at 10:30."
     assert numbers(text) == {"1906", "8,804,190", "10:30"}

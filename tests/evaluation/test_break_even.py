@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import MAYORS, question, sentence, write
 
+from clara_cli.bench_records import BenchResult, BreakEvenPoint
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core.checkpoint import LoadOptions, load
@@ -17,7 +18,6 @@ from clara_cli.core.model import ClaraModel
 from clara_cli.errors import DataError, UsageError
 from clara_cli.evaluation import break_even
 from clara_cli.evaluation.systems import Reader
-from clara_cli.measures import BenchResult, BreakEvenPoint
 
 
 @pytest.fixture

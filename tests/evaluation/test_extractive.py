@@ -15,7 +15,7 @@ from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.documents.chunk import model_text
 from clara_cli.evaluation.extractive import Extractive, PoolPicker, rank_sentences
-from clara_cli.evaluation.pools import Piece, Pool
+from clara_cli.evaluation.paragraphs import Piece, Pool
 from clara_cli.evaluation.systems import Asked
 
 

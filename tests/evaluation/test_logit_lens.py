@@ -15,7 +15,7 @@ from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.evaluation import logit_lens
-from clara_cli.evaluation.pools import Case, Pool
+from clara_cli.evaluation.paragraphs import Case, Pool
 from clara_cli.evaluation.systems import Reader
 from clara_cli.records import PoolPassage, Question
 

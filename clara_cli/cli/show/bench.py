@@ -14,7 +14,7 @@ from rich.filesize import decimal as size
 from rich.table import Table
 from rich.text import Text
 
-from clara_cli.measures import (
+from clara_cli.bench_records import (
     BenchResult,
     BreakEven,
     CompareResult,

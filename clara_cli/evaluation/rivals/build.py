@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from clara_cli.evaluation.extractive import Extractive, PoolPicker
-from clara_cli.evaluation.memory import Memories
+from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractive, RecompExtractive
 from clara_cli.evaluation.rivals.program import Program, ProgramCompressor, ProgramSystem
 from clara_cli.evaluation.rivals.registry import SYSTEMS, SystemSpec

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from clara_cli.documents.chunk import sentence_spans
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.retrievers import Embedder
 from clara_cli.evaluation.rivals.weights import Weights
 from clara_cli.evaluation.systems import Extract

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.registry import GUIDE
 from clara_cli.evaluation.rivals.retrievers import candidates
 from clara_cli.evaluation.systems import PHASES, Asked, Extract, Failure, Prediction

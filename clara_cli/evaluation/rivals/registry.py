@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from clara_cli.bench_records import SystemState
 from clara_cli.errors import UsageError, nearest
-from clara_cli.measures import SystemState
 
 Kind = Literal["own", "reader", "retriever", "compressor", "memory", "tuned reader", "reported"]
 EXTRA = "pip install 'clara-cli[rivals]'"

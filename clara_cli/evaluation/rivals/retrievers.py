@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
+from clara_cli.evaluation.pool_settings import FIRST_STAGE
 from clara_cli.evaluation.rivals.weights import Weights
-from clara_cli.evaluation.settings import FIRST_STAGE
 from clara_cli.evaluation.systems import Asked
 
 Pooling = Literal["mean", "cls", "last"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.retrievers import candidates
 from clara_cli.evaluation.rivals.weights import Weights
 from clara_cli.evaluation.systems import Asked, Failure, Reading

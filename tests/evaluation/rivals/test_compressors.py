@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_models import bert, t5
 
+from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
-from clara_cli.evaluation.pools import Piece
+from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractive, RecompExtractive
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.rivals.retrievers import Embedder, VectorRule
 from clara_cli.evaluation.rivals.weights import Weights, load
-from clara_cli.measures import BenchResult
 
 TEXTS = [
     "The mayor of Elmgate is Nora Velden. The mayor of Frostmouth is Ivo Sand.",

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from clara_cli.bench_records import BenchResult, CompareResult
 from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.evaluation import runs
+from clara_cli.evaluation import predictions
 from clara_cli.evaluation.rivals import build
 from clara_cli.evaluation.systems import Asked, Failure, Prediction
-from clara_cli.measures import BenchResult, CompareResult
 
 SPEC = "external=nowhere"
 
@@ -168,7 +168,7 @@ def test_what_failed_is_asked_again_when_the_run_goes_on(
 ) -> None:  # fmt: skip
     """A server dies at the third question and is back for the second run: the files are then those
     of a run in which it never died."""
-    monkeypatch.setattr(runs, "BATCH", 2)
+    monkeypatch.setattr(predictions, "BATCH", 2)
     asked: list[str] = []
 
     def dies(question: str) -> Prediction:

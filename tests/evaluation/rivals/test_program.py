@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.rivals import build, program
 from clara_cli.evaluation.rivals.program import Program, ProgramError
-from clara_cli.measures import BenchResult
 
 ROOT = Path(__file__).parents[3]
 WORKERS = ROOT / "recipes" / "rivals" / "workers"

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny_models import bert
 
+from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError
-from clara_cli.evaluation.pools import Piece, Pool
+from clara_cli.evaluation.paragraphs import Piece, Pool
 from clara_cli.evaluation.rivals import retrievers
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.rivals.retrievers import (
@@ -28,7 +29,6 @@ from clara_cli.evaluation.rivals.retrievers import (
 )
 from clara_cli.evaluation.rivals.weights import Weights, load, weights_folder
 from clara_cli.evaluation.systems import Asked
-from clara_cli.measures import BenchResult
 
 CPU = torch.device("cpu")
 TEXTS = [

@@ -19,13 +19,13 @@ from conftest import MAYORS, question, write
 from serving import transformers_serve
 from typer.testing import CliRunner
 
+from clara_cli.bench_records import BenchResult, Scorecard
 from clara_cli.cli import app
 from clara_cli.cli.show.bench import result_json
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core.prompts import ANSWER_SYSTEM
 from clara_cli.evaluation.rivals import server as server_module
-from clara_cli.measures import BenchResult, Scorecard
 
 ROOT = Path(__file__).parents[3]
 Respond = Callable[[dict[str, Any]], tuple[int, Any]]

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
-from clara_cli.evaluation.pools import Piece, Pool
+from clara_cli.evaluation.paragraphs import Piece, Pool
 from clara_cli.evaluation.rivals import tuned
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.rivals.tuned import (
@@ -28,7 +29,6 @@ from clara_cli.evaluation.rivals.tuned import (
 )
 from clara_cli.evaluation.rivals.weights import Weights, load
 from clara_cli.evaluation.systems import Asked, Failure, Reading
-from clara_cli.measures import BenchResult
 
 QUESTION, TEXTS = "Who is mayor?", ["Elmgate\nNora is mayor.", "Quarrel\nMax is mayor."]
 

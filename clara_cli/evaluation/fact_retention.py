@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from clara_cli.bench_records import Survival
 from clara_cli.core.checkpoint import Loaded
-from clara_cli.evaluation.memory import Memories
-from clara_cli.evaluation.pools import Case, Piece
+from clara_cli.evaluation.paragraphs import Case, Piece
+from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.evaluation.systems import Reader
-from clara_cli.measures import Survival
 
 PASSAGES = 20
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")

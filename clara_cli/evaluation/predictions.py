@@ -21,7 +21,7 @@ import torch
 
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError, is_out_of_memory
-from clara_cli.evaluation.pools import Case
+from clara_cli.evaluation.paragraphs import Case
 from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
 from clara_cli.records import Progress, Report
 from clara_cli.storage.artefact import Fields, read_object, refuse_difference
