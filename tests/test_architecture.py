@@ -32,7 +32,6 @@ LAYERS = [
     {"core", "corpus", "search"},
     {"documents"},
     {"config"},
-    {"fields", "option_files"},
     {"chat"},
     {"storage"},
     {"records", "bench_records", "bundled"},

@@ -18,9 +18,9 @@ from clara_cli.cli.show import answers, terminal
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import list_inputs
 from clara_cli.errors import ArtefactError, DataError, UsageError
-from clara_cli.evaluation.page import markdown, page
-from clara_cli.evaluation.tables import Cell
-from clara_cli.evaluation.tables import Table as ReportTable
+from clara_cli.evaluation.report.page import markdown, page
+from clara_cli.evaluation.report.tables import Cell
+from clara_cli.evaluation.report.tables import Table as ReportTable
 from clara_cli.printable import clean, clean_line, escaped_json, shell_word
 from clara_cli.records import Answer, Hit, Passage
 

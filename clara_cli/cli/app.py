@@ -25,12 +25,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from clara_cli import config as configs
-from clara_cli import interrupts, option_files
+from clara_cli import interrupts
 from clara_cli.cli.parameters import LIST_SETTINGS, SHARED, parameters
-from clara_cli.config import AskConfig, Common
+from clara_cli.config import AskConfig, Common, option_files
+from clara_cli.config.fields import MACHINE, Setting, with_recipe
 from clara_cli.distributed import launch
 from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, nearest
-from clara_cli.fields import MACHINE, Setting, with_recipe
 
 COMMANDS: dict[str, type[Common]] = {
     "synth": configs.SynthConfig,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from clara_cli.config import Common
-from clara_cli.fields import (
+from clara_cli.config.fields import (
     INPUT,
     MACHINE,
     METHOD,

@@ -31,6 +31,7 @@ from clara_cli.commands.question_files import (
 )
 from clara_cli.config import AskConfig
 from clara_cli.config.documents import changed_options
+from clara_cli.config.fields import flag_name
 from clara_cli.core.batch_encoding import keep_heap
 from clara_cli.core.checkpoint import LoadOptions, load, resolve
 from clara_cli.core.checkpoint_info import read_info
@@ -38,7 +39,6 @@ from clara_cli.corpus.cache import cached_corpus
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import Source
 from clara_cli.errors import DataError, UsageError
-from clara_cli.fields import flag_name
 from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, SearchResult
 from clara_cli.search.where import parse
 

@@ -28,14 +28,14 @@ from clara_cli.core.checkpoint import Loaded, LoadOptions, load
 from clara_cli.corpus.store import Corpus
 from clara_cli.distributed.ranks import join
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
-from clara_cli.evaluation import datasets, published
 from clara_cli.evaluation.break_even import break_even
 from clara_cli.evaluation.compare import compare_runs
+from clara_cli.evaluation.data import datasets, published
 from clara_cli.evaluation.fact_retention import survival
 from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.predictions import PREDICTIONS, Answered, Row, answer_all
-from clara_cli.evaluation.report import write_reports
+from clara_cli.evaluation.report.run_report import write_reports
 from clara_cli.evaluation.rivals import registry
 from clara_cli.evaluation.scores import Scored, mark_best, score
 from clara_cli.evaluation.speed import run_speed

@@ -8,7 +8,7 @@ from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
 from clara_cli.config.documents import DocumentOptions
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
+from clara_cli.config.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from clara_cli.config.fields import MACHINE, MODEL, flag_name, option
 from clara_cli.errors import UsageError
-from clara_cli.fields import MACHINE, MODEL, flag_name, option
 
 
 @dataclass(frozen=True, kw_only=True)

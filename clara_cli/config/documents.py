@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clara_cli.fields import INPUT, flag_name, option
+from clara_cli.config.fields import INPUT, flag_name, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
+from clara_cli.config.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 from clara_cli.errors import UsageError
-from clara_cli.fields import INPUT, METHOD, MODEL, OUTPUT, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)

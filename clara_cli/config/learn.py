@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
+from clara_cli.config.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
 
 
 @dataclass(frozen=True, kw_only=True)

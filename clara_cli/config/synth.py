@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clara_cli.config.common import Common
-from clara_cli.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
+from clara_cli.config.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.roles import role_tensors
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.evaluation import controls, datasets
+from clara_cli.evaluation import controls
+from clara_cli.evaluation.data import datasets
 from clara_cli.evaluation.paragraphs import Case, Library
 from clara_cli.evaluation.passage_memories import ComputedMemories, Memories, StoredMemories
 from clara_cli.evaluation.pool_settings import FIRST_STAGE, Cases

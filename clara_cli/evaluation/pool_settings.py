@@ -13,7 +13,7 @@ from typing import Literal
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import DataError, UsageError
-from clara_cli.evaluation.datasets import Dataset
+from clara_cli.evaluation.data.datasets import Dataset
 from clara_cli.evaluation.paragraphs import (
     Case,
     Collection,

@@ -28,7 +28,7 @@ from clara_cli.core.stages import TRAINED
 from clara_cli.distributed.fsdp import shard
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
-from clara_cli.evaluation.report import environment
+from clara_cli.evaluation.report.run_report import environment
 from clara_cli.records import Report, TrainResult
 from clara_cli.storage.files import inside
 from clara_cli.storage.history import History

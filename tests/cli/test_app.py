@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from clara_cli import config as configs
 from clara_cli import errors, records
 from clara_cli.cli import app as application
-from clara_cli.fields import flag_name, read_recipe, with_recipe
+from clara_cli.config.fields import flag_name, read_recipe, with_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_cli.commands import ask, compress, pretrain
+from clara_cli.config.fields import with_recipe
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.losses import alignment_mse
 from clara_cli.documents.examples import read_pairs
 from clara_cli.errors import DataError, UsageError
-from clara_cli.fields import with_recipe
 from clara_cli.records import Pair
 from clara_cli.training import loop
 

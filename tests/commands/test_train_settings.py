@@ -12,10 +12,10 @@ import torch
 
 from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
+from clara_cli.config.fields import with_recipe
 from clara_cli.core.checkpoint import read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
-from clara_cli.fields import with_recipe
 from clara_cli.training import loop, runner, validation
 
 # key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.

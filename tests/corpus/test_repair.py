@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from clara_cli.cli.app import COMMANDS
+from clara_cli.config.fields import flag_name
 from clara_cli.corpus.manifest import Identity
 from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.writer import open_writer
-from clara_cli.fields import flag_name
 from clara_cli.records import Passage
 
 USUAL = Identity(

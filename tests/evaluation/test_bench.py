@@ -411,7 +411,7 @@ def test_a_row_that_never_had_the_memory_has_no_figures(
 def test_without_matplotlib_all_but_the_images_is_written(
     mayors: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clara_cli.evaluation.report.find_spec", lambda name: None)
+    monkeypatch.setattr("clara_cli.evaluation.report.run_report.find_spec", lambda name: None)
     heard = Heard()
     go(mayors, checkpoint, heard, limit=1, system="closed-book", out=tmp_path / "o")
     assert [note for note in heard.notes if "clara-cli[plot]" in note] == heard.notes[-1:]

@@ -31,9 +31,9 @@ from rich.text import Text
 
 from clara_cli import records
 from clara_cli.cli.show import bench, synth
+from clara_cli.config.fields import Setting
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
-from clara_cli.fields import Setting
 from clara_cli.printable import clean, escaped_json, shell_word
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clara_cli.documents.examples import read_records
 from clara_cli.errors import DataError
-from clara_cli.evaluation.native import flashrag, has_context, open_question
+from clara_cli.evaluation.data.native import flashrag, has_context, open_question
 from clara_cli.records import PoolPassage, Question
 from clara_cli.storage.files import sha256_file
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from clara_cli.config.fields import option, setting, with_recipe
 from clara_cli.core.placement import read_map
 from clara_cli.core.released import read_config
 from clara_cli.errors import ArtefactError, UsageError
-from clara_cli.fields import option, setting, with_recipe
 
 DEEP = {"recipe": "steps = " + "[" * 5_000 + "]" * 5_000, "json": "[" * 100_000}
 NINES = "9" * 5_000

@@ -7,7 +7,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from clara_cli.evaluation.tables import Cell, Table
+from clara_cli.evaluation.report.tables import Cell, Table
 from clara_cli.printable import clean, clean_line
 
 _PLOTS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clara_cli import option_files
 from clara_cli.cli.app import app
+from clara_cli.config import option_files
 
 
 @pytest.fixture(autouse=True)

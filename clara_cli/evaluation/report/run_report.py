@@ -20,9 +20,9 @@ import torch
 
 from clara_cli import __version__
 from clara_cli.bench_records import BenchResult
-from clara_cli.evaluation.page import markdown, page
+from clara_cli.evaluation.report.page import markdown, page
+from clara_cli.evaluation.report.tables import hardware, tables
 from clara_cli.evaluation.scores import Scored, differences, label
-from clara_cli.evaluation.tables import hardware, tables
 from clara_cli.records import Report
 from clara_cli.storage.files import write_atomic
 
@@ -42,7 +42,7 @@ def write_reports(
     if find_spec("matplotlib") is None:
         report.note("no plots: install clara-cli[plot] for them")
     else:
-        from clara_cli.evaluation.plots import draw
+        from clara_cli.evaluation.report.plots import draw
 
         plots = draw(folder, scored, result.break_even, hardware(machine))
     everything = {

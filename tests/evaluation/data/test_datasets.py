@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
-from clara_cli.evaluation.datasets import HUB, load
+from clara_cli.evaluation.data.datasets import HUB, load
 
 HOTPOT = {
     "_id": "h1",
@@ -65,7 +65,7 @@ OWN = {
 DOCS = {"question": "Who?", "answer": "Ann", "docs": ["x", "Ann rules."], "pos_index": [1]}
 QA = {"id": "p1", "question": "Who?", "answers": ["Ann"]}
 PASSAGE = {"title": "T", "text": "Ann.", "qas": [QA]}
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TRIVIA = {"question_id": "t1", "question": "Who?", "answer": {"value": "Ann", "aliases": ["Anna"]}}
 POPQA = {"id": 7, "question": "Who?", "possible_answers": '["Ann", "Anna"]'}
 
@@ -299,7 +299,7 @@ def test_real_files(shared: Path, file: str, questions: int, gold: int) -> None:
 def test_importing_loads_no_dataset_library() -> None:
     import subprocess
 
-    code = "import sys, clara_cli.evaluation.datasets; print('datasets' in sys.modules)"
+    code = "import sys, clara_cli.evaluation.data.datasets; print('datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n"
 

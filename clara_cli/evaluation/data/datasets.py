@@ -20,9 +20,9 @@ from clara_cli.documents.examples import (
     refuse_surrogates,
 )
 from clara_cli.errors import ArtefactError, DataError, UsageError, first_line, nearest
-from clara_cli.evaluation import tab_separated
-from clara_cli.evaluation.beir import read_beir
-from clara_cli.evaluation.native import FORMS, Record, first_has, form_of, open_question
+from clara_cli.evaluation.data import tab_separated
+from clara_cli.evaluation.data.beir import read_beir
+from clara_cli.evaluation.data.native import FORMS, Record, first_has, form_of, open_question
 from clara_cli.records import PoolPassage, Question
 from clara_cli.storage.files import sha256_file
 
@@ -101,7 +101,7 @@ def _absent_gold(path: Path, questions: Iterable[Question]) -> Iterator[str]:
 
 def _from_folder(name: str, path: Path) -> Dataset:
     """A folder in BEIR's layout or, where nothing of that is there, in MS MARCO's or FlashRAG's."""
-    from clara_cli.evaluation.flashrag import read_flashrag, split_of
+    from clara_cli.evaluation.data.flashrag import read_flashrag, split_of
 
     split, beir = split_of(path), [path / "queries.jsonl", path / "qrels"]
     if split is not None and not any(part.exists() for part in beir):

@@ -14,7 +14,7 @@ from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.errors import DataError
-from clara_cli.evaluation.datasets import load
+from clara_cli.evaluation.data.datasets import load
 from clara_cli.records import GoldName
 
 Bench = Callable[..., tuple[BenchResult, dict[str, dict[str, Any]]]]

@@ -13,7 +13,7 @@ from clara_cli.config import DocumentOptions
 from clara_cli.documents import sources
 from clara_cli.documents.documents import read_documents
 from clara_cli.errors import DataError
-from clara_cli.evaluation.beir import Judged, judged, read_qrels
+from clara_cli.evaluation.data.beir import Judged, judged, read_qrels
 from clara_cli.records import GoldName, PoolPassage, Question
 
 COLLECTION = "collection.tsv"
