@@ -78,3 +78,34 @@ def test_version_is_a_version_and_unknown_names_fail() -> None:
     assert clara_cli.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="nothing"):
         _ = clara_cli.nothing
+
+
+ASK = """
+import sys
+sys.argv = ["clara", "ask", "Who found it?", "--corpus", sys.argv[1], "--model", "nano", "--quiet"]
+from clara_cli.app import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+sys.stderr.write(" ".join(sorted(sys.modules)))
+"""
+
+
+def test_asking_loads_neither_transformers_nor_peft(tmp_path: Path, monkeypatch) -> None:
+    """But for the first time, when transformers opens the model and tries whether that may be."""
+    from clara_cli.app import main
+
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["clara"])
+    documents, corpus = tmp_path / "documents.jsonl", str(tmp_path / "out.clara")
+    documents.write_text('{"id": "a", "text": "Ann Lee found it."}\n')
+    first = ["compress", str(documents), "--model", "nano", "--out", corpus, "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["clara", *first])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    names = loaded(ASK, corpus)
+    heavy = {"transformers", "peft", "accelerate", "scipy", "sympy", "torch._dynamo"}
+    assert "torch" in names
+    assert not names & heavy

@@ -76,7 +76,7 @@ class Clara:
         retrievers = [Retriever.open(Path(folder)) for folder in folders]
         first = retrievers[0].corpus
         named, ratio = named_model(first, model), first.manifest.identity.ratio
-        loaded = load(LoadOptions(named, backbone, device, dtype, held, ratio))
+        loaded = load(LoadOptions(named, backbone, device, dtype, held, ratio, only_reads=True))
         return cls(loaded, *retrievers)
 
     @property

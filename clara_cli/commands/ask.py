@@ -198,7 +198,8 @@ def with_checkpoint(config: AskConfig, search: PassageSearch, report: Report) ->
     """Corpora with the checkpoint that reads them, loaded."""
     first = search.retrievers[0].corpus
     ratio = first.manifest.identity.ratio
-    loaded = load(LoadOptions.of(config, named_model(first, config.model), ratio))
+    model = named_model(first, config.model)
+    loaded = load(LoadOptions.of(config, model, ratio, only_reads=True))
     clara = Clara(loaded, *search.retrievers)
     note_older(loaded, [one.corpus for one in search.retrievers], report)
     return clara

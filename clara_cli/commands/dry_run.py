@@ -9,10 +9,10 @@ import torch
 from clara_cli.answering.passage_search import Asking
 from clara_cli.config import AskConfig, CompressConfig, LearnConfig
 from clara_cli.config.common import PlacementOptions
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import pick_device, pick_dtype
 from clara_cli.core.checkpoint import LoadOptions
 from clara_cli.core.memory_estimate import Plan, fresh_plan, need, plan_model, read_plan
-from clara_cli.core.model import LoraSettings
 from clara_cli.records import MemoryNeed, Report
 
 GB = 1e9

@@ -13,11 +13,12 @@ import torch
 from clara_cli.commands.checkpoint_notes import note_older, note_probe, tell
 from clara_cli.commands.dry_run import of_training
 from clara_cli.config import PretrainConfig
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.checkpoint_info import CheckpointInfo
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.placement import spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
 from clara_cli.core.stages import Losses, read_memory_loss

@@ -16,6 +16,7 @@ from torch import Tensor
 from clara_cli.commands.checkpoint_notes import abilities, note_older, tell
 from clara_cli.commands.dry_run import of_training
 from clara_cli.config import TrainConfig
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import check_head
 from clara_cli.core.batch import (
     AnswerExample,
@@ -26,7 +27,6 @@ from clara_cli.core.batch import (
     text_batch,
 )
 from clara_cli.core.checkpoint import Loaded, LoadOptions, load
-from clara_cli.core.model import LoraSettings
 from clara_cli.core.stages import (
     TRAINED,
     Losses,

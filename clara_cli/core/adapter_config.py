@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.checkpoint_info import RESTORE
-from clara_cli.core.model import LoraSettings
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.artefact import Fields, read_object
 

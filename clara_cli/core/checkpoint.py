@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from clara_cli.bundled import BUNDLED
 from clara_cli.core.adapter_config import check_adapter
+from clara_cli.core.adapters import ReadingAdapters
 from clara_cli.core.backbone import Backbone, backbone_folder
 from clara_cli.core.backbone_settings import refuse_other_settings
 from clara_cli.core.checkpoint_info import (
@@ -27,6 +27,7 @@ from clara_cli.core.checkpoint_info import (
 )
 from clara_cli.core.digests import backbone_digest, full_digest, sample_digest
 from clara_cli.core.hub import fetch, is_hub_id, local_folder
+from clara_cli.core.llama import Llama
 from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.loading import refuse_code
 from clara_cli.core.memory_space import fingerprint, is_older, older_fingerprint
@@ -101,7 +102,9 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     for role in info.roles:
         check_adapter(path / role, info.lora)
     source = backbone_source(path, info, options)
-    base = options.open_backbone(source, None if options.backbone else info.revision)
+    revision = None if options.backbone else info.revision
+    base = options.open_for_reading(source, revision) if info.table_rows is None else None
+    base = base or options.open_backbone(source, revision)
     check_backbone(base, info, options.verify)
     parts = {name: read_weights(part_file(path, name)) for name in (*info.roles, MEMORY)}
     check_parts(path, info, options.verify)
@@ -115,7 +118,11 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     lora = replace(info.lora, dropout=info.lora.dropout if dropout is None else dropout)
     prompter = Prompter(base.tokenizer, info.max_passage_tokens, info.markers)
     prompter.check_template(f"backbone {base.name}")
-    model = ClaraModel(base, prompter, lora, info.roles, tensors["memory"], tensors["markers"])
+    adapters = None
+    if isinstance(base.model, Llama):
+        adapters = ReadingAdapters(base.model, lora, info.roles)
+    memory_MD, markers_2D = tensors["memory"], tensors["markers"]
+    model = ClaraModel(base, prompter, lora, info.roles, memory_MD, markers_2D, adapters)
     for role in info.roles:
         load_role(model, role, parts[role], str(part_file(path, role)))
     older = older_fingerprint(model, base.older_digest)
@@ -242,6 +249,8 @@ def save(
     model: ClaraModel, info: CheckpointInfo, path: Path, backbone: Path | None = None
 ) -> CheckpointInfo:
     """Write a native checkpoint, with a copy of its `backbone` if given, whole or not at all."""
+    from clara_cli.core.peft_adapters import save_config
+
     extra: dict[str, Tensor] = {"memory": model.memory_MD, "markers": model.markers_2D}
     extra |= {} if info.table_rows is None else kept_rows(model, info)
     parts = [p for role in model.roles for p in model.role_parameters(role).values()]
@@ -253,12 +262,7 @@ def save(
             copy_tree(backbone, work, "backbone")
         for role in model.roles:
             folder = make_folder(work, role)
-            config = model.lora.config()
-            config.base_model_name_or_path = info.backbone
-            config.inference_mode = True
-            found: Any = model.peft.peft_config[role]
-            config.target_modules = sorted(found.target_modules or [])
-            config.save_pretrained(str(folder))
+            save_config(model.adapters, role, folder, info.backbone)
             save_tensors(part_file(work, role), role_tensors(model, role))
         save_tensors(part_file(work, MEMORY), extra)
         info = identified(model, info, work)

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clara_cli.core.model import ALL_LINEAR, ROLES, LoraSettings
+from clara_cli.core.adapters import ALL_LINEAR, LoraSettings
+from clara_cli.core.model import ROLES
 from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage.artefact import Fields, read_object

@@ -8,11 +8,21 @@ from pathlib import Path
 import torch
 
 from clara_cli.config.common import CheckpointOptions, PlacementOptions
-from clara_cli.core.backbone import Backbone, load_backbone, pick_device, pick_dtype
+from clara_cli.core.backbone import (
+    Backbone,
+    backbone_folder,
+    first_values_digest,
+    load_backbone,
+    pick_device,
+    pick_dtype,
+)
 from clara_cli.core.checkpoint_info import CheckpointInfo
+from clara_cli.core.fast_tokenizer import read_tokenizer
+from clara_cli.core.hub import origin
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.placement import WHOLE, BackbonePlacement
-from clara_cli.core.probe import probe
+from clara_cli.core.probe import is_plain, probe
+from clara_cli.core.reading_backbone import open_model
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class LoadOptions:
     `name` is what --model takes. `backbone` stands for the one the checkpoint names. `ratio`
     matters only where a Hub repository holds one released checkpoint per ratio. `verify` compares
     every stored byte with the checkpoint's digests; else sizes and a sample of every tensor are.
+    `only_reads` says that nothing will be trained or saved.
     """
 
     name: str
@@ -31,6 +42,7 @@ class LoadOptions:
     placement: BackbonePlacement = WHOLE
     ratio: int | None = None
     verify: bool = False
+    only_reads: bool = False
 
     @classmethod
     def of(
@@ -39,11 +51,35 @@ class LoadOptions:
         name: str,
         ratio: int | None = None,
         verify: bool = False,
+        only_reads: bool = False,
     ) -> LoadOptions:
         """The options of a command, for the checkpoint `name`."""
         device_map = config.device_map if isinstance(config, PlacementOptions) else None
         placement = BackbonePlacement(config.load_in, device_map)
-        return cls(name, config.backbone, config.device, config.dtype, placement, ratio, verify)
+        place = (config.backbone, config.device, config.dtype, placement)
+        return cls(name, *place, ratio, verify, only_reads)
+
+    def open_for_reading(self, source: str, revision: str | None = None) -> Backbone | None:
+        """A backbone without transformers, None where that is not wanted or cannot be (yet: the
+        first time transformers opens it and tries whether it can).
+
+        Raises:
+            ArtefactError: where it cannot be had, or is damaged.
+        """
+        if not self.only_reads or self.placement:
+            return None
+        folder, what = backbone_folder(source, revision), f"backbone {source}"
+        if not is_plain(Backbone(None, None, source, revision, folder)):
+            return None
+        device = pick_device(self.device)
+        model = open_model(folder, what, pick_dtype(self.dtype, device))
+        tokenizer = read_tokenizer(folder, what)
+        if model is None or tokenizer is None:
+            return None
+        model.to(device)
+        fetched = origin(folder)
+        known = fetched[1] if fetched else revision
+        return Backbone(model, tokenizer, source, known, folder, first_values_digest(model))
 
     def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
         """A backbone as these options place it, found to be readable by embeddings; one that is

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import backbone_folder
 from clara_cli.core.checkpoint import LoadOptions, resolve
 from clara_cli.core.checkpoint_info import read_info
 from clara_cli.core.loading import empty_model
-from clara_cli.core.model import ROLES, LoraSettings
+from clara_cli.core.model import ROLES
 from clara_cli.core.released import find_backbone, read_config
 from clara_cli.records import MemoryNeed
 

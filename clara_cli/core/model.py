@@ -16,51 +16,25 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from clara_cli.core.adapters import Adapters, LoraSettings, peft_adapters
 from clara_cli.core.backbone import (
     Backbone,
     head_logits,
     inner_model,
-    is_whole,
     shares_prefixes,
     sliding_window,
 )
 from clara_cli.core.finite import LargestLogits
 from clara_cli.core.length_grouping import GPU_PASS_COST, PASS_COST, alike, pad, until
-from clara_cli.core.loading import plain_generation
-from clara_cli.core.lora import train_fast
 from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
+from clara_cli.core.writing import end_tokens, write
 from clara_cli.errors import UsageError
 
-ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 ROLES = ("compressor", "query_reasoner", "generator")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """LoRA of every role (paper Table 10); targets all linear layers but the head."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.1
-    targets: str | tuple[str, ...] = ALL_LINEAR
-
-    def config(self) -> LoraConfig:
-        """As PEFT wants it."""
-        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +51,7 @@ class ClaraModel(nn.Module):
     """The roles, the memory tokens and the prompter of one checkpoint.
 
     Which role is *active* is set by `with model.role(name)`; which parameters *train* by
-    `train_only`. The two are independent: PEFT's own switch walks all modules and flips
-    `requires_grad`, so the one here tells the adapted layers alone which role is theirs.
+    `train_only`. The two are independent. `adapters` are PEFT's where they are not given.
     """
 
     def __init__(
@@ -89,27 +62,20 @@ class ClaraModel(nn.Module):
         roles: Sequence[str],
         memory_MD: Tensor,
         markers_2D: Tensor,
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__()
         self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
         self.backbone = backbone
-        # "greedy" is the argmax: of the backbone's own settings for writing only its ends count
         self._own_ends = end_tokens(backbone.model)
-        backbone.model.generation_config = plain_generation(eos_token_id=self._own_ends or None)
-        self.peft: Any = get_peft_model(backbone.model, lora.config(), adapter_name=roles[0])
-        for role in roles[1:]:
-            self.peft.add_adapter(role, lora.config())
-        self._adapted: tuple[Any, ...] = tuple(
-            m for m in self.peft.modules() if isinstance(m, BaseTunerLayer)
-        )
+        self.adapters = adapters or peft_adapters(backbone.model, lora, roles)
+        self.peft = self.adapters.module  # by this name run folders keep what trains
         prompter.table_rows = self.table_VD.shape[0]
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
-        for layer in self._adapted:
-            train_fast(layer)
         self.sharded = False
         self._shares_prefixes: bool | None = None
-        self._active: str | None = roles[0]
+        self._switch(roles[0])
         self._trained: frozenset[str] = frozenset()
         self._trains_memory = False
         self.train_only(())
@@ -118,7 +84,7 @@ class ClaraModel(nn.Module):
     @property
     def causal_lm(self) -> Any:
         """The backbone with its head, adapters inside its layers."""
-        return self.peft.get_base_model()
+        return self.adapters.causal_lm
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +119,7 @@ class ClaraModel(nn.Module):
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """A role's LoRA parameters by name."""
-        return {name: p for name, p in self.peft.named_parameters() if f".{role}." in name}
+        return self.adapters.parameters(role)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that trains, by name."""
@@ -175,10 +141,7 @@ class ClaraModel(nn.Module):
     def train(self, mode: bool = True) -> ClaraModel:
         """Training mode; the LoRA dropout of roles that do not train stays off."""
         super().train(mode)
-        still = [role for role in self.roles if role not in self._trained]
-        for layer in self._adapted:
-            for role in still:
-                layer.lora_dropout[role].eval()
+        self.adapters.keep_still([role for role in self.roles if role not in self._trained])
         return self
 
     def checkpoint_layers(self) -> None:
@@ -208,9 +171,7 @@ class ClaraModel(nn.Module):
     def add_role(self, role: str, copy_of: str | None) -> None:
         """Add a role, its weights copied from another (the query reasoner starts as the compressor,
         paper section 3.2) or fresh."""
-        self.peft.add_adapter(role, self.lora.config())
-        if is_whole(self.causal_lm):
-            self.peft.to(self.device)
+        self.adapters.add(role)
         self.roles = (*self.roles, role)
         if copy_of is not None:
             source = self.role_parameters(copy_of)
@@ -235,18 +196,14 @@ class ClaraModel(nn.Module):
                 self._switch(before)
 
     def _switch(self, name: str | None) -> None:
-        for layer in self._adapted:
-            layer._disable_adapters = name is None
-            if name is not None:
-                layer._active_adapter = [name]
-        self._active = name
+        self.adapters.switch(name)
+        self._active: str | None = name
 
     def merge(self, role: str) -> None:
         """Keep one role for reading only, folded into the backbone's weights where they are whole;
         no other role works after."""
         self._switch(role)
-        if is_whole(self.causal_lm):
-            self.peft.merge_adapter([role])
+        self.adapters.merge(role)
         self.roles = (role,)
 
     def forward(
@@ -404,21 +361,18 @@ class ClaraModel(nn.Module):
         )
         embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
         ends = self.end_ids()
-        config = plain_generation(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens or None,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-        )
         largest = LargestLogits()
         with self.role(role):
-            out_BT = self.causal_lm.generate(
-                inputs_embeds=embeds_BTD,
-                attention_mask=mask_BT,
-                generation_config=config,
+            out_BT = write(
+                self.causal_lm,
+                embeds_BTD,
+                mask_BT,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                end_ids=ends,
                 streamer=streamer,
-                logits_processor=[largest] if listener is None else [largest, listener],
-                stopping_criteria=None if stop is None else [stop],
+                processors=[largest] if listener is None else [largest, listener],
+                stop=stop,
             )
         largest.refuse_nonfinite(self.backbone.name)
         return [until(ids, ends) for ids in out_BT.tolist()]
@@ -427,14 +381,6 @@ class ClaraModel(nn.Module):
         """Tokens that end an answer: the tokenizer's EOS and the backbone's own."""
         first = self.prompter.tokenizer.eos_token_id
         return list(dict.fromkeys(i for i in [first, *self._own_ends] if i is not None))
-
-
-def end_tokens(causal_lm: Any) -> list[int]:
-    """The tokens that end an answer by a backbone's own settings for writing."""
-    settings = getattr(causal_lm, "generation_config", None)
-    own = getattr(settings, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
-    return [i for i in listed if type(i) is int and i >= 0]
 
 
 def fresh_memory(

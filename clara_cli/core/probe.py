@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from clara_cli.core import loading
 from clara_cli.core.backbone import Backbone, inner_model
+from clara_cli.core.reading_backbone import agrees
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.files import write_atomic
 
-VERSION = 1  # of what is tried
+VERSION = 2  # of what is tried
+PLAIN = b"plain"  # what is remembered of one that `core.llama` computes alike
 POSITIONS, NEW = 8, 2  # tokens read and written
 TOLERANCE = 1e-3  # of the largest logit
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -40,18 +43,26 @@ def probe(base: Backbone) -> float | None:
     began = time.perf_counter()
     check_tokens(base)
     check_reading(base)
+    plain = base.folder is not None and agrees(base.folder, base.model, base.tokenizer)
     seconds = time.perf_counter() - began
     if kept is not None:
-        keep(kept)
+        keep(kept, PLAIN if plain else b"")
     return seconds
+
+
+def is_plain(base: Backbone) -> bool:
+    """Whether a backbone of which only the folder is known was found right, and `core.llama` to
+    compute the same."""
+    try:
+        return kept_file(base).read_bytes() == PLAIN
+    except OSError:
+        return False
 
 
 def kept_file(base: Backbone) -> Path:
     """Where the cache remembers that a backbone was found right."""
-    import transformers
-
     assert base.folder is not None
-    facts = [VERSION, transformers.__version__, base.sample, base.settings]
+    facts = [VERSION, version("transformers"), base.sample, base.settings]
     for name in TOKENIZER_FILES:
         file = base.folder / name
         content = file.read_bytes() if file.is_file() else b""
@@ -60,10 +71,10 @@ def kept_file(base: Backbone) -> Path:
     return cache_folder() / "probes" / key
 
 
-def keep(file: Path) -> None:
+def keep(file: Path, result: bytes) -> None:
     """Remember; where that cannot be written the backbone is tried again."""
     with contextlib.suppress(OSError, ClaraError), private():
-        write_atomic(private_folder(file.parent.name), file.name, b"")
+        write_atomic(private_folder(file.parent.name), file.name, result)
 
 
 def check_tokens(base: Backbone) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import Backbone, quieten
 from clara_cli.core.loading import new_config, new_model
-from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ROLES, ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
 PASSAGE_TOKENS, SLOTS = 256, 64

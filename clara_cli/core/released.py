@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import Backbone
 from clara_cli.core.checkpoint_info import MOST_MEMORY, MOST_PASSAGE, MOST_RANK, CheckpointInfo
 from clara_cli.core.finite import refuse_nonfinite_weights
 from clara_cli.core.hub import origin
 from clara_cli.core.load_options import Loaded, LoadOptions
 from clara_cli.core.memory_space import fingerprint, older_fingerprint
-from clara_cli.core.model import ClaraModel, LoraSettings
+from clara_cli.core.model import ClaraModel
 from clara_cli.core.prompts import Markers, Prompter
 from clara_cli.core.roles import load_role, set_tables
 from clara_cli.errors import ArtefactError, first_line

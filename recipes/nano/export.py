@@ -20,10 +20,11 @@ import torch
 import weights
 from transformers import PreTrainedTokenizerFast
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import CheckpointInfo, save
 from clara_cli.core.int8 import save_backbone
-from clara_cli.core.model import ClaraModel, LoraSettings
+from clara_cli.core.model import ClaraModel
 from clara_cli.core.prompts import Prompter
 
 ROLES = ("compressor", "generator")  # the query reasoner begins as the trained compressor

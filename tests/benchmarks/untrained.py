@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
 PASSAGE_TOKENS, VOCABULARY = 256, 32_000

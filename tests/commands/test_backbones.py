@@ -193,7 +193,8 @@ def test_its_files_tell_the_same_digest_and_its_ends_end_an_answer(name, tmp_pat
     folder = str(backbone_of(kind, tmp_path / "backbone"))
     base = backbones.load_backbone(folder, torch.device("cpu"), torch.float32)
     assert backbones.stored_first_values_digest(Path(folder)) == base.older_digest
-    from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+    from clara_cli.core.adapters import LoraSettings
+    from clara_cli.core.model import ClaraModel, fresh_memory
     from clara_cli.core.prompts import Prompter
 
     memory = fresh_memory(4, base.model.get_input_embeddings().weight, torch.Generator())

@@ -504,7 +504,8 @@ def test_a_dry_run_estimates_the_time_from_the_first_passages(works, report, tmp
     assert plans[1].passages == 10 * plans[0].passages
     assert plans[1].seconds > 2 * plans[0].seconds > 0
     assert plans[0].passages_per_second == pytest.approx(
-        plans[0].passages / plans[0].seconds, rel=0.05  # seconds are rounded
+        plans[0].passages / plans[0].seconds,
+        rel=0.05,  # seconds are rounded
     )
 
 

@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import Backbone, load_backbone
 from clara_cli.core.decode import RepetitionStop, TextStream, lens, log_likelihoods
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
 ROLES = ("compressor", "generator")

@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clara_cli.core import memory_estimate
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import LoadOptions
 from clara_cli.core.memory_estimate import Plan, need
-from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ROLES, ClaraModel, fresh_memory
 from clara_cli.core.placement import BackbonePlacement
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.random_backbones import SHAPES

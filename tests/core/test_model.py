@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import inner_model, load_backbone
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, scp_batch
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.stages import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.errors import ArtefactError

@@ -27,10 +27,11 @@ def checkpoint(tmp_path_factory, backbone_maker) -> Path:
     """A native checkpoint with fresh roles whose adapters do something; its backbone is as wide as
     a block of four-bit numbers."""
     tiny_backbone = backbone_maker(tmp_path_factory.mktemp("wide"), hidden=64)
+    from clara_cli.core.adapters import LoraSettings
     from clara_cli.core.backbone import load_backbone
     from clara_cli.core.checkpoint import save
     from clara_cli.core.checkpoint_info import CheckpointInfo
-    from clara_cli.core.model import ROLES, ClaraModel, LoraSettings, fresh_memory
+    from clara_cli.core.model import ROLES, ClaraModel, fresh_memory
     from clara_cli.core.prompts import Prompter
 
     base = load_backbone(str(tiny_backbone), torch.device("cpu"), torch.float32)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from clara_cli.core import probe as probes
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.decode import Confidence, log_likelihoods
 from clara_cli.core.load_options import LoadOptions
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 from clara_cli.errors import ArtefactError
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import CheckpointInfo, save
-from clara_cli.core.model import ClaraModel, LoraSettings, fresh_memory
+from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
 ROLES = ("compressor", "query_reasoner", "generator")

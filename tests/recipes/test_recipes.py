@@ -13,8 +13,8 @@ from clara_cli.cli.app import app
 from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
 from clara_cli.config.fields import read_recipe, with_recipe
+from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.checkpoint import read_info
-from clara_cli.core.model import LoraSettings
 from clara_cli.records import NullReport
 
 ROOT = Path(__file__).parent.parent.parent

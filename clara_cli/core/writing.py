@@ -1,0 +1,65 @@
+"""Greedy tokens after a prompt of embeddings, by whichever model there is. "Greedy" is the argmax:
+of a backbone's own settings for writing only its ends count.
+
+B rows, T positions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from clara_cli.core.llama import Llama, Processor
+from clara_cli.core.loading import plain_generation
+
+
+def write(
+    causal_lm: Any,
+    embeds_BTD: Tensor,
+    mask_BT: Tensor,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    end_ids: Sequence[int] = (),
+    streamer: Any = None,
+    processors: Sequence[Processor] = (),
+    stop: Callable[[Tensor, Any], Tensor] | None = None,
+) -> Tensor:
+    """Ids (B, new) after prompts padded on the left, whose mask is 0 there. A row that has ended is
+    filled with its first end token; none ends before `min_new_tokens`. A `streamer` is told the ids
+    of each step, `processors` see its logits (B, V), `stop` says which rows end there."""
+    if isinstance(causal_lm, Llama):
+        return causal_lm.write(
+            embeds_BTD,
+            mask_BT,
+            max_new_tokens,
+            min_new_tokens,
+            end_ids,
+            streamer,
+            processors,
+            stop,
+        )
+    config = plain_generation(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens or None,
+        eos_token_id=list(end_ids) or None,
+        pad_token_id=end_ids[0] if end_ids else 0,
+    )
+    ids_BT: Tensor = causal_lm.generate(
+        inputs_embeds=embeds_BTD,
+        attention_mask=mask_BT,
+        generation_config=config,
+        streamer=streamer,
+        logits_processor=list(processors),
+        stopping_criteria=None if stop is None else [stop],
+    )
+    return ids_BT
+
+
+def end_tokens(causal_lm: Any) -> list[int]:
+    """The tokens that end an answer by a backbone's own settings for writing."""
+    settings = getattr(causal_lm, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return [i for i in listed if type(i) is int and i >= 0]
