@@ -22,7 +22,9 @@ class FastTokenizer:
 
     is_fast = True
 
-    def __init__(self, backend: Any, settings: dict[str, Any], template: str | None, name: str):
+    def __init__(
+        self, backend: Any, settings: dict[str, Any], template: str | None, name: str
+    ) -> None:
         self.backend, self.chat_template, self.name_or_path = backend, template, name
         self.special_tokens_map = {
             key: content(settings[key]) for key in NAMED if settings.get(key) is not None
