@@ -1,4 +1,5 @@
-"""The memory computed from configs is what a loaded checkpoint takes, and README's table is it."""
+"""The memory computed from configs is what a loaded checkpoint takes; so is the released
+checkpoints' table of it."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ def test_training_is_the_gradients_and_the_optimisers_state(folder):
     assert found.training == held
 
 
-# --- README's table ---
+# --- the table of released checkpoints ---
 
 RELEASED = {"Base": ROLES[:1] + ROLES[2:], "Instruct": ROLES[:1] + ROLES[2:], "E2E": ROLES}
 COLUMNS: list[tuple[torch.dtype, str | None]] = [
@@ -125,12 +126,12 @@ def mistral() -> object:
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
 
 
-def test_the_table_in_readme_is_what_the_code_computes():
+def test_the_table_of_released_checkpoints_is_what_the_code_computes():
     """An answer over five passages: 5 x (16 + 1) positions of memory at ratio 16, a question of at
     most 256 tokens, 128 new ones."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "recipes/released/README.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `apple/CLaRa-7B-(\w+)` \| ([^|]+) \| ([^|]+) \|(.+?)\|([^|]+)\|$", readme, re.M
+        r"^\| `apple/CLaRa-7B-(\w+)` \| ([^|]+) \| ([^|]+) \|(.+?)\|([^|]+)\|$", page, re.M
     )
     assert [row[0] for row in rows] == list(RELEASED)
     causal_lm = mistral()

@@ -225,12 +225,11 @@ def test_a_stage_that_needs_more_says_what_to_add(stage: str, tmp_path: Path) ->
     assert ("--pool retrieved --corpus" in " ".join(said.stderr.split())) == (stage == "e2e")
 
 
-def test_readmes_lines_are_of_the_two_forms(tmp_path: Path) -> None:
-    readme = (RECIPES.parent / "README.md").read_text("utf-8")
-    (block,) = re.findall(r"^```json\n(.*?)^```$", readme, re.M | re.S)
-    lines = block.splitlines(keepends=True)
-    for name, own in (("pairs.jsonl", lines[:2]), ("questions.jsonl", lines[2:])):
-        (tmp_path / name).write_text("".join(own), encoding="utf-8")
+def test_the_lines_of_the_page_on_training_are_of_the_two_forms(tmp_path: Path) -> None:
+    page = (RECIPES / "training" / "README.md").read_text("utf-8")
+    pairs, questions = re.findall(r"^```json\n(.*?)^```$", page, re.M | re.S)
+    (tmp_path / "pairs.jsonl").write_text(pairs, encoding="utf-8")
+    (tmp_path / "questions.jsonl").write_text(questions, encoding="utf-8")
     assert [p.kind for p in read_pairs([str(tmp_path / "pairs.jsonl")])] == ["qa", "paraphrase"]
     (question,) = read_questions([str(tmp_path / "questions.jsonl")])
     assert [passage.gold for passage in question.pool] == [True, False]
