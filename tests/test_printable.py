@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from clara_cli.cli.show import answers, terminal
+from clara_cli.cli.show import answers, json_line, terminal
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.listing import list_inputs
 from clara_cli.errors import ArtefactError, DataError, UsageError
@@ -69,7 +69,7 @@ def test_nothing_raw_is_shown_on_a_terminal(capsys) -> None:
     answers.show(answer, titled=True)
     answers.show_sources(answer)
     terminal.show_error(DataError(HOSTILE, HOSTILE))
-    terminal.write_json(answers.as_json(answer))
+    json_line.write_json(json_line.answer_json(answer))
     table = Table(HOSTILE)
     table.add_row(Text(HOSTILE))
     terminal.console(stderr=False).print(table)

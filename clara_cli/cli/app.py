@@ -217,17 +217,17 @@ def _show_config(settings: Common, sources: dict[str, Any]) -> None:
 
 def _show_settings(ctx: typer.Context, settings: list[Setting]) -> None:
     """What a command's recipes and `--set` may hold, as a recipe or as JSON."""
-    from clara_cli.cli.show import terminal
+    from clara_cli.cli.show import json_line, terminal
 
     if "--json" in (ctx.find_root().obj or ()):
-        terminal.write_json({"settings": [dataclasses.asdict(setting) for setting in settings]})
+        json_line.write_json({"settings": [dataclasses.asdict(setting) for setting in settings]})
     else:
         terminal.show_settings(settings)
 
 
 def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
     """Run a command that returns one record, and show it."""
-    from clara_cli.cli.show import bench, terminal
+    from clara_cli.cli.show import json_line, terminal
 
     with terminal.TerminalReport(quiet=quiet) as report:
         module = importlib.import_module(f"clara_cli.commands.{name}")
@@ -235,7 +235,7 @@ def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
     if launch.world().rank != 0:
         return
     if as_json:
-        terminal.write_json(bench.result_json(result))
+        json_line.write_json(json_line.result_json(result))
     else:
         shorter = (flag for flag in ("dry_run", "check") if getattr(config, flag, False))
         terminal.show_result(result, only=next(shorter, None))

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from clara_cli.bundled import choose_model
 from clara_cli.cli import repl, repl_commands, serving
-from clara_cli.cli.show import answers, bench, terminal
+from clara_cli.cli.show import answers, json_line, terminal
 from clara_cli.cli.show.terminal import TerminalReport
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
@@ -71,7 +71,7 @@ def _clear_cache(config: AskConfig, *, as_json: bool) -> None:
     gguf = importlib.import_module("clara_cli.core.gguf")
     backbones, size = gguf.remove_backbones()
     if as_json:
-        terminal.write_json({"backbones": backbones, "bytes": size})
+        json_line.write_json({"backbones": backbones, "bytes": size})
     else:
         terminal.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
 
@@ -104,7 +104,7 @@ def _say_need(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         module = importlib.import_module("clara_cli.commands.ask")
         for need in module.run(config, report):
             if as_json:
-                terminal.write_json(bench.result_json(need))
+                json_line.write_json(json_line.result_json(need))
             else:
                 terminal.show_result(need)
 
@@ -117,7 +117,7 @@ def _do_task(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         for retelling in module.run(config, report):
             report.pause()
             if as_json:
-                terminal.write_json(answers.retelling_json(retelling))
+                json_line.write_json(json_line.retelling_json(retelling))
             else:
                 answers.show_retelling(retelling)
 
@@ -265,11 +265,11 @@ class Printer:
         """Show one result, and log it."""
         config, titled = self._config, self._config.file is not None
         if isinstance(result, SearchResult):
-            record = answers.search_json(result)
+            record = json_line.search_json(result)
         else:
-            record = answers.as_json(result)
+            record = json_line.answer_json(result)
         if self._as_json:
-            terminal.write_json(record)
+            json_line.write_json(record)
         elif isinstance(result, SearchResult):
             answers.show_search(result, titled=titled)
         elif config.answer_only:
@@ -282,7 +282,7 @@ class Printer:
         """Append the JSON of a result to the log, if there is one."""
         if self._log is not None:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self._log.write(terminal.json_line({"time": now, **record}) + "\n")
+            self._log.write(json_line.one_line({"time": now, **record}) + "\n")
 
 
 def _open_log(file: Path | None) -> TextIO | None:

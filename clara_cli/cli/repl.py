@@ -1,5 +1,5 @@
 """The conversation of `clara ask` without a question: a prompt with a status line, answers, and the
-commands of `slash`.
+commands of `repl_commands`.
 
 The model loads in a background thread while the first question is typed. Prompts and remarks go to
 stderr, so that stdout holds answers only. Knows nothing of how a question is answered or an answer

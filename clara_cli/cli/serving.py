@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import json_line
 from clara_cli.errors import ClaraError, UsageError
 from clara_cli.records import ABSTENTION, Answer, Report, SearchResult
 
@@ -215,7 +215,7 @@ def _head(kind: str) -> dict[str, Any]:
 
 
 def _beside(answer: Answer) -> dict[str, Any]:
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     return {key: record[key] for key in ("sources", "support", "supported")}
 
 
@@ -295,7 +295,7 @@ class Server:
             raise Refusal(400, f"top_k is {top_k!r}, wanted a number from 1 to 100")
         work = self._desk.take(lambda: self._desk.session.search_all([question], top_k)[0])
         result = await in_time(work)
-        record = answers.search_json(result)
+        record = json_line.search_json(result)
         self._log(record)
         return JSONResponse(record)
 
@@ -325,7 +325,7 @@ class Server:
             answer = await in_time(future)
         finally:
             gone.set()
-        self._log(answers.as_json(answer))
+        self._log(json_line.answer_json(answer))
         return JSONResponse(completion(answer))
 
     async def _events(
@@ -352,7 +352,7 @@ class Server:
                     told += piece
                     yield event({"content": piece})
             answer = await answering
-            self._log(answers.as_json(answer))
+            self._log(json_line.answer_json(answer))
             content = ABSTENTION if answer.abstained else answer.answer
             if content.startswith(told) and content != told:
                 yield event({"content": content[len(told) :]})

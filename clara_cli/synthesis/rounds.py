@@ -1,7 +1,7 @@
 """A passage into pairs: simple questions, complex questions, a paraphrase; what is uncovered asked
 for again, round after round, until nothing is left or the rounds are used up.
 
-Knows the loop; how a pair is judged stands in `desk`, the wording in `prompts`.
+Knows the loop; how a pair is judged stands in `passage_worker`, the wording in `prompts`.
 """
 
 from __future__ import annotations

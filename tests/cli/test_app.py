@@ -681,7 +681,7 @@ def test_ask_on_a_terminal_opens_the_repl(
 
 
 def test_a_stdout_without_the_letters_still_works() -> None:
-    answer = "from clara_cli.cli.show.terminal import *; import sys; write_json({'a': 'é\\ud800'})"
+    answer = "from clara_cli.cli.show.json_line import *; import sys; write_json({'a': 'é\\ud800'})"
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-c", answer], cwd=ROOT, env=env, capture_output=True, check=True

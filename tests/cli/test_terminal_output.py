@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara_cli.cli.show import answers, terminal
+from clara_cli.cli.show import answers, json_line, terminal
 from clara_cli.errors import ClaraError, DataError, Interrupted
 from clara_cli.records import (
     Answer,
@@ -244,7 +244,7 @@ def test_sources_name_their_place_and_mark_the_answers_words(
         hit, passage=dataclasses.replace(hit.passage, source="no/such.txt:3")
     )
     answer = make_answer(answer="a mayor", sources=(placed, gone))
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert (record["sources"][0]["file"], record["sources"][0]["line"]) == (str(file), 7)
     assert record["sources"][0]["corpus"] == "two.clara"
     tty = Terminal()
@@ -282,7 +282,7 @@ def test_an_excerpt_is_a_line_of_the_text(words: list[str], width: int) -> None:
 
 
 def test_answer_json_has_the_contracts_keys_in_order() -> None:
-    record = answers.as_json(make_answer())
+    record = json_line.answer_json(make_answer())
     assert list(record) == [
         *("question", "answer", "support", "supported", "sources", "memory_tokens"),
         *("prompt_tokens", "text_tokens_replaced", "seconds"),
@@ -312,9 +312,9 @@ def test_an_answer_abstained_from_is_not_shown_and_is_in_the_json(
     out = capsys.readouterr().out
     assert out.startswith("not in the documents\n") and "Bob" not in out
     assert "Ann was" in out
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert (record["answer"], record["generated"]) == ("not in the documents", "Bob.")
-    assert "abstained" not in record and "generated" not in answers.as_json(make_answer())
+    assert "abstained" not in record and "generated" not in json_line.answer_json(make_answer())
 
 
 def test_passages_alone_are_their_best_sentences_and_places(
@@ -331,7 +331,7 @@ def test_passages_alone_are_their_best_sentences_and_places(
     assert any("notes/a.md:17" in line for line in lines)
     answers.show_search(SearchResult("Who?", (), {}))
     assert "no passage was found" in capsys.readouterr().out
-    record = answers.search_json(SearchResult("Who?", (placed,), {"search": 0.1}))
+    record = json_line.search_json(SearchResult("Who?", (placed,), {"search": 0.1}))
     assert list(record) == ["question", "sources", "seconds"]
     assert record["sources"][0]["sentence"]["line"] == 17 and record["sources"][0]["line"] == 3
 
@@ -352,10 +352,10 @@ def test_a_draft_gives_way_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.write_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": Path("x"), "d": "é"})
+    json_line.write_json({"a": float("nan"), "b": [float("inf"), 0.5], "c": Path("x"), "d": "é"})
     out = capsys.readouterr().out
     assert out == '{"a": null, "b": [null, 0.5], "c": "x", "d": "é"}\n'
-    terminal.write_json({"lone": "\ud800"})
+    json_line.write_json({"lone": "\ud800"})
     assert json.loads(capsys.readouterr().out) == {"lone": "\ud800"}
 
 

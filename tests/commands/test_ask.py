@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from clara_cli.answering.engine import Clara
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import json_line
 from clara_cli.commands import ask, compress, index
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.corpus.store import Corpus
@@ -33,7 +33,7 @@ def once(question: str, corpus: Path, report, **changes):
 
 def said(answer) -> dict:
     """An answer as its JSON line, without the time it took."""
-    record = json.loads(json.dumps(answers.as_json(answer)))
+    record = json.loads(json.dumps(json_line.answer_json(answer)))
     assert set(record.pop("seconds")) == {"query", "search", "generate"}
     return record
 
@@ -67,7 +67,7 @@ class Silence:
 @pytest.mark.parametrize("stage", ["auto", "latent", "bm25", "hybrid"])
 def test_an_answer_has_the_contracts_keys_and_counts(works, report, stage):
     answer = once(QUESTION, works.corpus, report, first_stage=stage, top_k=3)
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert list(record) == KEYS
     assert all(list(source) == [*SOURCE, *PLACE] for source in record["sources"])
     sources = record["sources"]

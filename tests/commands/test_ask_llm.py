@@ -16,7 +16,7 @@ from serving import transformers_serve
 
 from clara_cli.chat.client import LLMError
 from clara_cli.cli import ask as terminal_ask
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import json_line
 from clara_cli.commands import ask, compress
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import NullReport
@@ -53,7 +53,7 @@ def test_the_answer_is_the_servers_and_the_sources_are_those_found(works, report
     assert QUESTION in asked.text
     assert (asked.body["model"], asked.body["max_tokens"], asked.body["temperature"]) == ("m", 9, 0)
     assert "response_format" not in asked.body and asked.body["stream"] is False
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert record["support"] is None and record["read"] == "text"
     assert set(record["seconds"]) == {"query", "search", "generate"}
 
@@ -78,7 +78,7 @@ def test_what_the_model_finds_in_no_passage_is_not_supported(works, report, repl
     with serving(lambda asked: reply) as server:
         answer = ask_llm(server.url, works.corpus, report)
     assert (answer.support, answer.supported, answer.support_method) == (0.0, False, "declined")
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert record["answer"] == "not in the documents" and "generated" not in record
 
 

@@ -24,7 +24,7 @@ from clara_cli.answering.engine import Asking, Clara
 from clara_cli.answering.explain import contributions
 from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.cli import ask as terminal_ask
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import answers, json_line
 from clara_cli.commands import ask, compress
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.decode import log_likelihoods
@@ -66,7 +66,7 @@ class Mute:
 
 
 def plain(answer) -> dict:
-    record = json.loads(json.dumps(answers.as_json(answer)))
+    record = json.loads(json.dumps(json_line.answer_json(answer)))
     record.pop("seconds")
     return record
 

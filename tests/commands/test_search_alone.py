@@ -12,7 +12,7 @@ import tiny
 
 from clara_cli.answering import support
 from clara_cli.cli import ask as terminal_ask
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import json_line
 from clara_cli.commands import ask, compress
 from clara_cli.errors import UsageError
 from clara_cli.records import SearchResult
@@ -128,5 +128,5 @@ def test_abstaining_says_so_where_the_sources_do_not_support_the_answer(works, r
     with pytest.raises(UsageError, match="--abstain: .* --read text"):
         judged = dataclasses.replace(config, model=str(model), read="text")
         list(ask.run(judged, report))
-    record = answers.as_json(answer)
+    record = json_line.answer_json(answer)
     assert record["answer"] == "not in the documents" and record["generated"] == answer.answer

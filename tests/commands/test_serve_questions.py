@@ -20,7 +20,7 @@ import pytest
 import tiny
 
 from clara_cli.cli import serving
-from clara_cli.cli.show import answers
+from clara_cli.cli.show import json_line
 from clara_cli.commands import ask
 from clara_cli.errors import UsageError
 from clara_cli.records import Answer
@@ -101,7 +101,7 @@ def expected(works) -> dict[str, dict]:
     session = ask.open_session(tiny.ask(None, works.corpus), NullReport())
     questions = [f"Who is mayor of {town}?" for town, _ in tiny.FACTS]
     alone = {question: session.answer_after(question, []) for question in questions}
-    return {q: answers.as_json(answer) for q, answer in alone.items()}
+    return {q: json_line.answer_json(answer) for q, answer in alone.items()}
 
 
 def chat(url: str, question: str, **more):
@@ -145,7 +145,7 @@ def test_models_and_search(works, url, report):
     root = url.removesuffix("/v1")
     status, record = send(f"{root}/search", {"question": QUESTION, "top_k": 2})
     (alone,) = ask.run(tiny.ask(QUESTION, works.corpus, search=True, top_k=2), report)
-    assert status == 200 and record["sources"] == answers.search_json(alone)["sources"]
+    assert status == 200 and record["sources"] == json_line.search_json(alone)["sources"]
 
 
 @pytest.mark.slow

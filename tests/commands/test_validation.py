@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 
-from clara_cli.cli.show.bench import result_json
+from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from clara_cli.bench_records import BenchResult, CompareResult
 from clara_cli.cli import app
-from clara_cli.cli.show.bench import result_json
+from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load, save

@@ -1,7 +1,6 @@
-"""Answers as people read them: streamed, with their support, their sources, and the why; and as the
-JSON lines programs read.
+"""Answers as people read them: streamed, with their support, their sources, and the why.
 
-A part of `ui`; knows the records and nothing of how they come about.
+Knows the records and nothing of how they come about.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -29,7 +27,6 @@ from clara_cli.records import (
     SearchResult,
 )
 
-SOURCE_KEYS = ("passage_id", "document_id", "title", "text", "start", "end")
 SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count
 SHORT_WORD = 3  # letters below which a word is marked only where it stands capitalised or in digits
 SLOTS_SHOWN, WORDS_SHOWN = 3, 8
@@ -69,98 +66,10 @@ class Stream:
         return Text("\n").join(lines[-max(1, self._out.height - 2) :])
 
 
-def as_json(answer: Answer) -> dict[str, Any]:
-    """The JSON object of one answer (a contract with scripts). What there is nothing to say of is
-    omitted: `id`, `support_method`, `read` other than memory, a source's `corpus` among several,
-    its `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained
-    from, `answer` says so and `generated` is what was not shown."""
-    record = dataclasses.asdict(answer)
-    record = _identified(record.pop("id")) | record
-    record["sources"] = [_source_json(hit) for hit in answer.sources]
-    if record.pop("abstained") and answer.answer != ABSTENTION:
-        record |= {"answer": ABSTENTION, "generated": answer.answer}
-    if answer.support_method is None:
-        del record["support_method"]
-    if answer.read == "memory":
-        del record["read"]
-    if answer.explain is None:
-        del record["explain"]
-    else:
-        record["explain"] = _explain_json(answer.explain)
-    return record
-
-
-def search_json(result: SearchResult) -> dict[str, Any]:
-    """The JSON object of the passages of a question alone (a contract with scripts)."""
-    sources = [_source_json(hit) for hit in result.sources]
-    record = {"question": result.question, "sources": sources, "seconds": result.seconds}
-    return _identified(result.id) | record
-
-
-def _identified(id: Any) -> dict[str, Any]:
-    return {} if id is None else {"id": id}
-
-
 def show_text(answer: Answer, *, line: bool) -> None:
     """The words of an answer and nothing else; in one `line` where there are several answers."""
     text = ABSTENTION if answer.abstained else clean(answer.answer)
     console(stderr=False).print(Text(" ".join(text.split()) if line else text), soft_wrap=True)
-
-
-def _source_json(hit: Hit) -> dict[str, Any]:
-    record: dict[str, Any] = {"rank": hit.rank}
-    record |= {key: getattr(hit.passage, key) for key in SOURCE_KEYS}
-    record["score"] = hit.score
-    if hit.sentence is not None:
-        record["sentence"] = dataclasses.asdict(hit.sentence)
-        if not hit.sentence.line:
-            del record["sentence"]["line"]
-    if hit.corpus:
-        record["corpus"] = hit.corpus
-    if hit.read != "memory":
-        record["read"] = hit.read
-    return record | _place_json(place_of(hit.passage.source))
-
-
-def _place_json(place: Place) -> dict[str, Any]:
-    """`file` with `line`, `page`, `slide`, `sheet` or `section`; nothing where it is not known."""
-    if not place.file:
-        return {}
-    if not place.kind:
-        return {"file": place.file, "line": place.line}
-    numbered = place.kind in ("page", "slide") and place.name.isdecimal()
-    return {"file": place.file, place.kind: int(place.name) if numbered else place.name}
-
-
-def _explain_json(explanation: Explanation) -> dict[str, Any]:
-    passages = []
-    for match in explanation.passages:
-        slots = zip(match.slots, match.words, strict=True)
-        tokens = [{"cosine_part": part, "words": list(words)} for part, words in slots]
-        passages.append(
-            {
-                "rank": match.rank,
-                "passage_id": match.passage_id,
-                "score": match.score,
-                "cosine": match.cosine,
-                "memory": tokens,
-            }
-        )
-    return {
-        "query": [list(words) for words in explanation.query_words],
-        "passages": passages,
-        "tokens": {"read": explanation.tokens_read, "as_text": explanation.tokens_as_text},
-        "signals": explanation.signals,
-        "seconds": explanation.seconds,
-    }
-
-
-def retelling_json(retelling: Retelling) -> dict[str, Any]:
-    """The JSON object of what was written from one passage (a contract with scripts)."""
-    passage = {key: getattr(retelling.passage, key) for key in SOURCE_KEYS}
-    record = dataclasses.asdict(retelling)
-    del record["passage"]
-    return {"task": record.pop("task"), **passage, **record}
 
 
 def show_retelling(retelling: Retelling) -> None:

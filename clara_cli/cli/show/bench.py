@@ -1,10 +1,9 @@
 """What `bench` measured as a terminal shows it: the scorecard within 100 columns, the papers'
-figures in a block of their own. A part of `ui`; knows records only.
+figures in a block of their own. Knows records only.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -29,21 +28,6 @@ from clara_cli.bench_records import (
 from clara_cli.printable import shell_word
 
 WIDE = 100  # columns the whole table takes; below, it shows the scores alone
-
-
-def result_json(result: Any) -> dict[str, Any]:
-    """The JSON object of a command's record: its fields, but not those marked `json: False`, nor
-    those marked `json: "where set"` that say nothing."""
-    fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
-    told = {f.name: _plain(getattr(result, f.name)) for f in fields}
-    rare = {f.name for f in fields if f.metadata.get("json") == "where set"}
-    return {name: value for name, value in told.items() if value or name not in rare}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return result_json(value)
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _benched(r: BenchResult, only: str | None) -> list[Any]:

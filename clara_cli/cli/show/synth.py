@@ -1,5 +1,5 @@
 """What `synth` wrote as a terminal shows it: how much of each kind was believed, why the rest was
-not, and some pairs, so that a person can judge before training on them. A part of `ui`; knows
+not, and some pairs, so that a person can judge before training on them. Knows
 records only.
 """
 

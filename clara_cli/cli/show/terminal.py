@@ -1,5 +1,5 @@
-"""Everything rich: progress, summaries and errors as people read them, and the JSON lines programs
-read (answers.py has the answers). Results go to stdout, all else to stderr.
+"""Progress, summaries and errors as people read them (answers.py has the answers, json_line.py what
+programs read). Results go to stdout, all else to stderr.
 
 Knows the records and nothing of how they come about. Honours NO_COLOR (through rich), a terminal as
 narrow as 40 columns, and streams that are no terminal at all.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +29,11 @@ from rich.segment import Segment
 from rich.text import Text
 
 from clara_cli import records
-from clara_cli.cli.show import bench, synth
+from clara_cli.cli.show import bench, json_line, synth
 from clara_cli.config.fields import Setting
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
-from clara_cli.printable import clean, escaped_json, shell_word
+from clara_cli.printable import clean, shell_word
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
@@ -187,38 +186,11 @@ def _figures(progress: records.Progress) -> str:
     return ", ".join(f"{name} {value}" for name, value in progress.figures.items())
 
 
-def json_line(record: dict[str, Any]) -> str:
-    """A JSON object in one line."""
-    return escaped_json(json.dumps(_jsonable(record), ensure_ascii=False))
-
-
 def show_option(f: dataclasses.Field[Any], value: Any, source: str) -> None:
     """An option's value as a line of TOML, and where it comes from; none is a comment."""
-    shown = "(none)" if value is None else json.dumps(_jsonable(value), ensure_ascii=False)
+    shown = "(none)" if value is None else json.dumps(json_line.jsonable(value), ensure_ascii=False)
     line = f"{f.name.replace('_', '-')} = {shown}  # {source}"
     console(stderr=False).print(Text(clean(f"# {line}" if value is None else line)), soft_wrap=True)
-
-
-def write_json(record: dict[str, Any]) -> None:
-    """One JSON object as one line of stdout."""
-    line = json_line(record)
-    try:
-        line.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a terminal without the letters, or a lone surrogate in a text
-        line = json.dumps(_jsonable(record))
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON has no NaN and no infinities: null. Paths are strings."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def show_result(result: Any, *, only: str | None = None) -> None:

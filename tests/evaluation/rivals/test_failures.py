@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clara_cli.bench_records import BenchResult, CompareResult
-from clara_cli.cli.show.bench import result_json
+from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError, ClaraError

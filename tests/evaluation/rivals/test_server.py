@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from clara_cli.bench_records import BenchResult, Scorecard
 from clara_cli.cli import app
-from clara_cli.cli.show.bench import result_json
+from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig
 from clara_cli.core.prompts import ANSWER_SYSTEM
