@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripted_llm import serving
+from helpers.scripted_llm import serving
 
 from clara_cli.cli.app import app
 

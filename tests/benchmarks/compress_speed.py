@@ -31,7 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from conftest import byte_tokenizer
+from helpers.tiny_backbones import byte_tokenizer
 from peaks import peak_mb
 from untrained import PASSAGE_TOKENS, random_model
 

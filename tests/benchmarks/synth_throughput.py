@@ -27,9 +27,9 @@ from typing import Any
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "synthesis"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from helpers.scripted_llm import Asked, Server, competent, read_request, serving, write_towns  # noqa: E402
 from peaks import peak_mb  # noqa: E402
-from scripted_llm import Asked, Server, competent, read_request, serving, write_towns  # noqa: E402
 
 from clara_cli.commands import synth  # noqa: E402
 from clara_cli.config import SynthConfig  # noqa: E402

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from scripted_llm import Asked, Raw, completion, serving, streamed
+from helpers.scripted_llm import Asked, Raw, completion, serving, streamed
 
 from clara_cli.chat import protocol
 from clara_cli.chat.client import (

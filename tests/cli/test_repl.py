@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ui import make_answer
+from helpers.answers import make_answer
 
 from clara_cli.cli import repl
 from clara_cli.errors import ArtefactError, DataError, UsageError

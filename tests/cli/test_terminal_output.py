@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.answers import make_answer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clara_cli.cli.show import answers, json_line, terminal
 from clara_cli.errors import ClaraError, DataError, Interrupted
 from clara_cli.records import (
-    Answer,
     CompressResult,
     Hit,
     IndexResult,
-    Passage,
     Progress,
     SearchResult,
-    Sentence,
     TrainResult,
 )
 
@@ -43,16 +41,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def make_answer(question: str = "Who?", **changes: Any) -> Answer:
-    text = "Ann was\nelected [bold]mayor[/bold]. " * 20
-    passages = [Passage(f"d{i}:0", f"document-{i}", f"Title {i}", text, 0, 9, 3) for i in (1, 2)]
-    sentence = Sentence("Ann was\nelected [bold]mayor[/bold].", 0, 34, 0)
-    hits = tuple(Hit(i, i, 0.5 / i, p, sentence=sentence) for i, p in enumerate(passages, 1))
-    seconds = {"query": 0.1, "search": 0.2, "generate": 0.3}
-    made = Answer(question, "Ann [x].", 0.9, True, hits, 32, 60, 1200, seconds)
-    return dataclasses.replace(made, **changes)
 
 
 COMPRESSED = CompressResult("c.clara", 2, 3, 1, 0, {}, 0, 16, 16, 7.5, 999, 75.0, 2.0)

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import tiny
-from scripted_llm import Raw, completion, serving, streamed
-from serving import transformers_serve
+from helpers import tiny_world as tiny
+from helpers.scripted_llm import Raw, completion, serving, streamed
+from helpers.transformers_server import transformers_serve
 
 from clara_cli.chat.client import LLMError
 from clara_cli.cli import ask as terminal_ask

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.answering import support
 from clara_cli.answering.engine import Asking, Clara

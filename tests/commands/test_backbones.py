@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import released
-import templates
-import tiny
 import torch
+from helpers import hostile_templates as templates
+from helpers import released_checkpoint as released
+from helpers import tiny_world as tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
-import tiny
 import torch
+from helpers import processes as forked
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 from typer.testing import CliRunner
 
 from clara_cli.cli.app import app

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import compress, index
 from clara_cli.corpus import journal

@@ -29,10 +29,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mutations
 import pytest
-import tiny
 import torch
+from helpers import mutations
+from helpers import tiny_world as tiny
 
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index

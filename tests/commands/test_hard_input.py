@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus

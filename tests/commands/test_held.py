@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import ask, bench, compress, index, pretrain, train
 from clara_cli.config import BenchConfig

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, compress, index

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import compress, index, pretrain
 from clara_cli.errors import ArtefactError, Interrupted

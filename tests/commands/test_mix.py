@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 from hypothesis import given
 from hypothesis import strategies as st
 

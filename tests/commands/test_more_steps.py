@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import read_info

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 

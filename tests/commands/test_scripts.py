@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.cli import ask as terminal_ask
 from clara_cli.cli.show import answers

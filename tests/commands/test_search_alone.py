@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.answering import support
 from clara_cli.cli import ask as terminal_ask

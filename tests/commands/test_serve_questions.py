@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-import tiny
+from helpers import tiny_world as tiny
 
 from clara_cli.cli import serving
 from clara_cli.cli.show import json_line

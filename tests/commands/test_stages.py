@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import retrieval_batch

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 

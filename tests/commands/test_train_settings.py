@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig

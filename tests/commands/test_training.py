@@ -11,8 +11,8 @@ import signal
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 
 from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train

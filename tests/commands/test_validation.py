@@ -14,10 +14,10 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
-import tiny
 import torch
+from helpers import processes as forked
+from helpers import tiny_world as tiny
 
 from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train

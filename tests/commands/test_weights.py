@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from helpers import tiny_world as tiny
 from safetensors.torch import load_file, save_file
 
 from clara_cli.bundled import BUNDLED

@@ -5,10 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from helpers.tiny_roles import build, gradients, loss_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import build
-from test_stage_losses import gradients, loss_of
 
 from clara_cli.core.length_grouping import alike
 from clara_cli.core.stages import TRAINED

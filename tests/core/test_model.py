@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiny_roles import CPU, TEXTS, build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import inner_model, load_backbone
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, scp_batch
-from clara_cli.core.model import ClaraModel, fresh_memory
-from clara_cli.core.prompts import Prompter
+from clara_cli.core.model import ClaraModel
 from clara_cli.core.stages import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Pair
-
-CPU = torch.device("cpu")
-TEXTS = [
-    "The mayor of Elmgate is Nora Velden.",
-    "It rains.",
-    "",
-    "A longer text about a river. " * 3,
-]
-
-
-def build(folder, slots: int = 16, passage_tokens: int = 64, dropout: float = 0.0) -> ClaraModel:
-    """All three roles with random, distinct LoRA weights."""
-    base = load_backbone(str(folder), CPU, torch.float32)
-    seeded = torch.Generator().manual_seed(1)
-    memory, markers = fresh_memory(slots, base.model.get_input_embeddings().weight, seeded)
-    prompter = Prompter(base.tokenizer, passage_tokens)
-    roles = ("compressor", "query_reasoner", "generator")
-    model = ClaraModel(base, prompter, LoraSettings(4, 8, dropout), roles, memory, markers)
-    with torch.no_grad():
-        for role in roles:
-            for parameter in model.role_parameters(role).values():
-                parameter.copy_(torch.randn(parameter.shape, generator=seeded) * 0.1)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import released
 import torch
+from helpers import released_checkpoint as released
 
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, ClaraError, UsageError

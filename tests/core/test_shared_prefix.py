@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiny_roles import build
 from hypothesis import given
 from hypothesis import strategies as st
-from test_model import build
 
 from clara_cli.core.batch import AnswerExample, answer_batch, text_batch
 from clara_cli.core.losses import IGNORE

@@ -4,57 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_model import TEXTS, build
+from helpers.tiny_roles import QUESTIONS, TEXTS, batch_of, build, gradients, loss_of
 
 from clara_cli.core.backbone import check_head, head_logits, inner_model
-from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch, scp_batch
+from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch
 from clara_cli.core.length_grouping import pad
 from clara_cli.core.losses import answer_nll
-from clara_cli.core.model import ClaraModel
 from clara_cli.core.stages import (
     TRAINED,
-    Losses,
     contrastive_loss,
     encode,
-    end_to_end_loss,
     rank_pools,
     read_memory_loss,
 )
 from clara_cli.errors import ArtefactError
-from clara_cli.records import Pair
-
-PAIRS = [
-    Pair("qa", ("Who?", "What?"), ("Nora", "A town, an old one"), (TEXTS[0],)),
-    Pair("paraphrase", (), ("Rain.",), (TEXTS[1],)),
-    Pair("simple", ("When?",), ("Now",), (TEXTS[3],)),
-]
-QUESTIONS = [
-    AnswerExample("Who is mayor?", "Nora", tuple(TEXTS[:3]), golds=(0,)),
-    AnswerExample("Rain?", "yes", tuple(TEXTS), golds=(1, 3)),
-    AnswerExample("A river?", "a long one", tuple(TEXTS[2:]), golds=(1,)),
-]
-
-
-def batch_of(model: ClaraModel, stage: str, slots: int = 4) -> Batch:
-    if stage == "scp":
-        return scp_batch(model.prompter, PAIRS, [0, 3, 0], slots, 512)
-    if stage == "retrieval":
-        return retrieval_batch(model.prompter, QUESTIONS, slots)
-    return answer_batch(model.prompter, QUESTIONS, slots, 512, 2 if stage == "e2e" else None)
-
-
-def loss_of(model: ClaraModel, stage: str) -> Losses:
-    batch = batch_of(model, stage)
-    if stage == "retrieval":
-        return contrastive_loss(model, batch, 0.5)
-    if stage == "e2e":
-        return end_to_end_loss(model, batch, 0.5, "exact")
-    return read_memory_loss(model, batch, 0.1)
-
-
-def gradients(model: ClaraModel) -> dict[str, torch.Tensor]:
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
 
 # --- recomputation ---
 

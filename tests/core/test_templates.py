@@ -4,9 +4,9 @@ ends its turn, on nothing before it."""
 from __future__ import annotations
 
 import pytest
+from helpers.hostile_templates import DEAF, TEMPLATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import DEAF, TEMPLATES
 from transformers import AutoTokenizer
 
 from clara_cli.core.losses import IGNORE

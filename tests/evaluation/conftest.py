@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.mayors import MAYORS, question, write
 
 from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import load_backbone
@@ -17,14 +16,6 @@ from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
 ROLES = ("compressor", "query_reasoner", "generator")
-MAYORS = [
-    ("Elmgate", "Nora Velden"),
-    ("Frostmouth", "Ivo Sand"),
-    ("Pinewick", "Una Holt"),
-    ("Quarrel", "Max Orme"),
-    ("Redwater", "Lia Frost"),
-    ("Stonebridge", "Ben Lark"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -60,26 +51,6 @@ def checkpoint(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) ->
     )
     path = tmp_path_factory.mktemp("bench") / "checkpoint"
     save(model, info, path)
-    return path
-
-
-def sentence(town: str, name: str) -> str:
-    return f"The mayor of {town} is {name}."
-
-
-def question(number: int, pool: int = 3, **changes: Any) -> dict[str, Any]:
-    """Who is mayor: a pool of the town's sentence and its neighbours', in the towns' order."""
-    town, name = MAYORS[number]
-    near = sorted((number + step) % len(MAYORS) for step in range(pool))
-    paragraphs = [
-        {"title": MAYORS[n][0], "text": sentence(*MAYORS[n]), "gold": n == number} for n in near
-    ]
-    record = {"id": f"q{number}", "question": f"Who is mayor of {town}?", "answer": name}
-    return {**record, "paragraphs": paragraphs, **changes}
-
-
-def write(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 

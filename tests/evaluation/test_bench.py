@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
 import torch
-from conftest import MAYORS, question, sentence, write
+from helpers import processes as forked
+from helpers.mayors import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
 from clara_cli.bench_records import BenchResult, CompareResult

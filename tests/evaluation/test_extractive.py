@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MAYORS, question, sentence, write
+from helpers.mayors import MAYORS, question, sentence, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MAYORS, question, sentence, write
+from helpers.mayors import MAYORS, question, sentence, write
 
 from clara_cli.commands import bench
 from clara_cli.config import BenchConfig

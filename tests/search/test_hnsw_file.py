@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.graphs import CORPUS, build, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hnsw import CORPUS, build, unit
 
 from clara_cli.errors import ArtefactError
 from clara_cli.search import hnsw

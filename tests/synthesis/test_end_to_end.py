@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_llm import Asked, Server, Town, competent, serving, write_towns
+from helpers.scripted_llm import Asked, Server, Town, competent, serving, write_towns
 
 from clara_cli.commands import ask, compress, pretrain, synth, train
 from clara_cli.config import AskConfig, CompressConfig, PretrainConfig, SynthConfig, TrainConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripted_llm import write_towns
+from helpers.scripted_llm import write_towns
 
 from clara_cli.chat.client import LLMError, Prompt, Unfit
 from clara_cli.chat.protocol import Reply

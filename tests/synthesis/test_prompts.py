@@ -6,9 +6,9 @@ import hashlib
 import json
 
 import pytest
+from helpers.scripted_llm import read_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_llm import read_request
 
 from clara_cli.chat.client import Prompt
 from clara_cli.synthesis import prompts

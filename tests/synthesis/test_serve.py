@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_llm import write_towns
-from serving import transformers_serve
+from helpers.scripted_llm import write_towns
+from helpers.transformers_server import transformers_serve
 
 from clara_cli.commands import synth
 from clara_cli.config import SynthConfig

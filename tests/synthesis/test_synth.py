@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_llm import (
+from helpers.scripted_llm import (
     Asked,
     Raw,
     Server,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MAYORS, sentence, write
+from helpers.mayors import MAYORS, sentence, write
 
 from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench, compress

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import bert, t5
+from helpers.tiny_models import bert, t5
 
 from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench

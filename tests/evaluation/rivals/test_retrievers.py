@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import bert
+from helpers.tiny_models import bert
 
 from clara_cli.bench_records import BenchResult
 from clara_cli.commands import bench

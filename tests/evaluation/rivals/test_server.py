@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MAYORS, question, write
-from serving import transformers_serve
+from helpers.mayors import MAYORS, question, write
+from helpers.transformers_server import transformers_serve
 from typer.testing import CliRunner
 
 from clara_cli.bench_records import BenchResult, Scorecard

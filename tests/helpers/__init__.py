@@ -1,0 +1,1 @@
+"""What tests import from each other: tiny models, worlds, servers and scripted language models."""
