@@ -146,7 +146,7 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None, report: Report) 
     ratio = int(config.ratio) if config.ratio and config.ratio.isdecimal() else None
     if corpus is not None:
         ratio = corpus.manifest.identity.ratio
-    loaded = load(LoadOptions.of(config, named, ratio, verify=True))
+    loaded = load(LoadOptions.of(config, named, ratio, verify=True, only_reads=True))
     if corpus is not None:
         refuse_mismatch(loaded, corpus)
     return loaded

@@ -109,7 +109,7 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     if ranks.size > 1 and config.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")
-    loaded = load(LoadOptions.of(config, model, config.ratio, verify=True))
+    loaded = load(LoadOptions.of(config, model, config.ratio, verify=True, only_reads=True))
     tell(loaded, report).need("compressor")
     note_older(loaded, [], report)
     refuse_overlap(config, loaded.info.max_passage_tokens)

@@ -63,7 +63,8 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
 def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) -> IndexResult:
     """Build the index, measure it, and put it in place of the one before."""
     model = named_model(corpus, config.model)
-    loaded = load(LoadOptions.of(config, model, corpus.manifest.identity.ratio))
+    ratio = corpus.manifest.identity.ratio
+    loaded = load(LoadOptions.of(config, model, ratio, only_reads=True))
     clara = Clara(loaded, Retriever(corpus))
     note_older(loaded, [corpus], report)
     asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from clara_cli.bundled import BUNDLED
+from clara_cli.commands import compress
+from clara_cli.config import CompressConfig
 from clara_cli.core.adapters import LoraSettings, ReadingAdapters
 from clara_cli.core.backbone import load_backbone
 from clara_cli.core.checkpoint import load, save
@@ -275,3 +277,17 @@ def test_weights_of_the_right_type_are_not_copied(tmp_path: Path) -> None:
     fill(own, stored, torch.float32, "backbone")
     for name, parameter in own.named_parameters():
         assert parameter.data_ptr() == stored[name].data_ptr(), name
+
+
+def test_a_corpus_has_the_same_bytes_with_and_without_transformers(tmp_path, report) -> None:
+    documents = tmp_path / "documents.jsonl"
+    texts = ["Ann Lee founded Elmgate. " * n for n in (1, 2, 5)]
+    documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpora = []
+    for name in ("first", "second"):  # the first opens the backbone by transformers
+        config = CompressConfig(inputs=(str(documents),), model="nano", out=tmp_path / name)
+        compress.run(config, report)
+        corpora.append(sorted((tmp_path / name / "shards").iterdir()))
+    assert corpora[0]
+    for one, other in zip(*corpora, strict=True):
+        assert one.read_bytes() == other.read_bytes()
