@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,20 @@ def tiny_backbone(tmp_path_factory) -> Path:
 def backbone_maker():
     """`make_backbone`, for tests that want one of another shape."""
     return make_backbone
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """A test that waits for something fails, and the others run."""
+
+    def fail(number: int, frame: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 class Silent:

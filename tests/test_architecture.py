@@ -346,6 +346,36 @@ def test_only_storage_writes_and_deletes_files():
     assert_none(found, "files written or deleted outside clara_cli/storage")
 
 
+READS_WAITING = {  # pipes that a user hands over, files of this program or of the system
+    "clara_cli/documents/sources.py",
+    "clara_cli/documents/reader_process.py",
+    "clara_cli/evaluation/published.py",
+}
+
+
+def opens_to_read(call: ast.Call) -> bool:
+    """Whether a call opens a file for reading as Python does: it would wait for a pipe."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    if name in ("read_text", "read_bytes"):
+        return isinstance(call.func, ast.Attribute) and not call.args
+    modes = [node.value for node in call.args if isinstance(node, ast.Constant)]
+    told = {word.arg for word in call.keywords} & {"encoding", "mode"}
+    return name == "open" and (owner in ("gzip", "lzma", "bz2") or bool(told) or "rb" in modes)
+
+
+def test_only_storage_opens_files_to_read_them():
+    """There what is no file (a pipe, a device) is refused before anything waits for it."""
+    found = [
+        at(module, node)
+        for module in MODULES
+        if not module.startswith("clara_cli/storage/") and module not in READS_WAITING
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and opens_to_read(node)
+    ]
+    assert_none(found, "files opened outside clara_cli/storage: use its open_file")
+
+
 def caught(handler: ast.ExceptHandler) -> set[str]:
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return {kind.id for kind in kinds if isinstance(kind, ast.Name)}

@@ -24,6 +24,7 @@ from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
 from clara_cli.printable import shell_word
 from clara_cli.records import Answer, SearchResult
+from clara_cli.storage.file_kinds import special_file
 
 
 def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
@@ -293,10 +294,13 @@ def _open_log(file: Path | None) -> TextIO | None:
     """
     if file is None:
         return None
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        handle = os.open(file, flags | os.O_NONBLOCK, 0o600)  # a pipe that nobody reads has no end
     except OSError as error:
-        raise UsageError(f"--log {file}: {error.strerror}", "name a file to append to") from error
+        reason = special_file(file) or error.strerror
+        raise UsageError(f"--log {file}: {reason}", "name a file to append to") from error
+    os.set_blocking(handle, True)
     return os.fdopen(handle, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 

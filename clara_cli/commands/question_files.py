@@ -14,7 +14,7 @@ from typing import Any
 from clara_cli.documents.examples import questions_of, read_records, refuse_surrogates
 from clara_cli.documents.sources import not_utf8
 from clara_cli.errors import DataError, UsageError
-from clara_cli.storage.file_kinds import special_file
+from clara_cli.storage.file_kinds import read_user_file, special_file
 
 STDIN = Path("-")
 HINT = 'one question a line, or lines like {"id": "7", "question": "Who ...?"}'
@@ -43,7 +43,7 @@ def read_question_file(file: Path) -> list[AskedQuestion]:
     if special := special_file(file):
         raise DataError(f"{file}: {special}", "give -f a file of questions, or pipe one in: -f -")
     try:
-        raw = file.read_bytes()
+        raw = read_user_file(file)
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", "give -f a file of questions") from error
     try:

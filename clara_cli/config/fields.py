@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-import tomllib
 import types
 import typing
 from dataclasses import field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from clara_cli.errors import UsageError, nearest
-from clara_cli.storage.file_kinds import special_file
+from clara_cli.storage.toml_files import parse_toml, read_toml
 
 Config = TypeVar("Config")
 _LARGEST = 2**63
@@ -127,10 +126,8 @@ def with_recipe(config: Config, explicit: frozenset[str] = frozenset()) -> Confi
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The fields of a TOML recipe."""
-    if special := special_file(path):
-        raise UsageError(f"{path}: {special}", "give --recipe the path of a .toml file")
     try:
-        return _toml_of(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}", "give --recipe the path of a .toml file"
@@ -141,14 +138,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _toml_of(text: str) -> dict[str, Any]:
-    """TOML text read. Raises ValueError where it is none, or nested too deeply."""
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
 def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`key=value` strings; a value is read as TOML where it is TOML, else taken as a string."""
     values: dict[str, Any] = {}
@@ -157,7 +146,7 @@ def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {pair}: no '='", "write --set learning_rate=1e-4")
         try:
-            values[key.strip()] = _toml_of(f"value = {raw}")["value"]
+            values[key.strip()] = parse_toml(f"value = {raw}")["value"]
         except ValueError:
             values[key.strip()] = raw
     return values

@@ -8,12 +8,12 @@ somebody else's.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clara_cli.errors import UsageError, nearest
+from clara_cli.storage.toml_files import read_toml
 
 NAME = "clara.toml"
 USERS_ALONE = ("llm", "llm_model", "serve", "log", "out", "into", "uri")
@@ -35,7 +35,7 @@ def read_defaults(commands: Mapping[str, type]) -> Defaults:
     """
     defaults: Defaults = {name: {} for name in commands}
     for file, users in ((users_file(), True), (Path(NAME), False)):
-        if file.is_file():
+        if file.exists():
             for name, values in _read(file, commands, users=users).items():
                 defaults[name] |= values
     return defaults
@@ -43,9 +43,10 @@ def read_defaults(commands: Mapping[str, type]) -> Defaults:
 
 def _read(file: Path, commands: Mapping[str, type], *, users: bool) -> Defaults:
     try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file}: {error}", "lines look like: top-k = 3, below [ask]") from error
+        raw = read_toml(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{file}: {reason}", "lines look like: top-k = 3, below [ask]") from error
     options = {name: _options(config) for name, config in commands.items()}
     everywhere = {key: value for key, value in raw.items() if key not in commands}
     everybody = {field for fields in options.values() for field in fields}

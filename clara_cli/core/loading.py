@@ -20,7 +20,7 @@ import torch
 
 from clara_cli.errors import ArtefactError, ClaraError, first_line, is_out_of_memory
 from clara_cli.storage.artefact import parse
-from clara_cli.storage.file_kinds import special_file, why_unreadable
+from clara_cli.storage.file_kinds import read_file, special_file, why_unreadable
 
 SETTINGS = ("*config*.json", "special_tokens_map.json", "clara.json")  # what may name code
 MOST_SETTINGS = 64 * 2**20  # bytes of one such file; a tokenizer's lists its added tokens
@@ -90,7 +90,7 @@ def read_settings(file: Path, what: str) -> Any:
         if file.stat().st_size > MOST_SETTINGS:
             message = f"{what}: {file.name} has more than {MOST_SETTINGS >> 20} MiB"
             raise ArtefactError(message, HINT)
-        return parse(file.read_bytes())
+        return parse(read_file(file))
     except OSError as error:
         raise ArtefactError(f"{what}: {file.name}: {error.strerror}", HINT) from error
     except ValueError as error:

@@ -18,6 +18,7 @@ from torch import nn
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError, first_line
 from clara_cli.storage.artefact import parse
+from clara_cli.storage.file_kinds import read_user_file
 
 EXTRA = "pip install 'clara-cli[quant]'"
 MAPS = ("auto", "sequential")
@@ -103,7 +104,7 @@ def read_map(file: str) -> dict[str, int | str]:
     """
     known = f"--device-map takes {', '.join(MAPS)}, or a JSON file of module names and devices"
     try:
-        found = parse(Path(file).read_bytes())
+        found = parse(read_user_file(Path(file)))
     except OSError as error:
         raise UsageError(f"--device-map {file}: {error.strerror}", known) from error
     except ValueError as error:

@@ -21,6 +21,7 @@ from clara_cli.core.backbone import Backbone, inner_model
 from clara_cli.core.reading_backbone import agrees
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.storage.cache import cache_folder, private, private_folder
+from clara_cli.storage.file_kinds import read_file
 from clara_cli.storage.files import write_atomic
 
 VERSION = 2  # of what is tried
@@ -65,7 +66,7 @@ def kept_file(base: Backbone) -> Path:
     facts = [VERSION, version("transformers"), base.sample, base.settings]
     for name in TOKENIZER_FILES:
         file = base.folder / name
-        content = file.read_bytes() if file.is_file() else b""
+        content = read_file(file) if file.is_file() else b""
         facts.append(hashlib.sha256(content).hexdigest())
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "probes" / key

@@ -20,6 +20,7 @@ from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.storage import files
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.errors import cannot_write
+from clara_cli.storage.file_kinds import open_file
 from clara_cli.storage.lock import lock_folder, locked
 
 CORPORA = "corpora"
@@ -41,7 +42,7 @@ def cached_corpus(documents: Sequence[Source], maker: Sequence[str | None]) -> P
                 "documents from stdin or a pipe cannot be kept", "name a file or folder"
             )
         try:
-            with source.path.open("rb") as stream:
+            with open_file(source.path) as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:  # compressing refuses it, or skips it
             content = f"unreadable: {error.strerror}"

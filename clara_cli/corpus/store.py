@@ -24,6 +24,7 @@ from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact
+from clara_cli.storage.file_kinds import open_file
 from clara_cli.storage.tensors import open_tensors
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _passage(line: bytes) -> Passage:
 
 def _header(path: Path) -> dict[str, Any] | None:
     """dtype and shape of each tensor of a shard, None where the header is not readable."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
         raw = stream.read(length) if length <= _MAX_HEADER else b""

@@ -23,6 +23,7 @@ from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact, files
+from clara_cli.storage.file_kinds import read_file
 from clara_cli.storage.lock import LOCK_NAME, locked
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class CorpusWriter:
         damage = damage_of(self.folder, shard) if shard else []
         if shard is None or any(item.startswith(shard.passages) for item in damage):
             return None
-        return (self.folder / shard.passages).read_bytes()
+        return read_file(self.folder / shard.passages)
 
     def finish(
         self,

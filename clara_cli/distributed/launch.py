@@ -19,6 +19,7 @@ from pathlib import Path
 
 from clara_cli.errors import ClaraError, ExitCode, Interrupted, UsageError, memory_hint
 from clara_cli.records import NullReport, Report
+from clara_cli.storage.file_kinds import read_file
 from clara_cli.storage.files import write_atomic
 
 ERRORS = "CLARA_LAUNCH_ERRORS"  # the folder in which launched processes leave their errors
@@ -108,7 +109,7 @@ def tell(error: ClaraError, show: Callable[[ClaraError], None]) -> None:
 
 def first_error(folder: Path) -> ClaraError | None:
     """The first error among the processes; those stopped because of it only were interrupted."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    found = [json.loads(read_file(file)) for file in folder.glob("*.json")]
     if not found:
         return None
     first = min(found, key=lambda e: (e["code"] == ExitCode.INTERRUPTED, e["time"]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from clara_cli.errors import DataError, UsageError
-from clara_cli.storage.file_kinds import special_file
+from clara_cli.storage.file_kinds import read_file
 
 GITIGNORE = ".gitignore"
 
@@ -47,10 +47,8 @@ class ChosenFiles:
             return
         path = Path(parent, GITIGNORE)
         hint = "mend it, or read what it leaves out too: --ignored"
-        if special := special_file(path):
-            raise DataError(f"{path}: {special}", hint)
         try:
-            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            lines = read_file(path).decode(errors="surrogateescape").splitlines()
             self._ignored[Path(parent)] = GitIgnoreSpec.from_lines(lines)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not readable as such: {error}", hint) from error

@@ -22,6 +22,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from clara_cli.storage.file_kinds import open_file
+
 HEADER = np.dtype([
     ("offset_level0", "<u8"), ("room", "<u8"), ("nodes", "<u8"), ("node_bytes", "<u8"),
     ("label_offset", "<u8"), ("key_offset", "<u8"), ("top_level", "<i4"), ("entry_node", "<u4"),
@@ -55,7 +57,7 @@ def check_graph(path: Path, width: int, nodes: int, links: int, ef_construction:
     if not 2 <= links <= MOST_LINKS or width < 1 or nodes < 1 or ef_construction < 1:
         described = f"{nodes} keys of {width} numbers, {links} links, {ef_construction} candidates"
         raise GraphFileError(f"no graph has {described}")
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(0)
         if size < HEADER.itemsize + nodes * 4 * (2 * links + width + 4):

@@ -6,18 +6,15 @@ Knows no artefact's keys. Nesting is bounded, so that nothing that walks a value
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import reprlib
-import stat
 import sys
 from collections.abc import Mapping
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clara_cli.errors import ArtefactError
+from clara_cli.storage.file_kinds import read_file
 
 Value = TypeVar("Value")
 
@@ -128,21 +125,10 @@ def _check_depth(value: Any) -> None:
     raise ValueError("nested too deeply")
 
 
-def open_file(path: Path) -> BufferedReader:
-    """A file opened for reading. Raises OSError; for what is no file too, without waiting for it:
-    a pipe has no end."""
-    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise OSError(errno.EINVAL, "not a file", str(path))
-    return stream
-
-
 def read_bytes(path: Path, hint: str) -> bytes | None:
     """The bytes of a file, None where there is none. Raises ArtefactError."""
     try:
-        with open_file(path) as stream:
-            return stream.read()
+        return read_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

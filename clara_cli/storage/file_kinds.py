@@ -1,11 +1,13 @@
 """What stands behind a path: an ordinary file, or something that a program could wait for without
-end. Knows nothing of what the file holds.
+end; and files opened for reading only where they are such. Knows nothing of what a file holds.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 # Descriptors this process was given open: reading them is reading standard input by another name.
@@ -28,6 +30,30 @@ def special_file(path: Path) -> str | None:
     if stat.S_ISFIFO(mode) and str(path).startswith(OPEN_DESCRIPTORS):
         return None
     return _SPECIAL.get(stat.S_IFMT(mode))
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A file opened for reading. Raises OSError; for what is no file too, without waiting for it:
+    a pipe has no end."""
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return stream
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, as `open_file` does."""
+    with open_file(path) as stream:
+        return stream.read()
+
+
+def read_user_file(path: Path) -> bytes:
+    """The bytes of a file that a user names, which may be a pipe handed over open (`<(command)`).
+    Raises OSError, for any other pipe, socket or device without waiting for it."""
+    if special := special_file(path):
+        raise OSError(errno.EINVAL, special, str(path))
+    return path.read_bytes()
 
 
 def why_unreadable(path: Path) -> str | None:

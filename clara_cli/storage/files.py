@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 from clara_cli.errors import ArtefactError
-from clara_cli.storage.artefact import open_file
 from clara_cli.storage.errors import cannot_write
+from clara_cli.storage.file_kinds import open_file, special_file
 
 TEMPORARY = ".tmp-"
 
@@ -59,10 +59,19 @@ def write_atomic(folder: Path, name: str, data: bytes) -> None:
     save_file(folder, name, lambda temporary: Path(temporary).write_bytes(data), len(data))
 
 
+def refuse_special(path: Path) -> None:
+    """Raise ArtefactError where a pipe, socket or device stands in a file's place: it would be
+    waited for."""
+    if special := special_file(path):
+        message = f"{path} is {special}: nothing is read from it or written to it"
+        raise ArtefactError(message, "remove it, or put the file itself there")
+
+
 def append(folder: Path, name: str, data: bytes, sync: bool = True) -> None:
     """Add to the end of a file, and (`sync`) to the disk, before returning. Raises ClaraError;
     part of the data may then be there."""
     path = inside(folder, name)
+    refuse_special(path)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as stream:

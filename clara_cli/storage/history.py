@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.errors import ArtefactError
-from clara_cli.storage.artefact import Fields, fields_of, open_file
+from clara_cli.storage.artefact import Fields, fields_of
+from clara_cli.storage.file_kinds import open_file
 from clara_cli.storage.files import append, truncate
 
 
@@ -35,15 +36,20 @@ class History:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            message = f"{self.path}: not readable: {error.strerror}"
-            raise ArtefactError(message, self.hint) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> ArtefactError:
+        return ArtefactError(f"{self.path}: not readable: {error.strerror}", self.hint)
 
     def keep(self, count: int) -> None:
         """Keep the first `count` lines and nothing else. Raises ClaraError."""
         if not self.path.exists():
             return
-        with self.path.open("rb") as stream:
-            size = sum(len(stream.readline()) for _ in range(count))
+        try:
+            with open_file(self.path) as stream:
+                size = sum(len(stream.readline()) for _ in range(count))
+        except OSError as error:
+            raise self._unreadable(error) from error
         truncate(self.folder, self.name, size)
 
     def append(self, records: Iterable[Mapping[str, Any]], sync: bool = True) -> None:

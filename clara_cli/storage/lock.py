@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.errors import cannot_write
-from clara_cli.storage.files import inside
+from clara_cli.storage.files import inside, refuse_special
 
 LOCK_NAME = ".lock"
 
@@ -31,6 +31,7 @@ def locked(
     command line, and is gone once the lock is released.
     """
     path = inside(folder, name)
+    refuse_special(path)
     descriptor = _acquire(path, what or folder, wait)
     try:
         command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])

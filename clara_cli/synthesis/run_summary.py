@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.records import SynthResult
+from clara_cli.storage.history import History
 from clara_cli.synthesis.journal import Journal
 
 SAMPLES, SAMPLED_LINES = 3, 2_000
+DAMAGED = "restore the file, or start anew with another --out"
 
 
 def under(counts: dict[str, float], prefix: str) -> dict[str, int]:
@@ -58,14 +60,16 @@ def result(
 
 
 def sample(out: Path, seed: int) -> tuple[tuple[str, str], ...]:
-    """Some accepted pairs, for a person to judge by."""
+    """Some accepted pairs, for a person to judge by. Raises ArtefactError for a line that is no
+    pair."""
     pairs: list[tuple[str, str]] = []
-    with out.open(encoding="utf-8") as stream:
-        for line in islice(stream, SAMPLED_LINES):
-            record = json.loads(line)
-            asked = record["question"] or ["(paraphrase)"]
-            asked = [asked] if isinstance(asked, str) else asked
-            pairs += zip(asked, record["answers"], strict=True)
+    for fields in islice(History(out.parent, out.name, DAMAGED).lines(), SAMPLED_LINES):
+        question = fields.values.get("question")
+        texts = [question] if isinstance(question, str) else fields.list_of("question", str)
+        answers = fields.list_of("answers", str)
+        if len(answers) != max(1, len(texts)):
+            raise fields.wrong("answers", f"{len(answers)} to {len(texts)} questions")
+        pairs += zip(texts or ["(paraphrase)"], answers, strict=True)
     return tuple(random.Random(seed).sample(pairs, min(SAMPLES, len(pairs))))
 
 

@@ -24,7 +24,7 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ import pytest
 import torch
 from helpers import mutations
 from helpers import tiny_world as tiny
+from helpers.scripted_llm import competent, serving, write_towns
 
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index
+from clara_cli.evaluation import report as bench_report
 from clara_cli.search import hnsw
 
 CASES = int(os.environ.get("CLARA_FUZZ", "100"))
@@ -59,6 +61,24 @@ RECIPE = "\n".join(
 )
 
 
+DEFAULTS = """
+dtype = "float32"
+device = "cpu"
+
+[ask]
+top-k = 3
+first-stage = "bm25"
+read = "memory"
+answer-only = false
+
+[compress]
+split = "sentences"
+exclude = ["*.pdf"]
+"""
+SETTINGS_OF = ("recipe", "defaults")  # a wrong setting is named, not the file it is in
+AT_LEAST = 40  # of each kind of damage, and of what is damaged, among a thousand cases
+
+
 @dataclass(frozen=True)
 class Case:
     """A command on a copy: `victims` are what may be damaged, `codes` how it may end, `fit` makes
@@ -80,6 +100,11 @@ class Stock:
     unfinished: Path
     run: Path
     documents: Path
+    questions: Path
+    bench: Path
+    towns: Path
+    synth: Path
+    llm: str
 
 
 def options(settings: dict[str, Any]) -> list[str]:
@@ -96,17 +121,61 @@ def compress_words(documents: Path, works: Any, out: Path) -> list[str]:
     return [*words, "--out", str(out), *MACHINE]
 
 
+def bench_words(questions: Path, works: Any, out: Path) -> list[str]:
+    words = ["bench", "--dataset", str(questions), "--model", str(works.e2e), "--out", str(out)]
+    return [*words, "--system", "scp,closed-book", "--max-new-tokens", "2", *MACHINE]
+
+
+def synth_words(towns: Path, llm: str, out: Path) -> list[str]:
+    words = ["synth", str(towns), "--llm", llm, "--llm-model", "m", "--out", str(out), "--quiet"]
+    return [*words, "--kinds", "simple,paraphrase", *options({"retries": 0, "timeout": 20.0})]
+
+
 @pytest.fixture(scope="session")
-def stock(works, heard, tmp_path_factory) -> Stock:
-    """An indexed corpus, an unfinished one, a finished run, and documents in every form."""
+def stock(works, heard, tmp_path_factory) -> Iterator[Stock]:
+    """An indexed corpus, an unfinished one, finished runs of training, bench and synth, a language
+    model, and documents in every form."""
     folder = tmp_path_factory.mktemp("stock")
-    shutil.copytree(works.corpus, folder / "indexed.clara")
-    index.run(tiny.index(folder / "indexed.clara", engine="hnsw"), heard())
-    unfinished = tiny.compress(works.documents, works.e2e, folder / "half.clara", shard_size=3)
+    towns = write_towns(folder / "towns.jsonl", range(4))
+    questions = tiny.write_jsonl(folder / "bench.jsonl", [*tiny.questions(), *tiny.questions()[:2]])
+    with serving(competent) as server:
+        bench, synth = folder / "bench", folder / "synth" / "pairs.jsonl"
+        for words in (
+            pretrain_words(works, folder / "run"),
+            bench_words(questions, works, bench),
+            [*synth_words(towns, server.url, synth), "--limit", "2"],
+        ):
+            end = run(words, folder)
+            assert end.code == 0, end.err
+        yield Stock(
+            works,
+            indexed=indexed_corpus(works, folder / "indexed.clara", heard),
+            unfinished=unfinished_corpus(works, folder / "half.clara", heard),
+            run=folder / "run",
+            documents=documents_of_every_form(folder / "documents"),
+            questions=questions,
+            bench=bench,
+            towns=towns,
+            synth=synth.parent,
+            llm=server.url,
+        )
+
+
+def indexed_corpus(works: Any, folder: Path, heard: Any) -> Path:
+    shutil.copytree(works.corpus, folder)
+    index.run(tiny.index(folder, engine="hnsw"), heard())
+    return folder
+
+
+def unfinished_corpus(works: Any, folder: Path, heard: Any) -> Path:
+    unfinished = tiny.compress(works.documents, works.e2e, folder, shard_size=3)
     with pytest.raises(BaseException, match="interrupted"):
         compress.run(unfinished, heard(stop_at=3))
-    assert run(pretrain_words(works, folder / "run"), folder).code == 0
-    made = folder / "documents"
+    return folder
+
+
+def documents_of_every_form(made: Path) -> Path:
+    """The same documents as JSON lines, packed, as text, as tables."""
     made.mkdir()
     records = [record for record in tiny.documents() if "title" in record]
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -124,7 +193,7 @@ def stock(works, heard, tmp_path_factory) -> Stock:
 
     table = pyarrow.Table.from_pylist([{"id": r["id"], "text": r["text"]} for r in records])
     pyarrow.parquet.write_table(table, made / "g.parquet")
-    return Stock(works, folder / "indexed.clara", folder / "half.clara", folder / "run", made)
+    return made
 
 
 # --- what is damaged ---
@@ -239,9 +308,44 @@ def run_folder(stock: Stock, folder: Path, rng: random.Random) -> Case:
     return Case("run", victims, words, (0, 3))
 
 
+def bench_folder(stock: Stock, folder: Path, rng: random.Random) -> Case:
+    """A file of a bench folder, finished or not, that goes on or is compared with another."""
+    copied = folder / "bench"
+    shutil.copytree(stock.bench, copied)
+    if rng.random() < 0.5:
+        for name in ("predictions.jsonl", "measures.jsonl"):  # of the first 8 of 10 questions
+            lines = (copied / name).read_bytes().splitlines(keepends=True)
+            (copied / name).write_bytes(b"".join(lines[:16]))
+    words = bench_words(stock.questions, stock.works, copied)
+    codes: tuple[int, ...] = (0, 3)
+    if rng.random() < 0.2:
+        words = ["bench", "--compare", str(stock.bench), str(copied), "--json", "--quiet"]
+        codes = (0, 3, 4)
+    return Case("bench", files_of(copied), words, codes)
+
+
+def synth_files(stock: Stock, folder: Path, rng: random.Random) -> Case:
+    """A file that `clara synth` wrote; it goes on, or finds that it is finished."""
+    copied = folder / "synth"
+    shutil.copytree(stock.synth, copied)
+    words = synth_words(stock.towns, stock.llm, copied / "pairs.jsonl")
+    words += ["--limit", "2"] * rng.randrange(2)
+    return Case("synth", files_of(copied), words, (0, 3))
+
+
+def defaults(stock: Stock, folder: Path, rng: random.Random) -> Case:
+    """A `clara.toml`: the user's own, or that of the present folder."""
+    victim = folder / rng.choice(["clara.toml", "config/clara/clara.toml"])
+    victim.parent.mkdir(parents=True, exist_ok=True)
+    victim.write_text(DEFAULTS)
+    words = [*ANSWER, "--corpus", str(stock.works.corpus), "--model", str(stock.works.e2e)]
+    return Case("defaults", [victim], [*words, "--quiet"], (0, 2))
+
+
 TARGETS = (
     documents, documents, questions, recipe, corpus, corpus, corpus, unfinished, checkpoint,
-    checkpoint, checkpoint, run_folder,
+    checkpoint, checkpoint, run_folder, bench_folder, bench_folder, synth_files, synth_files,
+    defaults,
 )  # fmt: skip
 
 
@@ -336,6 +440,9 @@ def _child(words: list[str], folder: Path, out: Path, err: Path) -> int:
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
         os.environ["CLARA_CACHE"] = str(folder / "cache")
+        os.environ["XDG_CONFIG_HOME"] = str(folder / "in" / "config")
+        os.chdir(folder / "in" if (folder / "in").is_dir() else folder)
+        bench_report.find_spec = lambda name: None  # plots take longer than all the rest
         torch.set_num_threads(1)  # threads do not survive a fork
         hnsw.hnswlib.Index = Recorder
         try:
@@ -373,7 +480,7 @@ def fault(case: Case, end: End, folder: Path) -> str | None:
         return f"exit code {end.code}, not one of {case.codes}"
     if end.code and "error: " not in end.err:
         return "no error"
-    if end.code and str(folder) not in end.err and case.name != "recipe":  # its settings are
+    if end.code and str(folder) not in end.err and case.name not in SETTINGS_OF:
         return "the place is not named"
     return None
 
@@ -421,6 +528,7 @@ def test_damage_ends_in_an_answer_or_an_error_with_its_place_and_code(stock, tmp
     Recorder.whole = next(stock.indexed.rglob("graph.bin")).read_bytes()
     shared = {name: tiny.files(getattr(stock.works, name)) for name in ("scp", "e2e", "corpus")}
     counts: Counter[str] = Counter()
+    damaged: Counter[str] = Counter()
     codes: Counter[Any] = Counter()
     faults: list[str] = []
     for number in range(CASES):
@@ -428,6 +536,7 @@ def test_damage_ends_in_an_answer_or_an_error_with_its_place_and_code(stock, tmp
         folder.mkdir(exist_ok=True)
         what, case, end, wrong = attack(stock, number, folder)
         counts[mutations.KINDS[number % len(mutations.KINDS)]] += 1
+        damaged[case.name] += 1
         codes[end.code] += 1
         if wrong is not None:
             tail = end.err.strip()[-600:]
@@ -435,9 +544,11 @@ def test_damage_ends_in_an_answer_or_an_error_with_its_place_and_code(stock, tmp
         if len(faults) == 10 and not REPORT:
             break
         shutil.rmtree(folder)
-    print(f"seed {SEED}, {sum(counts.values())} cases: {dict(counts)}; exit codes {dict(codes)}")
+    print(f"seed {SEED}, {sum(counts.values())} cases: {dict(counts)}; of {dict(damaged)}")
+    print(f"exit codes {dict(codes)}; {len(faults)} faults")
     if REPORT:
         Path(REPORT).write_text("\n\n".join([*faults, f"{len(faults)} faults"]))
     assert not faults, "\n\n".join(faults)
+    assert CASES < 1000 or min(*counts.values(), *damaged.values()) >= AT_LEAST
     for name, before in shared.items():
         assert tiny.files(getattr(stock.works, name)) == before

@@ -67,10 +67,11 @@ def test_document_options_need_documents(works, capsys):
     assert code == 2 and "--skip-bad without documents" in err
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_no_command_waits_for_a_pipe(works, folder, tmp_path, capsys):
     feed = folder / "feed.jsonl"
-    os.mkfifo(tmp_path / "recipe.toml")
-    os.mkfifo(tmp_path / "questions.txt")
+    for name in ("recipe.toml", "questions.txt", "log.jsonl", "pairs.jsonl"):
+        os.mkfifo(tmp_path / name)
     corpus = ["--corpus", works.corpus, *FAST]
     run_folder = ["--init", works.scp, "--out", tmp_path / "run", *FAST]
     for code, words in (
@@ -81,6 +82,8 @@ def test_no_command_waits_for_a_pipe(works, folder, tmp_path, capsys):
         (4, ["pretrain", feed, *run_folder]),
         (2, ["pretrain", works.pairs, *run_folder, "--recipe", tmp_path / "recipe.toml"]),
         (4, ["bench", "--dataset", feed, *corpus]),
+        (2, ["ask", "Who?", "--log", tmp_path / "log.jsonl", *corpus]),
+        (2, ["ask", "Who?", "--device-map", tmp_path / "questions.txt", *corpus[:2]]),
     ):
         left, _, err = run(capsys, *words)
         assert left == code and "a named pipe, not a file" in err, (words, err)

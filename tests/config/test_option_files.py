@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,18 @@ def test_the_command_line_beats_the_environment_the_folder_and_the_user(folder: 
     assert shown("--top-k", "5", CLARA_ASK_TOP_K="4")["top-k"] == "5  # command line"
 
 
+@pytest.mark.parametrize("whose", ["clara.toml", "user/clara.toml"])
+def test_a_pipe_in_its_place_is_refused_and_not_waited_for(whose, folder, no_waiting) -> None:
+    os.mkfifo(folder / whose)
+    result = CliRunner().invoke(app, ["ask", "q", "--show-config"])
+    assert result.exit_code == 2 and "clara.toml: a named pipe, not a file" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (f"[ask]\ntop-k = {'[' * 20_000}", "clara.toml: nested too deeply"),
+        (f"[ask]\ntop-k = {'1' * 5_000}\n", "clara.toml: Exceeds the limit"),
         ("[ask]\ntop-q = 3\n", "did you mean 'top_k'"),
         ("nonsense = 3\n", "no option 'nonsense'"),
         ("[ask\n", "lines look like"),

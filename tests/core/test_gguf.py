@@ -16,6 +16,7 @@ from clara_cli.bundled import SMOLLM2, at_hand
 from clara_cli.core import gguf, hub
 from clara_cli.core.backbone import backbone_folder, load_backbone
 from clara_cli.errors import ArtefactError
+from clara_cli.storage.files import sha256_file
 
 CPU = torch.device("cpu")
 PAGE = (
@@ -258,7 +259,7 @@ def test_a_file_of_the_hub_is_fetched_at_its_revision_and_checked(tmp_path, monk
 
     monkeypatch.setattr(hub, "fetch_file", fetch)
     folder = backbone_folder("owner/repo/model.gguf", "abc")
-    assert json.loads((folder / gguf.NOTE).read_text())["sha256"] == gguf.file_digest(file)
+    assert json.loads((folder / gguf.NOTE).read_text())["sha256"] == sha256_file(file)
     assert asked == [("owner/repo", "owner/repo/model.gguf", "abc")]
     monkeypatch.setattr("clara_cli.core.gguf.at_hand", lambda _: None)
     with pytest.raises(ArtefactError, match="its sha256 differs"):

@@ -14,6 +14,7 @@ from typing import Any
 from clara_cli.documents.examples import read_records
 from clara_cli.errors import DataError
 from clara_cli.records import GoldName, PoolPassage, Question
+from clara_cli.storage.file_kinds import read_file
 from clara_cli.storage.files import sha256_file
 
 _SPLITS = ("test", "dev", "train")
@@ -130,7 +131,9 @@ def read_qrels(file: Path, hint: str) -> dict[str, list[str]]:
     """
     relevant: dict[str, list[str]] = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_file(file).decode().splitlines()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8: {error}", hint) from error
     for number, line in enumerate(lines, 1):

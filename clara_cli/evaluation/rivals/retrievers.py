@@ -6,7 +6,6 @@ Tensor letters: B texts, N passages of a pool, L tokens, E width of a vector.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clara_cli.core import loading
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.pool_settings import FIRST_STAGE
@@ -78,7 +78,7 @@ def _pooling(folder: Path) -> Pooling | None:
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = loading.read_settings(path, str(path.parent))
     return settings if isinstance(settings, dict) else {}
 
 

@@ -5,7 +5,6 @@ weights never runs.
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,11 @@ def load(
 def _adapted(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """A causal language model with a LoRA adapter merged into it: the backbone that the adapter
     names, and its tokenizer."""
-    settings = json.loads((folder / loading.ADAPTER).read_text(encoding="utf-8"))
-    base = str(settings.get("base_model_name_or_path") or "")
+    settings = loading.read_settings(folder / loading.ADAPTER, name)
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
+    if not isinstance(base, str) or not base:
+        message = f"{folder / loading.ADAPTER}: base_model_name_or_path names no backbone"
+        raise ArtefactError(message, "name the merged model instead")
     backbone = weights_folder(base)
     model = loading.load_model(backbone, base, dtype)
     return loading.merge_adapter(model, folder, name), loading.load_tokenizer(backbone, base)
