@@ -22,7 +22,7 @@ import torch
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.paragraphs import Case
-from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
+from clara_cli.evaluation.systems import PHASES, Asked, Failure, Prediction, System
 from clara_cli.records import Progress, Report
 from clara_cli.storage.artefact import Fields, read_object, refuse_difference
 from clara_cli.storage.files import make_folder, write_atomic
@@ -307,10 +307,14 @@ def _check_prediction(fields: Fields) -> None:
 
 
 def _check_measure(fields: Fields) -> None:
-    if fields.values.keys() & {"out_of_memory", "error"}:
+    if "error" in fields.values:
+        fields.get("error", str)
+        return
+    if "out_of_memory" in fields.values:
+        fields.get("out_of_memory", bool)
         return
     fields.count("context_tokens")
     fields.get("truncated", bool)
     seconds = fields.object("seconds")
-    for phase in seconds.values:
+    for phase in {*PHASES, *seconds.values}:
         seconds.number(phase)

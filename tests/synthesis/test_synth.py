@@ -444,6 +444,32 @@ def test_a_finished_run_asks_nothing(towns: Path, out: Path, report: Any) -> Non
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("question", [3], "question': 3 in it"),
+        ("question", 3, "question': 3, not of type list"),
+        ("question", ["Who?"] * 9, r"answers': \d to 9 questions"),
+        ("answers", ["Ann"] * 9, r"answers': 9 to \d questions"),
+        ("answers", None, "answers': None"),
+        ("other", "x", "answers': missing"),
+    ],
+)
+def test_a_pair_that_is_none_is_named_where_it_stands(
+    towns: Path, out: Path, report: Any, key: str, value: Any, says: str
+) -> None:
+    with serving(competent) as server:
+        made(server, towns, out, report)
+        written = lines(out)
+        written[1] = {"question": written[1]["question"]} if key == "other" else written[1]
+        written[1][key] = value
+        text = "".join(json.dumps(line) + "\n" for line in written)
+        size = out.stat().st_size
+        out.write_text(text.ljust(size - 1) + "\n" if len(text) < size else text)
+        with pytest.raises(ArtefactError, match=rf"pairs\.jsonl:2: key '{says}"):
+            made(server, towns, out, report)
+
+
 def test_a_higher_limit_goes_on(towns: Path, out: Path, report: Any) -> None:
     with serving(competent) as server:
         assert made(server, towns, out, report, limit=2).accepted == 12
