@@ -349,7 +349,7 @@ def test_only_storage_writes_and_deletes_files():
 READS_WAITING = {  # pipes that a user hands over, files of this program or of the system
     "clara_cli/documents/sources.py",
     "clara_cli/documents/reader_process.py",
-    "clara_cli/evaluation/published.py",
+    "clara_cli/evaluation/data/published.py",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from clara_cli.core import digests, gguf, loading, placement
 from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.evaluation.beir import read_qrels
+from clara_cli.evaluation.data.beir import read_qrels
 from clara_cli.evaluation.rivals import weights
 from clara_cli.search.hnsw_file import check_graph
 from clara_cli.storage import artefact, files
