@@ -55,7 +55,7 @@ def is_plain(base: Backbone) -> bool:
     """Whether a backbone of which only the folder is known was found right, and `core.llama` to
     compute the same."""
     try:
-        return kept_file(base).read_bytes() == PLAIN
+        return read_file(kept_file(base)) == PLAIN
     except OSError:
         return False
 
