@@ -40,7 +40,7 @@ class Scorecard:
 
 
 @dataclass(frozen=True, slots=True)
-class Survival:
+class FactRetention:
     """How many of the numbers and names of `passages` texts (found by rule) a paraphrase written
     from their memory still has."""
 
@@ -138,7 +138,7 @@ class BenchResult:
     seed: int
     systems: tuple[Scorecard, ...]
     predictions: str | None
-    survival: tuple[Survival, ...] = field(default=(), metadata={"json": False})
+    survival: tuple[FactRetention, ...] = field(default=(), metadata={"json": False})
     lens: tuple[LogitLens, ...] = field(default=(), metadata={"json": "where set"})
     break_even: tuple[BreakEven, ...] = field(default=(), metadata={"json": "where set"})
     published: tuple[PublishedRow, ...] = field(default=(), metadata={"json": False})

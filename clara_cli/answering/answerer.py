@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clara_cli.answering import support
 from clara_cli.answering.explain import matches, words_of
-from clara_cli.answering.passage_search import Asking
+from clara_cli.answering.passage_search import AskOptions
 from clara_cli.answering.reading import (
     Generated,
     Prompt,
@@ -31,7 +31,7 @@ from clara_cli.records import Answer, Explanation, Hit
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPassages:
     """A question with its passages, best first, their memory_KMD, and its own memory where it was
     computed; `seconds` of finding them. `searched` is what was searched with: the question, after
     what it leans on; `word_weights` is how rare its words are, where words were searched."""
@@ -75,7 +75,9 @@ class Answerer:
     """A checkpoint that answers from passages found. `other` gives the memory of another passage
     than those found, to compare with; `has_text` says whether passages come with their text."""
 
-    def __init__(self, loaded: Loaded, has_text: bool, other: Callable[[Found], Tensor]) -> None:
+    def __init__(
+        self, loaded: Loaded, has_text: bool, other: Callable[[FoundPassages], Tensor]
+    ) -> None:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.has_text, self._other = has_text, other
         self.text_role = loaded.info.reading.text_role
@@ -84,8 +86,8 @@ class Answerer:
 
     def answer(
         self,
-        found: Sequence[Found],
-        how: Asking,
+        found: Sequence[FoundPassages],
+        how: AskOptions,
         on_text: Callable[[str], None] | None = None,
     ) -> list[Answer]:
         """Answer questions from passages already found.
@@ -110,7 +112,7 @@ class Answerer:
             for one, prompt, answer, verdict in zip(found, prompts, answers, verdicts, strict=True)
         ]
 
-    def prompt(self, found: Found, how: Asking) -> Prompt:
+    def prompt(self, found: FoundPassages, how: AskOptions) -> Prompt:
         """What the generator is given for a question; raises as `answer` does."""
         if how.read != "memory" and not self.has_text:
             raise ArtefactError(
@@ -129,7 +131,7 @@ class Answerer:
         return prompt
 
     def _judge(
-        self, found: Sequence[Found], answers: Sequence[Generated], how: Asking
+        self, found: Sequence[FoundPassages], answers: Sequence[Generated], how: AskOptions
     ) -> list[Verdict]:
         """Support of each answer by the checkpoint's calibration, which is one of answers read from
         memory; without it, or where text was read, nobody can tell."""
@@ -141,12 +143,16 @@ class Answerer:
             verdicts.append(Verdict(p, supported, "calibrated", signals))
         return verdicts
 
-    def signals(self, found: Sequence[Found], answers: Sequence[Generated]) -> list[Signals]:
+    def signals(
+        self, found: Sequence[FoundPassages], answers: Sequence[Generated]
+    ) -> list[Signals]:
         """What tells whether answers come from their passages; nothing for an answer without text,
         or from no passage."""
         pairs = enumerate(zip(found, answers, strict=True))
         told = [i for i, (one, given) in pairs if given.ids and given.text and one.hits]
-        said = [support.Said(found[i].question, answers[i], self._other(found[i])) for i in told]
+        said = [
+            support.ModelAnswer(found[i].question, answers[i], self._other(found[i])) for i in told
+        ]
         made: list[Signals] = [{} for _ in found]
         for i, signals in zip(told, support.memory_signals(self.model, said), strict=True):
             made[i] = signals
@@ -157,12 +163,12 @@ class Answerer:
 
     def _answer(
         self,
-        found: Found,
+        found: FoundPassages,
         prompt: Prompt,
         text: str,
         verdict: Verdict,
         spent: dict[str, float],
-        how: Asking,
+        how: AskOptions,
     ) -> Answer:
         seconds = {phase: round(s, 4) for phase, s in {**found.seconds, **spent}.items()}
         kinds = ["text"] * prompt.as_text + ["memory"] * (len(found.hits) - prompt.as_text)
@@ -190,7 +196,7 @@ class Answerer:
         )
 
     def _explain(
-        self, found: Found, prompt: Prompt, seconds: dict[str, float], signals: Signals
+        self, found: FoundPassages, prompt: Prompt, seconds: dict[str, float], signals: Signals
     ) -> Explanation:
         assert found.query_MD is not None, "asked with explain, a question has its memory"
         passages, as_text = [hit.passage for hit in found.hits], None

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.answering.answerer import Answerer, Found
+from clara_cli.answering.answerer import Answerer, FoundPassages
 from clara_cli.answering.passage_search import (
-    Asking,
+    AskOptions,
     EncodeQuestions,
     PassageSearch,
     refuse_odd_text,
@@ -145,16 +145,16 @@ class Clara:
         max_new_tokens: int = 128,
         ratio: int | None = None,
         read: ReadMode | None = None,
-        text_tokens: int = Asking.text_tokens,
+        text_tokens: int = AskOptions.text_tokens,
         explain: bool = False,
         on_text: Callable[[str], None] | None = None,
         where: str | None = None,
     ) -> Answer:
         """Answer a question; greedy, so the same question gives the same answer. `on_text` is told
         each piece of it as it comes. `read` and `top_k` are the checkpoint's own where they are not
-        given. See `Asking` for the rest."""
+        given. See `AskOptions` for the rest."""
         reading = self.loaded.info.reading
-        how = Asking(
+        how = AskOptions(
             top_k=top_k or reading.passages,
             first_stage=first_stage,
             candidates=candidates,
@@ -170,13 +170,13 @@ class Clara:
     def ask_all(
         self,
         questions: Sequence[str],
-        how: Asking,
+        how: AskOptions,
         on_text: Callable[[str], None] | None = None,
     ) -> list[Answer]:
         """Answer several questions together, in their order."""
         return self.answer(self.find(questions, how), how, on_text)
 
-    def find(self, questions: Sequence[str], how: Asking) -> list[Found]:
+    def find(self, questions: Sequence[str], how: AskOptions) -> list[FoundPassages]:
         """The passages of each question, found in every corpus and ranked together, with their
         memory."""
         for question in questions:
@@ -184,7 +184,7 @@ class Clara:
         slots = self.slots(how.ratio)
         rankings = self.passage_search.rank(questions, how, self.encoder(how.ratio))
         return [
-            Found(
+            FoundPassages(
                 question=ranking.question,
                 hits=ranking.hits,
                 memory_KMD=self.memory(ranking.hits, slots),
@@ -196,11 +196,11 @@ class Clara:
             for ranking in rankings
         ]
 
-    def search(self, question: str, how: Asking | None = None) -> SearchResult:
+    def search(self, question: str, how: AskOptions | None = None) -> SearchResult:
         """The passages of a question alone, each with its best sentence; nothing is generated."""
-        return self.search_all([question], how or Asking())[0]
+        return self.search_all([question], how or AskOptions())[0]
 
-    def search_all(self, questions: Sequence[str], how: Asking) -> list[SearchResult]:
+    def search_all(self, questions: Sequence[str], how: AskOptions) -> list[SearchResult]:
         """The passages of several questions, in their order."""
         return self.passage_search.passages(questions, how, self.encoder(how.ratio))
 
@@ -222,8 +222,8 @@ class Clara:
 
     def answer(
         self,
-        found: Sequence[Found],
-        how: Asking,
+        found: Sequence[FoundPassages],
+        how: AskOptions,
         on_text: Callable[[str], None] | None = None,
     ) -> list[Answer]:
         """Answer questions from passages already found; see `Answerer.answer`."""
@@ -264,7 +264,7 @@ class Clara:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
         raise UsageError(f"no passage {passage_id!r} in {where}", hint)
 
-    def _other(self, found: Found) -> Tensor:
+    def _other(self, found: FoundPassages) -> Tensor:
         """The memory of one passage of the first corpus that was not found, the same one each time
         the question is asked; of none where every passage was."""
         taken = {hit.row for hit in found.hits if hit.corpus == self.names[0]}

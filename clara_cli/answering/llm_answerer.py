@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from clara_cli.answering.passage_search import Asking, Ranking
+from clara_cli.answering.passage_search import AskOptions, Ranking
 from clara_cli.answering.sentences import with_best_sentences
 from clara_cli.chat import protocol
 from clara_cli.chat.client import ChatClient, LLMError, Prompt, Unanswered, Unfit
@@ -56,7 +56,7 @@ class LLMAnswerer:
     def answer(
         self,
         questions: Sequence[LLMQuestion],
-        how: Asking,
+        how: AskOptions,
         on_text: Callable[[str], None] | None = None,
     ) -> list[Answer]:
         """Answer questions from their passages, as many at once as the client allows. `on_text` is
@@ -100,7 +100,7 @@ class LLMAnswerer:
         finally:
             future.cancel()
 
-    def _prompt(self, question: LLMQuestion, how: Asking) -> Prompt:
+    def _prompt(self, question: LLMQuestion, how: AskOptions) -> Prompt:
         passages = [hit.passage for hit in question.ranking.hits]
         if any(passage.text is None for passage in passages):
             hint = "compress again without --no-text"
@@ -113,7 +113,9 @@ class LLMAnswerer:
         parts.append(f"Question: {question.ranking.question}")
         return Prompt("ask", "\n\n".join(parts), None, how.max_new_tokens)
 
-    def _answer(self, question: LLMQuestion, reply: Reply, seconds: float, how: Asking) -> Answer:
+    def _answer(
+        self, question: LLMQuestion, reply: Reply, seconds: float, how: AskOptions
+    ) -> Answer:
         ranking = question.ranking
         text = self._client.guard.line({"text": reply.text.strip()}, frozenset())["text"]
         declined = text.strip(" .\"'").casefold() == ABSTENTION

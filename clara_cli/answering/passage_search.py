@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from clara_cli.answering.retriever import FirstStage, Retriever, refuse_idle_filter
+from clara_cli.answering.retriever import FirstStage, Retriever, refuse_unused_filter
 from clara_cli.answering.sentences import with_best_sentences
 from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.errors import UsageError
@@ -26,7 +26,7 @@ EncodeQuestions = Callable[[Sequence[str]], Tensor]  # questions to query_BMD
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class AskOptions:
     """How questions are answered. `text_tokens` bounds what `read="auto"` gives as text, `where`
     filters the passages that are searched (search/where.py), `abstain` keeps unsupported answers
     from being shown."""
@@ -70,14 +70,16 @@ class PassageSearch:
         """Whether every corpus kept its passages' text."""
         return all(one.has_text for one in self.retrievers)
 
-    def rank(self, questions: Sequence[str], how: Asking, encode: EncodeQuestions) -> list[Ranking]:
+    def rank(
+        self, questions: Sequence[str], how: AskOptions, encode: EncodeQuestions
+    ) -> list[Ranking]:
         """The passages of each question, found in every corpus and ranked together.
 
         Raises:
             UsageError: for a filter that no passage fulfils.
         """
         if how.where is not None:
-            refuse_idle_filter(self.retrievers, how.where)
+            refuse_unused_filter(self.retrievers, how.where)
         began = time.monotonic()
         stage = how.first_stage or ("bm25" if self.has_text else "latent")
         queries: dict[int, Tensor] = {}
@@ -100,7 +102,7 @@ class PassageSearch:
         ]
 
     def passages(
-        self, questions: Sequence[str], how: Asking, encode: EncodeQuestions
+        self, questions: Sequence[str], how: AskOptions, encode: EncodeQuestions
     ) -> list[SearchResult]:
         """The passages of each question alone, each with its best sentence; raises as `rank`."""
         results = []
@@ -127,7 +129,7 @@ class PassageSearch:
         question: str,
         query_MD: Tensor,
         stage: FirstStage,
-        how: Asking,
+        how: AskOptions,
         weights: Mapping[str, float] | None,
     ) -> tuple[Hit, ...]:
         """The best of all corpora, by score; ties to the corpus named first."""

@@ -186,7 +186,7 @@ def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
         return None
 
 
-def refuse_idle_filter(retrievers: Sequence[Retriever], where: str) -> None:
+def refuse_unused_filter(retrievers: Sequence[Retriever], where: str) -> None:
     """Refuse a filter that asks for a field nobody has, or that keeps every passage out.
 
     Raises:

@@ -17,7 +17,7 @@ from clara_cli.answering.engine import Clara
 from clara_cli.answering.followup import completed
 from clara_cli.answering.llm_answerer import LLMAnswerer, LLMQuestion
 from clara_cli.answering.passage_search import (
-    Asking,
+    AskOptions,
     EncodeQuestions,
     PassageSearch,
     refuse_odd_text,
@@ -36,8 +36,8 @@ class Session(ABC):
 
     def __init__(self, config: AskConfig, report: Report) -> None:
         self.config, self._report = config, report
-        self.top_k, self.ratio = config.top_k or Asking.top_k, config.ratio
-        self.read: ReadMode = config.read or Asking.read
+        self.top_k, self.ratio = config.top_k or AskOptions.top_k, config.ratio
+        self.read: ReadMode = config.read or AskOptions.read
         self.said: list[Answer] = []
         self._first_folders = [str(folder) for folder in config.corpus]
 
@@ -103,7 +103,7 @@ class Session(ABC):
         """Ask other corpora from now on; on an error the present ones stay."""
 
     @abstractmethod
-    def _encoder(self, how: Asking) -> EncodeQuestions:
+    def _encoder(self, how: AskOptions) -> EncodeQuestions:
         """What gives questions their memory."""
 
     @abstractmethod
@@ -120,10 +120,10 @@ class Session(ABC):
 
     def _how(
         self, explain: bool = False, top_k: int | None = None, max_new_tokens: int | None = None
-    ) -> Asking:
+    ) -> AskOptions:
         config = self.config
         longest = config.max_new_tokens
-        return Asking(
+        return AskOptions(
             top_k=top_k or self.top_k,
             first_stage=None if config.first_stage == "auto" else config.first_stage,
             candidates=config.candidates,
@@ -176,7 +176,7 @@ class ClaraSession(Session):
         """Answer questions that have nothing to do with each other, in their order."""
         return self.clara.ask_all([non_empty(question) for question in questions], self._how())
 
-    def _encoder(self, how: Asking) -> EncodeQuestions:
+    def _encoder(self, how: AskOptions) -> EncodeQuestions:
         return self.clara.encoder(how.ratio)
 
     def answer_after(
@@ -255,7 +255,7 @@ class PassageSession(Session):
             raise UsageError("--search finds passages and answers nothing", "omit --search")
         return self._answerer
 
-    def _encoder(self, how: Asking) -> EncodeQuestions:
+    def _encoder(self, how: AskOptions) -> EncodeQuestions:
         return lambda questions: self.clara.encoder(how.ratio)(questions)
 
     def answer_after(

@@ -94,7 +94,7 @@ def _fit(fields: Fields, names: Sequence[str]) -> tuple[Logistic, float]:
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelAnswer:
     """An answer of a token at least, with its question, and the memory of another passage than
     those it was read from (or of none, [0, M, D])."""
 
@@ -103,7 +103,7 @@ class Said:
     other_1MD: Tensor
 
 
-def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
+def memory_signals(model: ClaraModel, answers: Sequence[ModelAnswer]) -> list[Signals]:
     """For each answer: its mean log-probability a token as it was read, and how much higher that is
     than over no passage and than over another one."""
     prompts = [prompt for said in answers for prompt in _without(model, said)]
@@ -122,7 +122,7 @@ def memory_signals(model: ClaraModel, answers: Sequence[Said]) -> list[Signals]:
     return signals
 
 
-def _without(model: ClaraModel, said: Said) -> list[Prompt]:
+def _without(model: ClaraModel, said: ModelAnswer) -> list[Prompt]:
     """The question over no passage, and over another one."""
     memories = (said.other_1MD[:0], said.other_1MD)
     return [

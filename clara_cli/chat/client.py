@@ -22,7 +22,7 @@ import httpx2
 
 from clara_cli.chat import protocol
 from clara_cli.chat.key import KeyGuard
-from clara_cli.chat.protocol import Broken, Reply
+from clara_cli.chat.protocol import BrokenReply, Reply
 from clara_cli.errors import ClaraError, UsageError
 
 LONGEST_WAIT = 60.0  # seconds, whatever a server asks for
@@ -104,7 +104,7 @@ class _Transient(Exception):
         self.wait, self.everyone, self.hung = wait, everyone, hung
 
 
-class _Heard:
+class _PieceCounter:
     """Passes pieces of a reply on, and counts them."""
 
     def __init__(self, on_text: Callable[[str], None] | None) -> None:
@@ -197,7 +197,7 @@ class ChatClient:
         """The reply to a prompt, tried again where a failure may pass, elsewhere if there is an
         elsewhere. `on_text` is told each piece of a streamed reply: once it was told one, nothing
         is tried again."""
-        heard = _Heard(on_text)
+        heard = _PieceCounter(on_text)
         started, last, failed = time.monotonic(), "", None
         async with self._slots:
             for attempt in range(self._settings.retries + 1):
@@ -287,7 +287,7 @@ class ChatClient:
         except httpx2.ConnectError as error:
             reason = self.guard.refusal(str(error))
             raise _Transient(f"no server answers at {url}: {reason}", everyone=True) from error
-        except (httpx2.TransportError, httpx2.DecodingError, Broken) as error:
+        except (httpx2.TransportError, httpx2.DecodingError, BrokenReply) as error:
             reason = self.guard.refusal(str(error)) or type(error).__name__
             raise _Transient(f"{url} broke off its answer: {reason}") from error
 

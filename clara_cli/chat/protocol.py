@@ -30,7 +30,7 @@ _TOO_LONG = (
 )
 
 
-class Broken(Exception):  # noqa: N818  (a verdict on one response)
+class BrokenReply(Exception):  # noqa: N818  (a verdict on one response)
     """A response that is no chat completion."""
 
 
@@ -95,7 +95,7 @@ async def read_reply(
     response: httpx2.Response, asked: str, on_text: Callable[[str], None] | None = None
 ) -> Reply:
     """The reply of a response with status 200; `on_text` is told each piece of a streamed one.
-    Raises Broken."""
+    Raises BrokenReply."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         return await _read_stream(response, asked, on_text)
     raw, whole = await read_bounded(response, REPLY_BYTES)
@@ -104,10 +104,10 @@ async def read_reply(
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Broken("not JSON") from error
+        raise BrokenReply("not JSON") from error
     choice = _choice(record)
     if choice is None:
-        raise Broken("no choices in it")
+        raise BrokenReply("no choices in it")
     message = choice.get("message")
     text = _text(message.get("content")) if isinstance(message, dict) else None
     return _reply(text, choice, record.get("usage"), asked)
@@ -138,7 +138,7 @@ async def _read_stream(
         try:
             record = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise Broken("an event that is not JSON") from error
+            raise BrokenReply("an event that is not JSON") from error
         choice = _choice(record)
         usage = record.get("usage") or usage if isinstance(record, dict) else usage
         if choice is not None:
@@ -149,7 +149,7 @@ async def _read_stream(
             if on_text is not None and parts[-1]:
                 on_text(parts[-1])
     if not ended and not last:
-        raise Broken("the stream ended early")
+        raise BrokenReply("the stream ended early")
     return _reply("".join(parts), last, usage, asked)
 
 

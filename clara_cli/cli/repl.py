@@ -83,7 +83,7 @@ class Repl:
     ) -> None:
         self._reply, self._show, self._prompt = reply, show, prompt
         self._loader = Loader(open_session, self._wake)
-        self._talk: repl_commands.Talk | None = None
+        self._conversation: repl_commands.Conversation | None = None
         prompt.bottom_toolbar = self.status
 
     def loop(self) -> None:
@@ -131,26 +131,26 @@ class Repl:
                 return line
 
     def _do(self, line: str) -> None:
-        talk = self._ready()
+        conversation = self._ready()
         if line in repl_commands.HELP:
-            repl_commands.run("/help", talk)
+            repl_commands.run("/help", conversation)
         elif line.startswith("/"):
-            repl_commands.run(line, talk)
+            repl_commands.run(line, conversation)
         else:
-            self._reply(talk.session, line)
+            self._reply(conversation.session, line)
 
-    def _ready(self) -> repl_commands.Talk:
+    def _ready(self) -> repl_commands.Conversation:
         """The conversation, its session waited for."""
         from clara_cli.cli.show import answers, terminal
 
-        if self._talk is None:
+        if self._conversation is None:
             if not self._loader.future.done():
                 terminal.say("loading the model ...")
             session = self._loader.future.result()
-            self._talk = repl_commands.Talk(
+            self._conversation = repl_commands.Conversation(
                 session, terminal.say, self._show, answers.show_sources, self._clear
             )
-        return self._talk
+        return self._conversation
 
     def _clear(self) -> None:
         """Clear the screen, as Ctrl-L does."""

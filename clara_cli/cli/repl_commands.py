@@ -46,7 +46,7 @@ class Session(Protocol):
 
 
 @dataclass
-class Talk:
+class Conversation:
     """A conversation as its commands see it: the session, what to say, and files saved to."""
 
     session: Session
@@ -63,49 +63,49 @@ class Talk:
         return self.session.said[-1]
 
 
-def _help(talk: Talk, rest: str) -> None:
+def _help(conversation: Conversation, rest: str) -> None:
     width = max(map(len, COMMANDS))
-    talk.say("Type a question; Alt-Enter begins a new line of it.")
+    conversation.say("Type a question; Alt-Enter begins a new line of it.")
     for name, (doc, _) in COMMANDS.items():
-        talk.say(f"{name:{width}}  {doc}")
-    talk.say("Ctrl-C stops an answer, Ctrl-D leaves, Ctrl-R and Up find earlier questions.")
+        conversation.say(f"{name:{width}}  {doc}")
+    conversation.say("Ctrl-C stops an answer, Ctrl-D leaves, Ctrl-R and Up find earlier questions.")
 
 
-def _new(talk: Talk, rest: str) -> None:
-    talk.session.said.clear()
-    talk.say("a new conversation: questions lean on nothing before")
+def _new(conversation: Conversation, rest: str) -> None:
+    conversation.session.said.clear()
+    conversation.say("a new conversation: questions lean on nothing before")
 
 
-def _clear(talk: Talk, rest: str) -> None:
-    talk.clear()
+def _clear(conversation: Conversation, rest: str) -> None:
+    conversation.clear()
 
 
-def _sources(talk: Talk, rest: str) -> None:
-    talk.show_sources(talk.last())
+def _sources(conversation: Conversation, rest: str) -> None:
+    conversation.show_sources(conversation.last())
 
 
-def _search(talk: Talk, rest: str) -> None:
+def _search(conversation: Conversation, rest: str) -> None:
     if not rest:
         raise UsageError("/search needs a question", "write /search opening hours")
-    talk.show(talk.session.search(rest))
+    conversation.show(conversation.session.search(rest))
 
 
-def _explain(talk: Talk, rest: str) -> None:
-    talk.last()
-    talk.show(talk.session.explain())
+def _explain(conversation: Conversation, rest: str) -> None:
+    conversation.last()
+    conversation.show(conversation.session.explain())
 
 
-def _top_k(talk: Talk, rest: str) -> None:
+def _top_k(conversation: Conversation, rest: str) -> None:
     if rest:
-        talk.session.top_k = _count("/top-k", rest, "5")
-    talk.say(f"top-k is {talk.session.top_k}")
+        conversation.session.top_k = _count("/top-k", rest, "5")
+    conversation.say(f"top-k is {conversation.session.top_k}")
 
 
-def _ratio(talk: Talk, rest: str) -> None:
+def _ratio(conversation: Conversation, rest: str) -> None:
     if rest:
-        talk.session.read_at(_count("/ratio", rest, "32"))
-    ratio = talk.session.ratio
-    talk.say("memory is read as it was stored" if ratio is None else f"ratio is {ratio}")
+        conversation.session.read_at(_count("/ratio", rest, "32"))
+    ratio = conversation.session.ratio
+    conversation.say("memory is read as it was stored" if ratio is None else f"ratio is {ratio}")
 
 
 def _count(name: str, text: str, example: str) -> int:
@@ -114,26 +114,26 @@ def _count(name: str, text: str, example: str) -> int:
     return int(text)
 
 
-def _corpus(talk: Talk, rest: str) -> None:
+def _corpus(conversation: Conversation, rest: str) -> None:
     if rest:
-        talk.session.change_corpus([Path(name).expanduser() for name in _words(rest)])
-    talk.say(talk.session.corpus_name)
+        conversation.session.change_corpus([Path(name).expanduser() for name in _words(rest)])
+    conversation.say(conversation.session.corpus_name)
 
 
-def _save(talk: Talk, rest: str) -> None:
+def _save(conversation: Conversation, rest: str) -> None:
     """Write the conversation as Markdown; a file of somebody else's is left alone."""
-    talk.last()
+    conversation.last()
     words = _words(rest)
     if len(words) != 1:
         raise UsageError("/save needs the name of a file", "write /save conversation.md")
     path = Path(words[0]).expanduser()
-    if path.exists() and path.resolve() not in talk.saved:
+    if path.exists() and path.resolve() not in conversation.saved:
         raise UsageError(f"/save {path}: it exists", "name another file")
     from clara_cli.storage.files import write_atomic
 
-    write_atomic(path.parent, path.name, markdown(talk.session.said).encode())
-    talk.saved.add(path.resolve())
-    talk.say(f"{len(talk.session.said)} answers saved to {path}")
+    write_atomic(path.parent, path.name, markdown(conversation.session.said).encode())
+    conversation.saved.add(path.resolve())
+    conversation.say(f"{len(conversation.session.said)} answers saved to {path}")
 
 
 def _words(text: str) -> list[str]:
@@ -159,7 +159,7 @@ def markdown(said: list[Answer]) -> str:
     return "\n".join(parts)
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
     "/help": ("this list (or help, ?)", _help),
     "/search": ("QUESTION: passages alone, the best sentence of each", _search),
     "/sources": ("the last answer's passages in full", _sources),
@@ -174,7 +174,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
 }
 
 
-def run(line: str, talk: Talk) -> None:
+def run(line: str, conversation: Conversation) -> None:
     """Carry out one command.
 
     Raises:
@@ -183,4 +183,4 @@ def run(line: str, talk: Talk) -> None:
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
         raise UsageError(f"no such command: {name}", nearest(name, COMMANDS))
-    COMMANDS[name][1](talk, rest.strip())
+    COMMANDS[name][1](conversation, rest.strip())

@@ -129,7 +129,7 @@ class Abandoned(Exception):  # noqa: N818  (an event)
     """Nobody waits for the answer any more."""
 
 
-class Desk:
+class RequestQueue:
     """The requests that wait for the session, at most `MOST_WAITING`."""
 
     def __init__(self, session: Session, threads: int) -> None:
@@ -224,7 +224,7 @@ class Server:
 
     def __init__(
         self,
-        desk: Desk,
+        desk: RequestQueue,
         token: str | None,
         *,
         holds_back: bool,
@@ -410,7 +410,7 @@ def serve(
     import uvicorn
 
     token = read_token(address)
-    listener, desk = address.listen(), Desk(session, threads)
+    listener, desk = address.listen(), RequestQueue(session, threads)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     report.note(f"serving {MODEL} at http://{shown}:{port}/v1 (Ctrl-C ends it)")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clara_cli.answering.engine import Asking, Clara, named_model
+from clara_cli.answering.engine import AskOptions, Clara, named_model
 from clara_cli.answering.llm_answerer import LLMAnswerer
 from clara_cli.answering.passage_search import PassageSearch
 from clara_cli.answering.retriever import Retriever
@@ -135,7 +135,7 @@ def check_options(config: AskConfig) -> None:
     if (config.llm is None) != (config.llm_model is None):
         given, other = ("--llm", "--llm-model") if config.llm else ("--llm-model", "--llm")
         raise UsageError(f"{given} without {other}", "give the server and its model's name")
-    if config.read != "auto" and config.text_tokens != Asking.text_tokens:
+    if config.read != "auto" and config.text_tokens != AskOptions.text_tokens:
         message = f"--text-tokens with --read {config.read}"
         raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
     if config.where is not None:

@@ -13,10 +13,10 @@ from clara_cli.bench_records import (
     BenchResult,
     BreakEven,
     CompareResult,
+    FactRetention,
     LogitLens,
     PublishedResult,
     SpeedResult,
-    Survival,
     SystemsResult,
 )
 from clara_cli.bundled import choose_model
@@ -34,7 +34,7 @@ from clara_cli.evaluation.data import datasets, published
 from clara_cli.evaluation.fact_retention import survival
 from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
-from clara_cli.evaluation.predictions import PREDICTIONS, Answered, Row, answer_all
+from clara_cli.evaluation.predictions import PREDICTIONS, AnsweredRows, Row, answer_all
 from clara_cli.evaluation.report.run_report import write_reports
 from clara_cli.evaluation.rivals import registry
 from clara_cli.evaluation.scores import Scored, mark_best, score
@@ -152,7 +152,7 @@ def load_checkpoint(config: BenchConfig, corpus: Corpus | None, report: Report) 
     return loaded
 
 
-def score_row(row: Row, answered: Answered, config: BenchConfig, plan: Plan) -> Scored:
+def score_row(row: Row, answered: AnsweredRows, config: BenchConfig, plan: Plan) -> Scored:
     """One row's scorecard."""
     predictions, measures = answered.of(row)
     whole = plan.cases[:1] if plan.cases[0].pool.whole else plan.cases
@@ -169,7 +169,7 @@ def score_row(row: Row, answered: Answered, config: BenchConfig, plan: Plan) -> 
     )
 
 
-def measure_survival(plan: Plan) -> tuple[Survival, ...]:
+def measure_survival(plan: Plan) -> tuple[FactRetention, ...]:
     """Fact survival, where asked for."""
     if "survival" not in plan.controls:
         return ()

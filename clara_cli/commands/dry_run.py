@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from clara_cli.answering.passage_search import Asking
+from clara_cli.answering.passage_search import AskOptions
 from clara_cli.config import AskConfig, CompressConfig, LearnConfig
 from clara_cli.config.common import PlacementOptions
 from clara_cli.core.adapters import LoraSettings
@@ -41,7 +41,7 @@ def computed(
 def of_answering(config: AskConfig, model: str, ratio: int | None, report: Report) -> MemoryNeed:
     """What `ask` needs: the longest question, its passages and the longest answer in the cache."""
     plan = read_plan(LoadOptions.of(config, model, ratio))
-    read = (config.top_k or Asking.top_k) * (plan.memory_tokens + 1)
+    read = (config.top_k or AskOptions.top_k) * (plan.memory_tokens + 1)
     positions = read + plan.passage_tokens + config.max_new_tokens
     return computed(config, plan, report, positions)
 

@@ -32,7 +32,7 @@ from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.key_selection import (
     GOOD_RECALL,
     MOST_CANDIDATES,
-    Pair,
+    MeasuredKey,
     cheapest,
     keys_to_try,
     ranks_of_best,
@@ -67,7 +67,7 @@ def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) ->
     loaded = load(LoadOptions.of(config, model, ratio, only_reads=True))
     clara = Clara(loaded, Retriever(corpus))
     note_older(loaded, [corpus], report)
-    asked = Asked.of(clara, queries(config.queries, corpus), config.top_k)
+    asked = EvaluatedQueries.of(clara, queries(config.queries, corpus), config.top_k)
     pair = choose_key(corpus, asked, config)
     index = build(corpus, pair, asked.k, config, report)
     if config.candidates is None:
@@ -142,7 +142,9 @@ def check_weights(config: IndexConfig, corpus: Corpus, report: Report) -> None:
         raise mismatch(corpus, name, stored.info.fingerprint)
 
 
-def build(corpus: Corpus, pair: Pair, k: int, config: IndexConfig, report: Report) -> GraphIndex:
+def build(
+    corpus: Corpus, pair: MeasuredKey, k: int, config: IndexConfig, report: Report
+) -> GraphIndex:
     """The graph over every passage's narrow key, in Milvus where that was asked for."""
 
     def keys() -> Iterator[Tensor]:
@@ -199,7 +201,7 @@ def queries(file: Path | None, corpus: Corpus) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluatedQueries:
     """Questions in memory space, and the rows the exact scan ranks best for each."""
 
     queries_BMD: Tensor
@@ -207,7 +209,7 @@ class Asked:
     k: int
 
     @classmethod
-    def of(cls, clara: Clara, questions: list[str], top_k: int) -> Asked:
+    def of(cls, clara: Clara, questions: list[str], top_k: int) -> EvaluatedQueries:
         """Read the questions; those that are too long to be asked are left out."""
         identity = clara.corpus.manifest.identity
         read = []
@@ -236,7 +238,7 @@ class Asked:
         return round(torch.stack(found).mean().item(), 4)
 
 
-def choose_key(corpus: Corpus, asked: Asked, config: IndexConfig) -> Pair:
+def choose_key(corpus: Corpus, asked: EvaluatedQueries, config: IndexConfig) -> MeasuredKey:
     """The key and the number of candidates: the cheapest that finds what the exact scan finds, else
     the one that finds most. Without questions, or with candidates given, their number is fixed."""
     identity = corpus.manifest.identity
@@ -244,14 +246,14 @@ def choose_key(corpus: Corpus, asked: Asked, config: IndexConfig) -> Pair:
     keys = keys_to_try(sample_NMD, config.seed)
     fixed = max(asked.k, config.candidates or CANDIDATES_PER_K * asked.k)
     if not len(asked):
-        return Pair(next(key for key in keys if key.rule == "pca"), fixed, 0.0)
+        return MeasuredKey(next(key for key in keys if key.rule == "pca"), fixed, 0.0)
     chunks = corpus.memory_chunks()
     ranks = ranks_of_best(keys, asked.queries_BMD, asked.best_BK, corpus.memory, chunks)
     if config.candidates is None:
         pair = cheapest(keys, ranks, len(corpus), numbers_of(corpus), HnswSettings().ef)
         if pair is not None:
             return pair
-    pairs = [Pair(k, fixed, recall(r, fixed)) for k, r in zip(keys, ranks, strict=True)]
+    pairs = [MeasuredKey(k, fixed, recall(r, fixed)) for k, r in zip(keys, ranks, strict=True)]
     return max(pairs, key=lambda pair: (pair.recall, -pair.key.width))
 
 
@@ -261,7 +263,7 @@ def spread(corpus: Corpus, most: int) -> Tensor:
     return corpus.memory(range(0, len(corpus), step))
 
 
-def choose(pair: Pair, found: float | None, passages: int, numbers: int, ef: int) -> str:
+def choose(pair: MeasuredKey, found: float | None, passages: int, numbers: int, ef: int) -> str:
     """The engine questions will use: the graph where it was measured to find what the exact scan
     finds, from at most 5 % of the corpus and by reading less; else the exact scan."""
     few = pair.candidates <= MOST_CANDIDATES * passages
@@ -276,7 +278,7 @@ def numbers_of(corpus: Corpus) -> int:
     return identity.memory_tokens * identity.hidden
 
 
-def explain(engine: str, pair: Pair, found: float | None, k: int, passages: int) -> str:
+def explain(engine: str, pair: MeasuredKey, found: float | None, k: int, passages: int) -> str:
     """The decision, in one line."""
     figure = "not measured" if found is None else f"{found:.3f}"
     graph = f"key {pair.key.name}, {pair.candidates:,} of {passages:,} passages as candidates"

@@ -36,7 +36,7 @@ from clara_cli.training.runner import (
     train_stage,
     trained_roles,
 )
-from clara_cli.training.validation import Example, HeldOut, check_validation, split
+from clara_cli.training.validation import Example, HeldOutSet, check_validation, split
 
 DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
 NO_START = ("neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles")
@@ -87,7 +87,7 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     def build(part: Sequence[Pair]) -> Batch:
         return scp_batch(prompter, part, [0] * len(part), slots[0], config.max_length)
 
-    checked = HeldOut([Example(pair) for pair in held_out], build, losses, lambda _: (None, []))
+    checked = HeldOutSet([Example(pair) for pair in held_out], build, losses, lambda _: (None, []))
     task = Task("scp", loaded, pairs, batches, losses, facts, checked if held_out else None)
     return train_stage(config, task, ranks, report)
 

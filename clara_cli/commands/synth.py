@@ -32,7 +32,7 @@ from clara_cli.synthesis.passage_worker import Outcome, Settings
 from clara_cli.synthesis.prompts import VERSION
 from clara_cli.synthesis.quality_checks import Limits
 from clara_cli.synthesis.text_features import token_estimate
-from clara_cli.synthesis.worker_pool import Job, Work, drive
+from clara_cli.synthesis.worker_pool import Job, Work, run_workers
 
 PAIRS, POOLED = ("simple", "complex", "paraphrase"), ("e2e", "instruct")
 SPLITS = ("sentences", "tokens", "none")
@@ -233,7 +233,9 @@ async def work(
     try:
         await llm.check()
         each = worker(settings, llm, library)
-        await drive(chain([first], jobs), each, journal.commit, config.concurrency, meter.tell)
+        await run_workers(
+            chain([first], jobs), each, journal.commit, config.concurrency, meter.tell
+        )
     finally:
         await llm.close()
 

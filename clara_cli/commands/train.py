@@ -59,7 +59,7 @@ from clara_cli.training.runner import (
     train_stage,
     trained_roles,
 )
-from clara_cli.training.validation import Example, HeldOut, check_validation, split
+from clara_cli.training.validation import Example, HeldOutSet, check_validation, split
 
 
 def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
@@ -208,7 +208,7 @@ class Stage:
             return end_to_end_loss(self.model, batch, config.temperature, config.mask, stored_BMD)
         return read_memory_loss(self.model, batch, config.mse_weight * aligned)
 
-    def held_out(self, questions: Sequence[Question]) -> HeldOut:
+    def held_out(self, questions: Sequence[Question]) -> HeldOutSet:
         """Questions to validate on, each with its own pool, drawn once."""
         examples = []
         retrieved = self.pools is not None and not all(question.pool for question in questions)
@@ -218,7 +218,7 @@ class Stage:
             answers = question.answers if "generator" in TRAINED[str(self.config.stage)] else ()
             golds = given.golds if self.config.stage != "instruct" else ()
             examples.append(Example(given, answers, golds))
-        return HeldOut(
+        return HeldOutSet(
             examples,
             lambda part: self.build(self.with_rows(part), self.slots[0]),
             self.losses,

@@ -24,8 +24,8 @@ from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.evaluation.speed import synchronise
 from clara_cli.evaluation.systems import (
     AllGiven,
-    Asked,
     MemorySystem,
+    PooledQuestion,
     Prediction,
     Reader,
     System,
@@ -40,7 +40,7 @@ SHORTENED = "text, extractive"
 
 
 @dataclass(frozen=True)
-class _Way:
+class _AnswerMode:
     """One way to answer: a system that writes one token, and what else its seconds take."""
 
     name: str
@@ -66,7 +66,7 @@ def break_even(
     if not pieces:
         raise DataError("--break-even: no question comes with a passage", "use another --setting")
     question, reader = cases[0].question.question, Reader(loaded, 1)
-    text = _Way("text", None, TextSystem("text", reader, AllGiven()))
+    text = _AnswerMode("text", None, TextSystem("text", reader, AllGiven()))
     ways = [way for ratio, m in slots.items() for way in _ways(reader, memories, ratio, m)]
     points: dict[tuple[str, int | None], list[BreakEvenPoint]] = {}
     counts = [count for count in PASSAGES if count <= len(pieces)]
@@ -110,7 +110,7 @@ def faster_from(points: Sequence[BreakEvenPoint]) -> int | None:
     return start
 
 
-def _ways(reader: Reader, memories: Memories, ratio: int, m: int) -> Iterator[_Way]:
+def _ways(reader: Reader, memories: Memories, ratio: int, m: int) -> Iterator[_AnswerMode]:
     system = MemorySystem("scp", reader, memories, m, ratio)
 
     def compress(pieces: Sequence[Piece]) -> None:
@@ -118,17 +118,19 @@ def _ways(reader: Reader, memories: Memories, ratio: int, m: int) -> Iterator[_W
         with torch.inference_mode():
             reader.model.encode(rows, "compressor", m)
 
-    yield _Way(CACHED, ratio, system)
-    yield _Way(WHEN_ASKED, ratio, system, compress)
+    yield _AnswerMode(CACHED, ratio, system)
+    yield _AnswerMode(WHEN_ASKED, ratio, system, compress)
     shorten = Extractive(m, PASSAGES[-1], reader.prompter.offsets)
-    yield _Way(SHORTENED, ratio, TextSystem("extractive", reader, PoolPicker(), shorten, ratio))
+    yield _AnswerMode(
+        SHORTENED, ratio, TextSystem("extractive", reader, PoolPicker(), shorten, ratio)
+    )
 
 
 def _rounds(
-    question: str, pieces: Sequence[Piece], ways: Sequence[_Way], device: torch.device
+    question: str, pieces: Sequence[Piece], ways: Sequence[_AnswerMode], device: torch.device
 ) -> list[tuple[Prediction, float]]:
     """Each way's answer of one token, and the median of its seconds."""
-    asked = Asked(question, Pool(tuple(pieces)))
+    asked = PooledQuestion(question, Pool(tuple(pieces)))
     seconds: list[list[float]] = [[] for _ in ways]
     predictions: list[Prediction] = []
     for number in range(ROUNDS + 1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from clara_cli.documents.chunk import model_text, sentence_spans
 from clara_cli.evaluation.paragraphs import Piece
-from clara_cli.evaluation.systems import Asked, Extract
+from clara_cli.evaluation.systems import Extract, PooledQuestion
 from clara_cli.search.bm25 import BM25
 
 CANDIDATES = 20  # passages of a whole corpus whose sentences are looked at
@@ -22,7 +22,7 @@ Offsets = Callable[[str], Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
-class Sentence:
+class ScoredSentence:
     """A sentence of the pool: its passage and its place there, by number."""
 
     passage: int
@@ -35,7 +35,7 @@ class PoolPicker:
 
     chooses = True
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The passages to look for sentences in."""
         return [
             asked.pool.bm25(asked.question, CANDIDATES) if asked.pool.whole else asked.pool.pieces
@@ -69,10 +69,10 @@ class Extractive:
         return self._cut(pieces[ranked[0].passage], ranked[0].text, budget) if ranked else []
 
     def _fitting(
-        self, pieces: Sequence[Piece], ranked: Sequence[Sentence], budget: int
-    ) -> list[Sentence]:
+        self, pieces: Sequence[Piece], ranked: Sequence[ScoredSentence], budget: int
+    ) -> list[ScoredSentence]:
         """The sentences that fit one after the other, best first; none where the best does not."""
-        chosen: list[Sentence] = []
+        chosen: list[ScoredSentence] = []
         left, titled = budget, set[int]()
         for sentence in ranked:
             tokens = self._count(sentence.text)
@@ -96,7 +96,7 @@ class Extractive:
         return [Extract((piece,), text, len(offsets))] if text else []
 
 
-def rank_sentences(question: str, pieces: Sequence[Piece]) -> list[Sentence]:
+def rank_sentences(question: str, pieces: Sequence[Piece]) -> list[ScoredSentence]:
     """The sentences of passages, best first by BM25 of title and sentence; then those that share no
     word with the question, those of the best passages first."""
     sentences = [s for number, piece in enumerate(pieces) for s in _sentences(number, piece)]
@@ -109,13 +109,15 @@ def rank_sentences(question: str, pieces: Sequence[Piece]) -> list[Sentence]:
     return [*(sentences[row] for row in found), *rest]
 
 
-def _sentences(number: int, piece: Piece) -> Iterable[Sentence]:
+def _sentences(number: int, piece: Piece) -> Iterable[ScoredSentence]:
     body = piece.text.removeprefix(f"{piece.title}\n") if piece.title else piece.text
     for place, (start, end) in enumerate(sentence_spans(body)):
-        yield Sentence(number, place, body[start:end])
+        yield ScoredSentence(number, place, body[start:end])
 
 
-def passage_texts(pieces: Sequence[Piece], chosen: Sequence[Sentence]) -> list[tuple[int, str]]:
+def passage_texts(
+    pieces: Sequence[Piece], chosen: Sequence[ScoredSentence]
+) -> list[tuple[int, str]]:
     """(passage, its title and chosen sentences in their order), in the order of best sentences."""
     texts = []
     for number in dict.fromkeys(sentence.passage for sentence in chosen):

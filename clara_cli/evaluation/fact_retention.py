@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from clara_cli.bench_records import Survival
+from clara_cli.bench_records import FactRetention
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.evaluation.paragraphs import Case, Piece
 from clara_cli.evaluation.passage_memories import Memories
@@ -31,7 +31,7 @@ def names(text: str) -> set[str]:
 
 def survival(
     cases: Sequence[Case], slots: dict[int, int], loaded: Loaded, memories: Memories
-) -> tuple[Survival, ...]:
+) -> tuple[FactRetention, ...]:
     """Each ratio's share of facts kept, over the first gold passages."""
     pieces = {
         piece.row: piece
@@ -45,7 +45,7 @@ def survival(
 
 def _at(
     ratio: int, slots: int, pieces: Sequence[Piece], loaded: Loaded, memories: Memories
-) -> Survival:
+) -> FactRetention:
     prompter = loaded.model.prompter
     ids = prompter.prompt(prompter.paraphrase_chat(slots, 0))
     found, kept = {"numbers": 0, "names": 0}, {"numbers": 0, "names": 0}
@@ -57,7 +57,7 @@ def _at(
             kept[kind] += sum(_stands(fact, said) for fact in facts)
     shares = {kind: kept[kind] / count if count else None for kind, count in found.items()}
     counts = (found["numbers"], shares["numbers"], found["names"], shares["names"])
-    return Survival(ratio, len(pieces), *counts)
+    return FactRetention(ratio, len(pieces), *counts)
 
 
 def _stands(fact: str, text: str) -> bool:

@@ -96,7 +96,7 @@ def prepare(
     rows = [Row(system) for system in build_systems(specs, bench)]
     for control in wanted:
         rows += control_rows(control, rows, cases, made, library, config)
-    say_what_is_special(config, loaded, systems, cases, report)
+    note_unusual_settings(config, loaded, systems, cases, report)
     rivals = tuple(spec.identity for spec in specs if not spec.own)
     return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus, rivals)
 
@@ -184,7 +184,7 @@ def make_memories(
     return ComputedMemories(loaded.model, library.texts, dtype, batch, keep)
 
 
-def say_what_is_special(
+def note_unusual_settings(
     config: BenchConfig,
     loaded: Loaded,
     systems: Sequence[str],

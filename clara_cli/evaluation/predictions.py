@@ -22,7 +22,7 @@ import torch
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ArtefactError, is_out_of_memory
 from clara_cli.evaluation.paragraphs import Case
-from clara_cli.evaluation.systems import PHASES, Asked, Failure, Prediction, System
+from clara_cli.evaluation.systems import PHASES, Failure, PooledQuestion, Prediction, System
 from clara_cli.records import Progress, Report
 from clara_cli.storage.artefact import Fields, read_object, refuse_difference
 from clara_cli.storage.files import make_folder, write_atomic
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass
-class Answered:
+class AnsweredRows:
     """Lines of predictions and of measures, in step."""
 
     predictions: list[Line] = field(default_factory=list)
@@ -86,14 +86,14 @@ def answer_all(
     settings: Mapping[str, Any],
     ranks: Ranks,
     report: Report,
-) -> Answered:
+) -> AnsweredRows:
     """Every row's answer to every question, in order; goes on where `folder` left off. Several
     processes take the batches in turn; the first one has, and writes, all that they say.
 
     Raises:
         ArtefactError: where the folder holds a run with other settings.
     """
-    answered, keep = Answered(), contextlib.ExitStack()
+    answered, keep = AnsweredRows(), contextlib.ExitStack()
     with keep:
         if folder is not None and ranks.first:
             make_folder(folder)
@@ -124,7 +124,7 @@ def answer_all(
 
 
 def _ask_again(
-    answered: Answered,
+    answered: AnsweredRows,
     rows: Sequence[Row],
     cases: Sequence[Case],
     done: int,
@@ -201,7 +201,9 @@ def _answers(system: System, cases: Sequence[Case]) -> list[Prediction | Failure
     where it does not suffice for one."""
     if not cases:
         return []
-    batch = [Asked(c.question.question, c.pool if system.chooses else c.given) for c in cases]
+    batch = [
+        PooledQuestion(c.question.question, c.pool if system.chooses else c.given) for c in cases
+    ]
     try:
         return list(system.answer(batch))
     except (MemoryError, RuntimeError) as error:
@@ -256,7 +258,7 @@ def _history(folder: Path, name: str) -> History:
     return History(folder, name, _ANEW)
 
 
-def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[Answered, int]:
+def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[AnsweredRows, int]:
     """What whole batches of questions are there, with the files cut back to them; and how many
     questions that is."""
     predictions, measures = (read_lines(folder, name) for name in (PREDICTIONS, MEASURES))
@@ -277,10 +279,10 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
         kept, done = kept + len(expected), last
     for name in (PREDICTIONS, MEASURES):
         _history(folder, name).keep(kept)
-    return Answered(predictions[:kept], measures[:kept]), done
+    return AnsweredRows(predictions[:kept], measures[:kept]), done
 
 
-def _rewrite(folder: Path, answered: Answered) -> None:
+def _rewrite(folder: Path, answered: AnsweredRows) -> None:
     """Write both files anew."""
     write_atomic(folder, PREDICTIONS, b"".join(map(encode_line, answered.predictions)))
     write_atomic(folder, MEASURES, b"".join(map(encode_line, answered.measures)))

@@ -1,6 +1,6 @@
 """From answered lines to a scorecard a row: means over questions, intervals, what is best.
 
-Knows lines and numbers; nothing of models, files or how things are shown.
+Knows lines and numbers; nothing of models, files or how timed_tasks are shown.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ Timed = Callable[[], dict[str, float]]
 
 
 class Speed:
-    """The things that are timed, on one model at one memory size."""
+    """The timed_tasks that are timed, on one model at one memory size."""
 
     def __init__(self, model: ClaraModel, slots: int, seed: int) -> None:
         self.model, self.slots = model, slots
@@ -60,7 +60,7 @@ class Speed:
         block = [*(named[i % len(named)] for i in range(self.slots)), prompter.separator_id]
         return [*self._draw(INSTRUCTION), *block * PASSAGES, *self._draw(QUESTION)]
 
-    def things(self) -> dict[str, Timed]:
+    def timed_tasks(self) -> dict[str, Timed]:
         """What is measured, by name."""
         passages = [self._passage() for _ in range(self.batch)]
         question, memory_prompt = self._draw(QUESTION), self._memory_prompt()
@@ -165,11 +165,11 @@ def synchronise(device: torch.device) -> None:
 
 def measure(speed: Speed, rounds: int, report: Report) -> dict[str, dict[str, float] | None]:
     """Medians by thing; None for one that memory did not suffice for, which is said."""
-    things = speed.things()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in things}
+    timed_tasks = speed.timed_tasks()
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in timed_tasks}
     failed: set[str] = set()
     for number in range(rounds + 1):
-        for name, thing in things.items():
+        for name, thing in timed_tasks.items():
             if name in failed:
                 continue
             try:

@@ -65,7 +65,7 @@ class TextReader(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class PooledQuestion:
     """A question and the passages it is to be answered from."""
 
     question: str
@@ -79,7 +79,7 @@ class System(Protocol):
     ratio: int | None
     chooses: bool
 
-    def answer(self, batch: Sequence[Asked]) -> Sequence[Prediction | Failure]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> Sequence[Prediction | Failure]:
         """Answer questions together; greedy, so the same batch gives the same answers. What was
         done together is timed together, each question taking an equal share."""
 
@@ -163,7 +163,7 @@ def _ids(pieces: Sequence[Piece]) -> tuple[str, ...]:
 class _Picked:
     """A question on its way: what it is given, in order, and the seconds spent so far."""
 
-    asked: Asked
+    asked: PooledQuestion
     pieces: Sequence[Piece]
     seconds: dict[str, float]
     prompt: list[int] = field(default_factory=list)
@@ -198,7 +198,7 @@ class MemorySystem:
         """Memory as stored."""
         return float(self._memories.bytes_per_passage(self._slots))
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction]:
         """Rank (clara, sup), fit, splice, generate."""
         picked = [self._given(asked) for asked in batch]
         if self._pick is not None:
@@ -217,7 +217,7 @@ class MemorySystem:
         pairs = zip(picked, texts, strict=True)
         return [one.said(text, one.kept * self._slots) for one, text in pairs]
 
-    def _given(self, asked: Asked) -> _Picked:
+    def _given(self, asked: PooledQuestion) -> _Picked:
         rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
         seconds = dict.fromkeys(PHASES, 0.0)
         seconds["compress"] = self._memories.seconds(rows, self._slots)
@@ -275,7 +275,7 @@ class Picker(Protocol):
 
     chooses: bool
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The passages of each question, best first."""
 
 
@@ -294,7 +294,7 @@ class AllGiven:
 
     chooses = False
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The passages as they come."""
         return [asked.pool.pieces for asked in batch]
 
@@ -304,7 +304,7 @@ class NoneGiven:
 
     chooses = False
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """Nothing."""
         return [() for _ in batch]
 
@@ -316,7 +316,7 @@ class BM25Picker:
     top_k: int
     chooses = True
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The best by BM25; fewer where too few share a word with the question."""
         return [asked.pool.bm25(asked.question, self.top_k) for asked in batch]
 
@@ -343,7 +343,7 @@ class TextSystem:
             return None
         return sum(len(text.encode("utf-8", "replace")) for text in texts) / len(texts)
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction | Failure]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction | Failure]:
         """Pick, compress, read."""
         began = time.monotonic()
         picked = self._picker.pick(batch)
@@ -365,7 +365,7 @@ class TextSystem:
         ]
 
     def _read(
-        self, batch: Sequence[Asked], extracts: Sequence[list[Extract] | Failure]
+        self, batch: Sequence[PooledQuestion], extracts: Sequence[list[Extract] | Failure]
     ) -> list[Reading | Failure]:
         """What the reader makes of those that there is something to read for."""
         tasks = [
@@ -382,7 +382,7 @@ class TextSystem:
         return self._compressor.compress(question, pieces)
 
 
-def _share(began: float, batch: Sequence[Asked]) -> float:
+def _share(began: float, batch: Sequence[PooledQuestion]) -> float:
     """An equal share, for each question, of the seconds since `began`."""
     return (time.monotonic() - began) / len(batch)
 

@@ -83,7 +83,7 @@ def recall(rank_BK: Tensor, candidates: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class MeasuredKey:
     """A key with a number of candidates, and the recall measured for it."""
 
     key: Key
@@ -93,12 +93,12 @@ class Pair:
 
 def cheapest(
     keys: Sequence[Key], ranks: Sequence[Tensor], passages: int, numbers: int, ef: int
-) -> Pair | None:
+) -> MeasuredKey | None:
     """The pair that reads the fewest numbers of those with `GOOD_RECALL` at no more than
     `MOST_CANDIDATES` of the corpus; None where there is none. `numbers` is M x D."""
     most = int(passages * MOST_CANDIDATES)
     pairs = [
-        Pair(key, count, found)
+        MeasuredKey(key, count, found)
         for key, rank_BK in zip(keys, ranks, strict=True)
         for count in COUNTS
         if rank_BK.shape[1] <= count <= most and (found := recall(rank_BK, count)) >= GOOD_RECALL
@@ -111,7 +111,7 @@ def cost(width: int, candidates: int, numbers: int, ef: int) -> int:
     return max(ef, candidates) * 32 * width + candidates * numbers
 
 
-def widen(pair: Pair, passages: int, measure: Callable[[int], float | None]) -> Pair:
+def widen(pair: MeasuredKey, passages: int, measure: Callable[[int], float | None]) -> MeasuredKey:
     """The pair with as many candidates as the graph itself, which is approximate, needs to find
     what its key does. It stays where the key does not find enough, or no number up to the limit
     helps. `measure` is the graph's recall with so many candidates."""
@@ -125,7 +125,7 @@ def widen(pair: Pair, passages: int, measure: Callable[[int], float | None]) -> 
     return pair
 
 
-def scan_is_cheaper(pair: Pair, passages: int, numbers: int, ef: int) -> bool:
+def scan_is_cheaper(pair: MeasuredKey, passages: int, numbers: int, ef: int) -> bool:
     """Whether reading all memory costs less than the graph and its candidates."""
     graph = _SCAN_AT_LEAST + cost(pair.key.width, pair.candidates, numbers, ef)
     return passages * numbers <= graph

@@ -1,4 +1,4 @@
-"""The desk a passage's work lies on: prompts asked and counted, pairs judged by gates and by the
+"""One passage at work: prompts asked and counted, pairs judged by the checks and by the
 model, failing ones written again once, the outcome as lines.
 
 Knows one passage at a time; nothing of rounds, of other passages or of files.
@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class AcceptedPair:
     """A pair believed, and where it came from."""
 
     kind: str
@@ -67,14 +67,14 @@ class Kept:
 
 
 @dataclass(slots=True)
-class Desk:
+class PassageWorker:
     """One passage at work."""
 
     llm: LLM
     settings: Settings
     passage: Passage
     outcome: Outcome
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[AcceptedPair] = field(default_factory=list)
     unfit: Unfit | None = None
 
     def pairs(self) -> list[Candidate]:
@@ -146,7 +146,7 @@ class Desk:
                 self.reject(kind, number, verdict, _shown(first) | reason | again)
             else:
                 self.outcome.counts["repaired"] += pair is not first
-                self.kept.append(Kept(kind, number, pair))
+                self.kept.append(AcceptedPair(kind, number, pair))
         return len(self.kept) - before
 
     async def _judge(
@@ -198,10 +198,10 @@ def _shown(pair: Candidate) -> dict[str, Any]:
     return {"question": pair.question, "answer": pair.answer}
 
 
-def finished(desk: Desk, accepted: Sequence[tuple[str, int]]) -> Outcome:
+def finished(worker: PassageWorker, accepted: Sequence[tuple[str, int]]) -> Outcome:
     """The outcome with its counts, once nothing changes any more; `accepted` are the kind and
     the round of every piece kept."""
-    outcome = desk.outcome
+    outcome = worker.outcome
     outcome.counts["passages"] += 1
     for kind, number in accepted:
         outcome.counts.update((f"accepted.{kind}", f"round.{number}.accepted"))

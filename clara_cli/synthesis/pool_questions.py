@@ -16,7 +16,7 @@ from clara_cli.chat.client import LLM
 from clara_cli.records import Passage
 from clara_cli.search.bm25 import BM25, words
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.passage_worker import Desk, Outcome, Settings, finished
+from clara_cli.synthesis.passage_worker import Outcome, PassageWorker, Settings, finished
 from clara_cli.synthesis.quality_checks import Candidate, Verdict, check_duplicate, check_golds
 from clara_cli.synthesis.replies import (
     Linked,
@@ -57,37 +57,39 @@ class Library:
 
 async def linked(library: Library, row: int, llm: LLM, settings: Settings, key: str) -> Outcome:
     """Questions over a passage and its neighbours, gold marked, with hard negatives."""
-    desk = _desk(library, row, llm, settings, key)
+    worker = _open_worker(library, row, llm, settings, key)
     query = " ".join(words(library.texts[row])[:QUERY_WORDS])
     shown = [row, *library.nearest(query, LINKED_PASSAGES - 1, [row])]
     texts = [library.texts[r] for r in shown]
-    if len(shown) < 2 or not (desk.passage.text or "").strip():
-        desk.drop(Verdict("alone", "no other passage shares its words"))
-        return finished(desk, [])
-    desk.outcome.rounds = 1
-    found: Any = await desk.ask(
+    if len(shown) < 2 or not (worker.passage.text or "").strip():
+        worker.drop(Verdict("alone", "no other passage shares its words"))
+        return finished(worker, [])
+    worker.outcome.rounds = 1
+    found: Any = await worker.ask(
         prompts.linked(texts, settings.temperature),
         lambda reply, cut: read_linked(reply, len(texts), cut),
     )
     for pair, golds in [] if isinstance(found, Malformed) else found:
-        verdict = await _check_linked(desk, (pair, golds), texts)
+        verdict = await _check_linked(worker, (pair, golds), texts)
         if verdict is not None:
-            desk.reject("e2e", 1, verdict, {"question": pair.question, "answer": pair.answer})
+            worker.reject("e2e", 1, verdict, {"question": pair.question, "answer": pair.answer})
         else:
             rows = [shown[number] for number in golds]
-            _keep(desk, "e2e", pair, _pool(library, pair, rows, settings))
-    return _closed(desk, "e2e")
+            _keep(worker, "e2e", pair, _pool(library, pair, rows, settings))
+    return _closed(worker, "e2e")
 
 
-async def _check_linked(desk: Desk, question: Linked, texts: list[str]) -> Verdict | None:
+async def _check_linked(
+    worker: PassageWorker, question: Linked, texts: list[str]
+) -> Verdict | None:
     pair, golds = question
     chosen = [texts[number] for number in golds]
     if len(golds) < 2:
-        return desk.count(Verdict("single", "names fewer than two passages"))
-    verdict = check_golds(pair, chosen) or check_duplicate(pair, _asked(desk))
+        return worker.count(Verdict("single", "names fewer than two passages"))
+    verdict = check_golds(pair, chosen) or check_duplicate(pair, _asked(worker))
     if verdict is not None:
-        return desk.count(verdict)
-    return await desk.verdict("\n\n".join(chosen), pair)
+        return worker.count(verdict)
+    return await worker.verdict("\n\n".join(chosen), pair)
 
 
 def _pool(
@@ -111,62 +113,68 @@ def _holds(text: list[str], answer: list[str]) -> bool:
 
 async def instruct(library: Library, row: int, llm: LLM, settings: Settings, key: str) -> Outcome:
     """Questions about a passage, answered by the model from the passages a search finds."""
-    desk = _desk(library, row, llm, settings, key)
+    worker = _open_worker(library, row, llm, settings, key)
     text = library.texts[row]
-    if not (desk.passage.text or "").strip():
-        desk.drop(Verdict("empty", "no text"))
-        return finished(desk, [])
-    desk.outcome.rounds = 1
-    found: Any = await desk.ask(prompts.questions("simple", text, settings.temperature), read_pairs)
+    if not (worker.passage.text or "").strip():
+        worker.drop(Verdict("empty", "no text"))
+        return finished(worker, [])
+    worker.outcome.rounds = 1
+    found: Any = await worker.ask(
+        prompts.questions("simple", text, settings.temperature), read_pairs
+    )
     for draft in [] if isinstance(found, Malformed) else found:
         rows = library.nearest(draft.question, settings.top_k)
         texts = [library.texts[r] for r in rows]
-        pair, verdict = await _answer(desk, draft, texts)
+        pair, verdict = await _answer(worker, draft, texts)
         if verdict is not None:
-            desk.reject("instruct", 1, verdict, {"question": pair.question, "answer": pair.answer})
+            worker.reject(
+                "instruct", 1, verdict, {"question": pair.question, "answer": pair.answer}
+            )
         else:
             pool = [library.paragraph(r, gold=r == row) for r in rows]
-            _keep(desk, "instruct", pair, pool)
-    return _closed(desk, "instruct")
+            _keep(worker, "instruct", pair, pool)
+    return _closed(worker, "instruct")
 
 
 async def _answer(
-    desk: Desk, draft: Candidate, texts: list[str]
+    worker: PassageWorker, draft: Candidate, texts: list[str]
 ) -> tuple[Candidate, Verdict | None]:
     """A question with the answer the model reads from texts, tried twice, and what speaks
     against it."""
-    verdict = desk.count(check_duplicate(Candidate(draft.question, ""), _asked(desk)))
+    verdict = worker.count(check_duplicate(Candidate(draft.question, ""), _asked(worker)))
     if verdict is not None or not texts:
         return draft, verdict or Verdict("alone", "the search finds no passage")
     pair = draft
-    for temperature in (0.0, desk.settings.temperature):
-        said: Any = await desk.ask(
+    for temperature in (0.0, worker.settings.temperature):
+        said: Any = await worker.ask(
             prompts.answer(texts, draft.question, temperature),
             lambda reply, cut: read_text(reply, "answer", cut),
         )
         if isinstance(said, Malformed):
             return draft, Verdict("malformed", said.why)
         pair = Candidate(draft.question, said)
-        verdict = await desk.verdict("\n\n".join(texts), pair)
+        verdict = await worker.verdict("\n\n".join(texts), pair)
         if verdict is None:
             break
     return pair, verdict
 
 
-def _desk(library: Library, row: int, llm: LLM, settings: Settings, key: str) -> Desk:
+def _open_worker(
+    library: Library, row: int, llm: LLM, settings: Settings, key: str
+) -> PassageWorker:
     passage = library.passages[row]
-    return Desk(llm, settings, passage, Outcome(key, passage.passage_id))
+    return PassageWorker(llm, settings, passage, Outcome(key, passage.passage_id))
 
 
-def _asked(desk: Desk) -> list[Candidate]:
-    return [Candidate(line["question"], line["answers"][0]) for line in desk.outcome.lines]
+def _asked(worker: PassageWorker) -> list[Candidate]:
+    return [Candidate(line["question"], line["answers"][0]) for line in worker.outcome.lines]
 
 
-def _keep(desk: Desk, kind: str, pair: Candidate, pool: list[dict[str, Any]]) -> None:
-    number = len(desk.outcome.lines)
-    desk.outcome.lines.append(
+def _keep(worker: PassageWorker, kind: str, pair: Candidate, pool: list[dict[str, Any]]) -> None:
+    number = len(worker.outcome.lines)
+    worker.outcome.lines.append(
         {
-            "id": f"{desk.passage.passage_id}/{number}",
+            "id": f"{worker.passage.passage_id}/{number}",
             "question": pair.question,
             "answers": [pair.answer],
             "type": kind,
@@ -175,8 +183,8 @@ def _keep(desk: Desk, kind: str, pair: Candidate, pool: list[dict[str, Any]]) ->
     )
 
 
-def _closed(desk: Desk, kind: str) -> Outcome:
-    accepted = [(kind, 1) for _ in desk.outcome.lines]
+def _closed(worker: PassageWorker, kind: str) -> Outcome:
+    accepted = [(kind, 1) for _ in worker.outcome.lines]
     if not accepted:
-        desk.drop(desk.nothing("no question passed"))
-    return finished(desk, accepted)
+        worker.drop(worker.nothing("no question passed"))
+    return finished(worker, accepted)

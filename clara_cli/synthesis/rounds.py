@@ -11,7 +11,7 @@ from typing import Any
 from clara_cli.chat.client import LLM
 from clara_cli.records import Passage
 from clara_cli.synthesis import prompts
-from clara_cli.synthesis.passage_worker import Desk, Outcome, Settings, finished
+from clara_cli.synthesis.passage_worker import Outcome, PassageWorker, Settings, finished
 from clara_cli.synthesis.quality_checks import Verdict, check_paraphrase, coverage
 from clara_cli.synthesis.replies import Malformed, read_pairs, read_text
 
@@ -25,96 +25,96 @@ async def synthesize(
 ) -> Outcome:
     """Everything of one passage. `text` is what the model reads and the pairs are about (the
     title, where there is one, and the passage's own text)."""
-    desk = Desk(llm, settings, passage, Outcome(key, passage.passage_id))
+    worker = PassageWorker(llm, settings, passage, Outcome(key, passage.passage_id))
     paraphrases: list[str] = []
     if not (passage.text or "").strip():
-        desk.drop(Verdict("empty", "no text"))
-        return finished(desk, [])
+        worker.drop(Verdict("empty", "no text"))
+        return finished(worker, [])
     for kind in QUESTIONS:
         if kind in settings.kinds:
-            await ask_rounds(desk, kind, text)
+            await ask_rounds(worker, kind, text)
     if PARAPHRASE in settings.kinds:
-        paraphrases = await ask_paraphrase(desk, text)
+        paraphrases = await ask_paraphrase(worker, text)
     asked = any(kind in settings.kinds for kind in QUESTIONS)
-    verdict = _below(desk, paraphrases, asked=asked)
+    verdict = _below(worker, paraphrases, asked=asked)
     if verdict is not None:
         for said in paraphrases:
-            desk.reject(PARAPHRASE, 1, verdict, {"paraphrase": said})
-        desk.drop(verdict)
-        return finished(desk, [])
-    _write(desk, text, paraphrases)
-    kept = [(item.kind, item.round) for item in desk.kept]
-    return finished(desk, [*kept, *((PARAPHRASE, 1) for _ in paraphrases)])
+            worker.reject(PARAPHRASE, 1, verdict, {"paraphrase": said})
+        worker.drop(verdict)
+        return finished(worker, [])
+    _write(worker, text, paraphrases)
+    kept = [(item.kind, item.round) for item in worker.kept]
+    return finished(worker, [*kept, *((PARAPHRASE, 1) for _ in paraphrases)])
 
 
-async def ask_rounds(desk: Desk, kind: str, text: str) -> None:
+async def ask_rounds(worker: PassageWorker, kind: str, text: str) -> None:
     """One kind of questions until the model finds nothing uncovered, for up to `rounds`."""
-    settings, barren = desk.settings, 0
+    settings, barren = worker.settings, 0
     for number in range(1, settings.rounds + 1):
         if number == 1:
             prompt = prompts.questions(kind, text, settings.temperature)
         else:
-            prompt = prompts.more(kind, text, desk.pairs(), settings.temperature)
-        desk.outcome.rounds = max(desk.outcome.rounds, number)
-        pairs: Any = await desk.ask(prompt, read_pairs)
+            prompt = prompts.more(kind, text, worker.pairs(), settings.temperature)
+        worker.outcome.rounds = max(worker.outcome.rounds, number)
+        pairs: Any = await worker.ask(prompt, read_pairs)
         if pairs == []:
             return
         found = [] if isinstance(pairs, Malformed) else pairs
-        believed = await desk.settle(kind, number, text, found)
+        believed = await worker.settle(kind, number, text, found)
         barren = 0 if believed else barren + 1
         if barren == BARREN_ROUNDS:
             return
 
 
-async def ask_paraphrase(desk: Desk, text: str) -> list[str]:
+async def ask_paraphrase(worker: PassageWorker, text: str) -> list[str]:
     """A paraphrase that passes, written at most twice; none where none does."""
-    settings = desk.settings
+    settings = worker.settings
     prompt = prompts.paraphrase(text, settings.temperature)
     for attempt in (1, 2):
-        said: Any = await desk.ask(prompt, lambda reply, cut: read_text(reply, PARAPHRASE, cut))
+        said: Any = await worker.ask(prompt, lambda reply, cut: read_text(reply, PARAPHRASE, cut))
         if isinstance(said, Malformed):
-            desk.reject(PARAPHRASE, 1, Verdict("malformed", said.why), {"paraphrase": ""})
+            worker.reject(PARAPHRASE, 1, Verdict("malformed", said.why), {"paraphrase": ""})
             return []
         verdict = check_paraphrase(said, text, settings.limits)
         if verdict is None:
-            verdict = await desk.verify(prompts.same(text, said), "same")
-        if desk.count(verdict) is None:
-            desk.outcome.counts["repaired"] += attempt == 2
+            verdict = await worker.verify(prompts.same(text, said), "same")
+        if worker.count(verdict) is None:
+            worker.outcome.counts["repaired"] += attempt == 2
             return [said]
         assert verdict is not None, "count gives back what it was given"
         if attempt == 2:
-            desk.reject(PARAPHRASE, 1, verdict, {"paraphrase": said})
+            worker.reject(PARAPHRASE, 1, verdict, {"paraphrase": said})
             return []
         reason = f"{verdict.gate}: {verdict.detail}"
         prompt = prompts.rephrase(text, said, reason, settings.temperature)
     return []
 
 
-def _below(desk: Desk, paraphrases: list[str], *, asked: bool) -> Verdict | None:
+def _below(worker: PassageWorker, paraphrases: list[str], *, asked: bool) -> Verdict | None:
     """Why a passage is to be dropped: nothing came of it, or its questions leave out too much."""
     if not asked:
-        return None if paraphrases else desk.nothing("no paraphrase passed")
-    share = coverage(desk.passage.text or "", desk.pairs())
-    desk.outcome.coverage = round(share, 4)
-    if not desk.kept:
-        return desk.nothing("no question passed")
-    if share < desk.settings.min_coverage:
-        bar = desk.settings.min_coverage
+        return None if paraphrases else worker.nothing("no paraphrase passed")
+    share = coverage(worker.passage.text or "", worker.pairs())
+    worker.outcome.coverage = round(share, 4)
+    if not worker.kept:
+        return worker.nothing("no question passed")
+    if share < worker.settings.min_coverage:
+        bar = worker.settings.min_coverage
         return Verdict("coverage", f"{share:.2f} of its sentences, at least {bar:.2f}")
     return None
 
 
-def _write(desk: Desk, text: str, paraphrases: list[str]) -> None:
+def _write(worker: PassageWorker, text: str, paraphrases: list[str]) -> None:
     """The lines `pretrain` reads: one a kind of questions, one a paraphrase."""
-    about = {"docs": [text], "passage_id": desk.passage.passage_id}
+    about = {"docs": [text], "passage_id": worker.passage.passage_id}
     for kind in QUESTIONS:
-        pairs = [kept.pair for kept in desk.kept if kept.kind == kind]
+        pairs = [kept.pair for kept in worker.kept if kept.kind == kind]
         if pairs:
             said = {
                 "question": [pair.question for pair in pairs],
                 "answers": [pair.answer for pair in pairs],
             }
-            desk.outcome.lines.append({"data_type": "qa", **said, **about, "kind": kind})
+            worker.outcome.lines.append({"data_type": "qa", **said, **about, "kind": kind})
     for said_again in paraphrases:
         line = {"data_type": "paraphrase", "question": [], "answers": [said_again]}
-        desk.outcome.lines.append({**line, **about, "kind": PARAPHRASE})
+        worker.outcome.lines.append({**line, **about, "kind": PARAPHRASE})

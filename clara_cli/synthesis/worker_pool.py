@@ -30,7 +30,7 @@ Work = Callable[[Job], Awaitable[Outcome]]
 Commit = Callable[[Sequence[Outcome]], None]
 
 
-async def drive(
+async def run_workers(
     jobs: Iterable[Job], work: Work, commit: Commit, width: int, tell: Callable[[Outcome], None]
 ) -> None:
     """Work on `width` jobs at a time, in the order given, and commit each outcome. A job whose
@@ -38,16 +38,16 @@ async def drive(
 
     What is finished when this ends, however it ends, is committed.
     """
-    line = _Line(work, commit, tell)
+    pool = _WorkerPool(work, commit, tell)
     try:
-        await line.run(iter(jobs), width)
-        postponed, line.postponed, line.last = line.postponed, [], True
-        await line.run(iter(postponed), width)
+        await pool.run(iter(jobs), width)
+        postponed, pool.postponed, pool.last = pool.postponed, [], True
+        await pool.run(iter(postponed), width)
     finally:
-        line.flush()
+        pool.flush()
 
 
-class _Line:
+class _WorkerPool:
     """Workers on one side, one committer on the other."""
 
     def __init__(self, work: Work, commit: Commit, tell: Callable[[Outcome], None]) -> None:

@@ -23,7 +23,7 @@ from clara_cli.errors import ClaraError, Interrupted
 from clara_cli.records import Progress, Report
 from clara_cli.storage.files import undisturbed
 from clara_cli.training.run_folder import RunFolder, Trained
-from clara_cli.training.validation_schedule import Checks
+from clara_cli.training.validation_schedule import ValidationSchedule
 
 LossFunction = Callable[[Batch, float], Losses]
 """Losses of a micro-batch; the number multiplies its alignment loss's weight (see `gradients`)."""
@@ -95,7 +95,7 @@ def fit(
     settings: FitSettings,
     run: RunFolder,
     report: Report,
-    checks: Checks | None = None,
+    checks: ValidationSchedule | None = None,
 ) -> FitSummary:
     """Train until `settings.schedule.steps` steps are done or `checks` see no more gain, resuming
     where the folder stands. `batches(step)` gives this process's micro-batches of a step; it is

@@ -36,8 +36,8 @@ from clara_cli.storage.lock import locked
 from clara_cli.training.loop import FitSettings, FitSummary, LossFunction, Schedule, fit, summary
 from clara_cli.training.run_folder import RunFolder
 from clara_cli.training.trackers import check_tracker, open_trackers
-from clara_cli.training.validation import HeldOut, checks_of
-from clara_cli.training.validation_schedule import Checks, best
+from clara_cli.training.validation import HeldOutSet, checks_of
+from clara_cli.training.validation_schedule import ValidationSchedule, best
 
 Record = TypeVar("Record")
 UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
@@ -193,7 +193,7 @@ class Task:
     batches: Callable[[int], list[Batch]]
     losses: LossFunction
     facts: dict[str, Any] = field(default_factory=dict)
-    held_out: HeldOut | None = None
+    held_out: HeldOutSet | None = None
 
 
 def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -> TrainResult:
@@ -243,7 +243,7 @@ def train_model(
     task: Task,
     steps: int,
     run: RunFolder,
-    checks: Checks | None,
+    checks: ValidationSchedule | None,
     report: Report,
 ) -> FitSummary:
     """Train what the stage trains, until its steps are done or the checks end it."""

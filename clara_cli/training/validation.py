@@ -25,7 +25,7 @@ from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation import metrics
 from clara_cli.training.run_folder import RunFolder
-from clara_cli.training.validation_schedule import Checks
+from clara_cli.training.validation_schedule import ValidationSchedule
 
 Record = TypeVar("Record")
 RECALL = ("recall@1", "recall@3", "recall@5")
@@ -48,7 +48,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutSet:
     """Records kept aside and how their stage reads them: a batch of them, its losses, and
     (memory_ND for the generator, scores_N per example where the stage ranks); greedy answers have
     `answer_tokens` at most."""
@@ -100,8 +100,8 @@ def check_validation(config: LearnConfig, stage: str) -> None:
 
 
 def checks_of(
-    config: LearnConfig, model: ClaraModel, held_out: HeldOut | None, steps: int, run: RunFolder
-) -> Checks | None:
+    config: LearnConfig, model: ClaraModel, held_out: HeldOutSet | None, steps: int, run: RunFolder
+) -> ValidationSchedule | None:
     """The checks of a run, None where nothing is kept aside."""
     if held_out is None or not held_out.examples:
         return None
@@ -113,11 +113,11 @@ def checks_of(
         return measure(config, model, held_out, run.ranks)
 
     every = config.validate_every or max(1, steps // 10)
-    return Checks(run, figures, every, config.best_by, config.patience)
+    return ValidationSchedule(run, figures, every, config.best_by, config.patience)
 
 
 def measure(
-    config: LearnConfig, model: ClaraModel, held_out: HeldOut, ranks: Ranks
+    config: LearnConfig, model: ClaraModel, held_out: HeldOutSet, ranks: Ranks
 ) -> dict[str, float]:
     """The figures of the model as it is, means over the examples (losses: over their tokens and
     passages)."""
@@ -143,7 +143,7 @@ def measure(
 
 
 def figures_of(
-    model: ClaraModel, held_out: HeldOut, part: Sequence[Example]
+    model: ClaraModel, held_out: HeldOutSet, part: Sequence[Example]
 ) -> Iterator[tuple[str, float, float]]:
     """(figure, value, weight) of a few examples; an answer whose prompt does not fit is wrong."""
     batch = held_out.build([example.given for example in part])

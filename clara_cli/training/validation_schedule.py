@@ -17,7 +17,7 @@ Figures = Mapping[str, float]
 
 
 @dataclass
-class Checks:
+class ValidationSchedule:
     """A check `every` so many steps and at the end; the best by the figure `best_by`; exhausted
     after `patience` checks in a row without a better one (None: never)."""
 

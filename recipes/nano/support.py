@@ -26,7 +26,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from clara_cli.answering.answerer import Asking, Found
+from clara_cli.answering.answerer import AskOptions, FoundPassages
 from clara_cli.answering.engine import Clara
 from clara_cli.answering.reading import generate
 from clara_cli.answering.support import FORMAT, MEMORY_SIGNALS, TEXT_SIGNALS, VERSION, lexical
@@ -47,7 +47,7 @@ class Case:
     words: float
 
 
-def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: Asking) -> list[Case]:
+def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: AskOptions) -> list[Case]:
     """Every question over right and over wrong documents, answers without a word left out."""
     found = clara.find([q["question"] for q in questions], how)
     made = [(q, one, False) for q, one in zip(questions, found, strict=True)]
@@ -64,7 +64,9 @@ def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: Asking) -> lis
     ]
 
 
-def partner(number: int, question: dict[str, Any], found: Sequence[Found]) -> Found | None:
+def partner(
+    number: int, question: dict[str, Any], found: Sequence[FoundPassages]
+) -> FoundPassages | None:
     """The passages of the first question from half way round that cannot help."""
     gold = set(question["gold"])
     answers = [" ".join(normalise(answer)) for answer in question["answers"]]
@@ -79,7 +81,7 @@ def partner(number: int, question: dict[str, Any], found: Sequence[Found]) -> Fo
 
 
 def judged(
-    clara: Clara, made: Sequence[tuple[dict[str, Any], Found, bool]], how: Asking
+    clara: Clara, made: Sequence[tuple[dict[str, Any], FoundPassages, bool]], how: AskOptions
 ) -> list[Case]:
     """Answers and their signals."""
     found = [one for _, one, _ in made]
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    how = Asking(top_k=args.top_k, max_new_tokens=16)
+    how = AskOptions(top_k=args.top_k, max_new_tokens=16)
     by_set: dict[str, list[Case]] = {}
     for corpus, file in zip(args.sets[::2], args.sets[1::2], strict=True):
         clara = Clara.open(corpus, model=args.model, device="cpu", dtype="float32")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clara_cli import Clara
 from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retriever, passage_texts
-from clara_cli.commands.index import Asked, spread
+from clara_cli.commands.index import EvaluatedQueries, spread
 from clara_cli.corpus.store import Corpus
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
@@ -34,7 +34,7 @@ from clara_cli.search.key_selection import (
     GOOD_RECALL,
     MOST_CANDIDATES,
     Key,
-    Pair,
+    MeasuredKey,
     cheapest,
     cost,
     keys_to_try,
@@ -74,7 +74,9 @@ def read_questions(path: Path, limit: int) -> list[dict]:
     return rows[:: max(1, len(rows) // limit)][:limit]
 
 
-def measure_keys(corpus: Corpus, asked: Asked, seed: int) -> tuple[list[Key], list[Tensor]]:
+def measure_keys(
+    corpus: Corpus, asked: EvaluatedQueries, seed: int
+) -> tuple[list[Key], list[Tensor]]:
     """Every key, and where the exact scan's best rows stand in its ranking."""
     identity = corpus.manifest.identity
     sample_NMD = spread(corpus, sample_size(identity.memory_tokens, identity.hidden))
@@ -102,7 +104,7 @@ def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[Grap
 
 
 def systems(
-    corpus: Corpus, keys: Sequence[Key], ranks: Sequence[Tensor], asked: Asked, seed: int
+    corpus: Corpus, keys: Sequence[Key], ranks: Sequence[Tensor], asked: EvaluatedQueries, seed: int
 ) -> Iterator[System]:
     """The exact scan and every key's graph, with each first stage; a graph gets the candidates it
     needs, as `clara index` gives it."""
@@ -125,7 +127,7 @@ def systems(
         good = [c for c in COUNTS if K <= c <= most and recall(rank_BK, c) >= GOOD_RECALL]
         count = good[0] if good else max(K, most)
         index, spent, bytes_ = graph_of(corpus, key, count, seed)
-        pair = Pair(key, count, recall(rank_BK, count))
+        pair = MeasuredKey(key, count, recall(rank_BK, count))
         count = widen(pair, len(corpus), partial(asked.recall, index)).candidates
         yield system("hnsw", key.name, "latent", index, count, spent, bytes_)
         yield system("hnsw", key.name, "hybrid", index, count, spent + seconds, bytes_ + size)
@@ -190,7 +192,7 @@ def run(folder: Path, file: Path, limit: int, seed: int) -> str:
     clara = Clara.open(folder, device="cpu")
     corpus = clara.corpus
     questions = read_questions(file, limit)
-    asked = Asked.of(clara, [row["question"] for row in questions], K)
+    asked = EvaluatedQueries.of(clara, [row["question"] for row in questions], K)
     if len(asked) < len(questions):
         raise SystemExit("a question is longer than the checkpoint reads")
     keys, ranks = measure_keys(corpus, asked, seed)

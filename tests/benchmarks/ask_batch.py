@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from clara_cli.answering.engine import Asking, Clara
+from clara_cli.answering.engine import AskOptions, Clara
 from clara_cli.answering.reading import generate
 from clara_cli.commands.ask import TOGETHER
 from clara_cli.core.backbone import head_logits
 from clara_cli.core.batch_encoding import keep_heap
 
 
-def gap(clara: Clara, question: str, how: Asking) -> float:
+def gap(clara: Clara, question: str, how: AskOptions) -> float:
     """How near the two best first-differing tokens are: the smallest gap between the two highest
     logits along the greedy answer, alone in its batch."""
     (found,) = clara.find([question], how)
@@ -52,7 +52,7 @@ def main() -> None:
     asked = [known[i % len(known)] for i in range(args.questions)]
     keep_heap()  # as `clara ask -f` does
     clara = Clara.open(args.corpus, device="cpu", dtype="float32")
-    how = Asking(max_new_tokens=args.max_new_tokens)
+    how = AskOptions(max_new_tokens=args.max_new_tokens)
     clara.ask_all(asked[:4], how)  # what loads late is loaded
     spent, differ = {"single": 0.0, "batch": 0.0}, []
     for first in range(0, len(asked), TOGETHER):

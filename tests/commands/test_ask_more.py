@@ -20,7 +20,7 @@ import torch
 from helpers import tiny_world as tiny
 
 from clara_cli.answering import support
-from clara_cli.answering.engine import Asking, Clara
+from clara_cli.answering.engine import AskOptions, Clara
 from clara_cli.answering.explain import contributions
 from clara_cli.answering.reading import generate, like_lengths, texts_within
 from clara_cli.cli import ask as terminal_ask
@@ -75,7 +75,7 @@ def plain(answer) -> dict:
 
 
 def test_questions_answered_together_get_the_answers_they_get_alone(clara):
-    how = Asking(max_new_tokens=12)
+    how = AskOptions(max_new_tokens=12)
     asked = [*QUESTIONS, "Schneit es in Zürich?", "Xyzzy plugh?", QUESTION]
     together = clara.ask_all(asked, how)
     assert [answer.question for answer in together] == asked
@@ -139,7 +139,7 @@ def test_a_budget_of_text_that_nothing_spends_is_refused(works, report):
 
 def test_several_corpora_answer_as_one_and_name_themselves(clara, halves):
     both = Clara.open(halves, device="cpu", dtype="float32")
-    how = Asking(first_stage="latent", ratio=16, top_k=4, max_new_tokens=8)
+    how = AskOptions(first_stage="latent", ratio=16, top_k=4, max_new_tokens=8)
     (joint,), (whole,) = both.ask_all([QUESTION], how), clara.ask_all([QUESTION], how)
     assert joint.answer == whole.answer
     assert [h.passage.passage_id for h in joint.sources] == [
@@ -162,14 +162,14 @@ def test_a_word_counts_as_rare_as_it_is_in_all_corpora(works, tmp_path):
         folders.append(tmp_path / f"{name}.clara")
         compress.run(tiny.compress(data, works.e2e, folders[-1], ratio=16), Mute())
     both = Clara.open(folders, device="cpu", dtype="float32")
-    (found,) = both.find(["Does the ferry leave Dover?"], Asking(top_k=2))
+    (found,) = both.find(["Does the ferry leave Dover?"], AskOptions(top_k=2))
     assert [hit.corpus for hit in found.hits] == [str(folders[0]), str(folders[1])]
     alone = [
-        Clara.open(folder, device="cpu", dtype="float32").find(["a ferry"], Asking(top_k=1))[0]
+        Clara.open(folder, device="cpu", dtype="float32").find(["a ferry"], AskOptions(top_k=1))[0]
         for folder in folders
     ]
     assert alone[0].hits[0].score < alone[1].hits[0].score
-    (found,) = both.find(["ferry"], Asking(top_k=2))
+    (found,) = both.find(["ferry"], AskOptions(top_k=2))
     assert found.hits[0].score == pytest.approx(found.hits[1].score, rel=0.2)
 
 
@@ -500,7 +500,7 @@ def test_a_follow_up_is_judged_on_what_it_stands_for(works, tmp_path, report):
 
 
 def test_likelihood_signals_compare_the_same_answer(clara):
-    how = Asking(top_k=2, max_new_tokens=8)
+    how = AskOptions(top_k=2, max_new_tokens=8)
     found = clara.find([QUESTION], how)
     prompt = clara.answerer.prompt(found[0], how)
     given = generate(clara.model, [prompt], 8)

@@ -18,7 +18,7 @@ from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
 from clara_cli.search.exact import scan
-from clara_cli.search.key_selection import Key, Pair
+from clara_cli.search.key_selection import Key, MeasuredKey
 from clara_cli.search.keys import make_key
 from clara_cli.search.label_index import GraphIndex
 
@@ -81,7 +81,7 @@ def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
 def test_auto_takes_the_graph_only_where_it_finds_enough_and_reads_less(
     passages, candidates, found, engine
 ):
-    pair = Pair(Key("pca", 64, {}), candidates, found or 0.0)
+    pair = MeasuredKey(Key("pca", 64, {}), candidates, found or 0.0)
     assert index.choose(pair, found, passages, 4096, 64) == engine
 
 

@@ -16,7 +16,7 @@ from helpers import tiny_world as tiny
 from safetensors.torch import load_file, save_file
 
 from clara_cli.answering import support
-from clara_cli.answering.engine import Asking, Clara
+from clara_cli.answering.engine import AskOptions, Clara
 from clara_cli.answering.reading import Generated
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index, pretrain
@@ -206,10 +206,10 @@ def test_an_empty_answer_is_never_supported(works, tmp_path, decoded):
     assert len(ids) == bool(decoded)
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert text == ""
-    found = clara.find([QUESTION], Asking(top_k=2))
-    (verdict,) = clara.answerer._judge(found, [Generated(ids, text, -0.1)], Asking(top_k=2))
+    found = clara.find([QUESTION], AskOptions(top_k=2))
+    (verdict,) = clara.answerer._judge(found, [Generated(ids, text, -0.1)], AskOptions(top_k=2))
     assert (verdict.support, verdict.supported) == (0.0, False)
-    as_text = dataclasses.replace(Asking(top_k=2), read="text")
+    as_text = dataclasses.replace(AskOptions(top_k=2), read="text")
     (unjudged,) = clara.answerer._judge(found, [Generated(ids, text, -0.1)], as_text)
     assert unjudged.support is None and not unjudged.supported
 

@@ -248,7 +248,7 @@ def test_no_address(text):
 
 def test_only_so_many_questions_wait(monkeypatch):
     monkeypatch.setattr(serving, "MOST_WAITING", 3)
-    go, desk = threading.Event(), serving.Desk(None, 1)
+    go, desk = threading.Event(), serving.RequestQueue(None, 1)
     waiting = [desk.take(lambda: go.wait(10)) for _ in range(3)]
     with pytest.raises(serving.Refusal, match="too many questions wait") as caught:
         desk.take(lambda: None)
@@ -263,7 +263,7 @@ def test_an_answer_that_takes_too_long_is_given_up(monkeypatch):
     import asyncio
 
     monkeypatch.setattr(serving, "LONGEST_WAIT", 0.01)
-    go, desk = threading.Event(), serving.Desk(None, 1)
+    go, desk = threading.Event(), serving.RequestQueue(None, 1)
     future = desk.take(lambda: go.wait(10))
     with pytest.raises(serving.Refusal) as caught:
         asyncio.run(serving.in_time(future))

@@ -16,7 +16,7 @@ from clara_cli.config import BenchConfig
 from clara_cli.documents.chunk import model_text
 from clara_cli.evaluation.extractive import Extractive, PoolPicker, rank_sentences
 from clara_cli.evaluation.paragraphs import Piece, Pool
-from clara_cli.evaluation.systems import Asked
+from clara_cli.evaluation.systems import PooledQuestion
 
 
 def words(text: str) -> list[tuple[int, int]]:
@@ -100,10 +100,10 @@ def test_the_budget_is_never_exceeded(
 
 def test_a_whole_corpus_is_looked_through_by_bm25_first() -> None:
     many = [piece(n, f"Bees number {n} make honey.") for n in range(60)]
-    asked = Asked("What of bees number 41?", Pool(tuple(many), whole=True))
+    asked = PooledQuestion("What of bees number 41?", Pool(tuple(many), whole=True))
     (picked,) = PoolPicker().pick([asked])
     assert (len(picked), picked[0].given) == (20, "p41")
-    (left,) = PoolPicker().pick([Asked(asked.question, asked.pool.without({"p41"}))])
+    (left,) = PoolPicker().pick([PooledQuestion(asked.question, asked.pool.without({"p41"}))])
     assert (len(left), "p41" in {p.given for p in left}) == (20, False)
 
 

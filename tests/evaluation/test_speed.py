@@ -71,7 +71,7 @@ def test_everything_is_measured(tiny: None, tmp_path: Path) -> None:
 def test_the_model_is_left_as_it_was(tiny: None) -> None:
     made = model()
     before = {name: p.clone() for name, p in made.named_parameters()}
-    speed.Speed(made, 8, 0).things()["train"]()
+    speed.Speed(made, 8, 0).timed_tasks()["train"]()
     assert not made.training and made.trained_parameters() == {}
     assert all(p.grad is None for p in made.parameters())
     assert all(torch.equal(before[name], p) for name, p in made.named_parameters())
@@ -89,9 +89,9 @@ def test_an_answer_has_all_its_tokens(tiny: None, monkeypatch: pytest.MonkeyPatc
         return clocks[-1]
 
     monkeypatch.setattr(speed, "_Clock", clock)
-    things = speed.Speed(made, 8, 0)
+    timed_tasks = speed.Speed(made, 8, 0)
     monkeypatch.setattr(made, "end_ids", lambda: [5])
-    things._written([6, 7], None, None)
+    timed_tasks._written([6, 7], None, None)
     assert [len(c.times) for c in clocks] == [32]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from clara_cli.search.exact import scan
 from clara_cli.search.key_selection import (
     Key,
-    Pair,
+    MeasuredKey,
     cheapest,
     cost,
     keys_to_try,
@@ -71,7 +71,7 @@ def test_the_cheapest_pair_is_the_one_that_reads_least() -> None:
     narrow = torch.tensor([[49]] * 98 + [[10_000]] * 2)
     wide = torch.zeros(100, 1, dtype=torch.long)
     chosen = cheapest([key(16), key(256)], [narrow, wide], 20_000, NUMBERS, EF)
-    assert chosen == Pair(key(16), 50, pytest.approx(0.98))
+    assert chosen == MeasuredKey(key(16), 50, pytest.approx(0.98))
     assert cost(16, 50, NUMBERS, EF) == 64 * 32 * 16 + 50 * NUMBERS
     assert cost(16, 50, NUMBERS, EF) < cost(256, 10, NUMBERS, EF)
     chosen = cheapest([key(16), key(256)], [narrow + 1, wide], 20_000, NUMBERS, EF)
@@ -88,14 +88,14 @@ def test_no_pair_beyond_five_percent_or_below_k() -> None:
 
 
 def test_a_small_corpus_is_scanned_a_large_one_is_not() -> None:
-    pair = Pair(key(64), 50, 1.0)
+    pair = MeasuredKey(key(64), 50, 1.0)
     assert scan_is_cheaper(pair, 200, NUMBERS, EF)
     assert not scan_is_cheaper(pair, 20_000, NUMBERS, EF)
 
 
 def test_an_approximate_graph_gets_the_candidates_it_needs():
     """The key finds enough within 50; the graph, here, within 200, or never."""
-    pair = Pair(Key("pca", 64, {}), 50, 0.99)
+    pair = MeasuredKey(Key("pca", 64, {}), 50, 0.99)
     wide = widen(pair, 20_000, {50: 0.97, 100: 0.979, 200: 0.98}.get)
     assert (wide.key, wide.candidates) == (pair.key, 200)
     assert widen(pair, 20_000, lambda count: 0.9) == pair

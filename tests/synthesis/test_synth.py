@@ -749,7 +749,7 @@ def test_interrupts_are_kept_apart_from_errors(
     async def stopped(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synth, "drive", stopped)
+    monkeypatch.setattr(synth, "run_workers", stopped)
     with serving(competent) as server:
         with pytest.raises(Interrupted, match="0 finished passages are kept"):
             made(server, towns, out, report)

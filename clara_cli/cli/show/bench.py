@@ -17,12 +17,12 @@ from clara_cli.bench_records import (
     BenchResult,
     BreakEven,
     CompareResult,
+    FactRetention,
     LogitLens,
     PublishedResult,
     PublishedRow,
     Scorecard,
     SpeedResult,
-    Survival,
     SystemsResult,
 )
 from clara_cli.printable import shell_word
@@ -123,7 +123,7 @@ def _score(value: float | None, more: str, *, marked: bool) -> Text:
     return Text(f"{100 * value:.1f}{more}{'*' * marked}", style="bold" if marked else "")
 
 
-def _survived(entry: Survival) -> str:
+def _survived(entry: FactRetention) -> str:
     parts = (
         ("numbers", entry.numbers_kept, entry.numbers),
         ("names", entry.names_kept, entry.names),

@@ -21,7 +21,7 @@ _SPLITS = ("test", "dev", "train")
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedQuestions:
     """Questions with relevance judgements, the corpus they are answered from, a checksum of the
     files, and what a reader of the figures has to know."""
 
@@ -31,7 +31,7 @@ class Judged:
     notes: tuple[str, ...]
 
 
-def read_beir(folder: Path, hint: str) -> Judged:
+def read_beir(folder: Path, hint: str) -> JudgedQuestions:
     """The queries of a folder that are judged relevant to a passage, judged passages that the
     corpus lacks included: as gold that is only named."""
     corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
@@ -62,7 +62,7 @@ def judged(
     passages: Mapping[str, PoolPassage],
     files: tuple[Path, Path, Path],
     hint: str,
-) -> Judged:
+) -> JudgedQuestions:
     """The questions that the last of `files` (corpus, queries, qrels) judges, with their gold.
 
     Raises:
@@ -85,7 +85,7 @@ def judged(
         raise DataError(f"{queries}: no query is judged in {qrels}", hint)
     digest = "+".join(sha256_file(f)[:16] for f in files)
     notes = _notes(questions, passages, corpus, qrels)
-    return Judged(tuple(questions), tuple(passages.values()), f"sha256:{digest}", notes)
+    return JudgedQuestions(tuple(questions), tuple(passages.values()), f"sha256:{digest}", notes)
 
 
 def is_itself(question: str, passage: PoolPassage) -> bool:

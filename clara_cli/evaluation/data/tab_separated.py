@@ -13,7 +13,7 @@ from clara_cli.config import DocumentOptions
 from clara_cli.documents import sources
 from clara_cli.documents.documents import read_documents
 from clara_cli.errors import DataError
-from clara_cli.evaluation.data.beir import Judged, judged, read_qrels
+from clara_cli.evaluation.data.beir import JudgedQuestions, judged, read_qrels
 from clara_cli.records import GoldName, PoolPassage, Question
 
 COLLECTION = "collection.tsv"
@@ -58,7 +58,7 @@ def read_file(path: Path, hint: str) -> tuple[str, tuple[Question, ...], tuple[s
     return "msmarco", tuple(kept), (f"{path}: {len(kept):,} queries are judged in {qrels.name}",)
 
 
-def read_folder(folder: Path, hint: str) -> Judged:
+def read_folder(folder: Path, hint: str) -> JudgedQuestions:
     """MS MARCO's collection.tsv with queries.SPLIT.tsv and qrels.SPLIT.tsv, the first split that
     has both."""
     splits = [*_SPLITS, *sorted(f.name[8:-4] for f in folder.glob("queries.*.tsv"))]

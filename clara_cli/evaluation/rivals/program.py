@@ -26,7 +26,7 @@ from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.registry import GUIDE
 from clara_cli.evaluation.rivals.retrievers import candidates
-from clara_cli.evaluation.systems import PHASES, Asked, Extract, Failure, Prediction
+from clara_cli.evaluation.systems import PHASES, Extract, Failure, PooledQuestion, Prediction
 
 PROTOCOL = 1
 WORKER = "rival.py"
@@ -178,11 +178,11 @@ class ProgramSystem:
         """Not known."""
         return None
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction | Failure]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction | Failure]:
         """One by one."""
         return [self._answer(asked) for asked in batch]
 
-    def _answer(self, asked: Asked) -> Prediction | Failure:
+    def _answer(self, asked: PooledQuestion) -> Prediction | Failure:
         pieces, began = candidates(asked), time.monotonic()
         request = {"question": asked.question, "passages": _passages(pieces)}
         reply = self._program.ask(request)

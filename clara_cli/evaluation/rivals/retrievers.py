@@ -20,7 +20,7 @@ from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.pool_settings import FIRST_STAGE
 from clara_cli.evaluation.rivals.weights import Weights
-from clara_cli.evaluation.systems import Asked
+from clara_cli.evaluation.systems import PooledQuestion
 
 Pooling = Literal["mean", "cls", "last"]
 BATCH = 32
@@ -136,11 +136,11 @@ class DensePicker:
         self._embedder, self._top_k = embedder, top_k
         self._vectors: dict[int, Tensor] = {}
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The nearest, best first."""
         return [order[: self._top_k] for order in self.ranked(batch)]
 
-    def ranked(self, batch: Sequence[Asked]) -> list[list[Piece]]:
+    def ranked(self, batch: Sequence[PooledQuestion]) -> list[list[Piece]]:
         """All passages of each question's pool, nearest first."""
         pieces = {piece.row: piece for asked in batch for piece in asked.pool.pieces}
         new = [piece for row, piece in pieces.items() if row not in self._vectors]
@@ -151,7 +151,7 @@ class DensePicker:
         queries_BE = self._embedder.vectors(questions, self._embedder.rule.question)
         return [self._order(query, asked) for query, asked in zip(queries_BE, batch, strict=True)]
 
-    def _order(self, query_E: Tensor, asked: Asked) -> list[Piece]:
+    def _order(self, query_E: Tensor, asked: PooledQuestion) -> list[Piece]:
         pieces = asked.pool.pieces
         if not pieces:
             return []
@@ -169,7 +169,7 @@ class HybridPicker:
     top_k: int
     chooses = True
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The best by the sum of 1 / (60 + rank)."""
         return [
             fuse([asked.pool.bm25(asked.question, FUSED), order[:FUSED]])[: self.top_k]
@@ -186,7 +186,7 @@ def fuse(orders: Sequence[Sequence[Piece]]) -> list[Piece]:
     return sorted(scores, key=lambda piece: -scores[piece])
 
 
-def candidates(asked: Asked) -> Sequence[Piece]:
+def candidates(asked: PooledQuestion) -> Sequence[Piece]:
     """What a reranker orders: the pool; of a whole corpus BM25's 20 best."""
     pool = asked.pool
     return pool.bm25(asked.question, FIRST_STAGE) if pool.whole else pool.pieces
@@ -201,11 +201,11 @@ class CrossEncoderPicker:
     def __init__(self, weights: Weights, top_k: int) -> None:
         self._weights, self._top_k = weights, top_k
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The best by score; of equal ones the first given."""
         return [self._best(asked) for asked in batch]
 
-    def _best(self, asked: Asked) -> Sequence[Piece]:
+    def _best(self, asked: PooledQuestion) -> Sequence[Piece]:
         pieces = candidates(asked)
         scores = self.scores(asked.question, [piece.text for piece in pieces])
         order = sorted(range(len(pieces)), key=lambda n: -scores[n])

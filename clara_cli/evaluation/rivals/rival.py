@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from clara_cli.errors import ClaraError, is_out_of_memory
 from clara_cli.evaluation.rivals.registry import EXTRA
-from clara_cli.evaluation.systems import Asked, Failure, Prediction, System
+from clara_cli.evaluation.systems import Failure, PooledQuestion, Prediction, System
 
 FAILURES = (
     *(ClaraError, ImportError, OSError, MemoryError, RuntimeError, ValueError),
@@ -40,7 +40,7 @@ class Rival:
         """What the system says; None where it never opened."""
         return None if self._system is None else self._system.bytes_per_passage(texts)
 
-    def answer(self, batch: Sequence[Asked]) -> Sequence[Prediction | Failure]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> Sequence[Prediction | Failure]:
         """The system's answers, or why there are none."""
         if self._failure is None:
             try:

@@ -17,7 +17,7 @@ import torch
 from clara_cli.evaluation.paragraphs import Piece
 from clara_cli.evaluation.rivals.retrievers import candidates
 from clara_cli.evaluation.rivals.weights import Weights
-from clara_cli.evaluation.systems import Asked, Failure, Reading
+from clara_cli.evaluation.systems import Failure, PooledQuestion, Reading
 
 WINDOW, STEP = 20, 10  # passages ordered at a time, and how far the window moves (RankZephyr)
 WORDS = (300, 200, 150, 100, 70, 50, 30, 20, 10)  # of a passage, as many as fit
@@ -186,11 +186,11 @@ class ListwisePicker:
     def __init__(self, weights: Weights, top_k: int) -> None:
         self._weights, self._top_k = weights, top_k
 
-    def pick(self, batch: Sequence[Asked]) -> list[Sequence[Piece]]:
+    def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The best by the model's order."""
         return [self._ordered(asked)[: self._top_k] for asked in batch]
 
-    def _ordered(self, asked: Asked) -> list[Piece]:
+    def _ordered(self, asked: PooledQuestion) -> list[Piece]:
         pieces = list(candidates(asked))
         end = len(pieces)
         while end > 1:

@@ -18,7 +18,7 @@ from clara_cli.config import BenchConfig
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.evaluation import predictions
 from clara_cli.evaluation.rivals import build
-from clara_cli.evaluation.systems import Asked, Failure, Prediction
+from clara_cli.evaluation.systems import Failure, PooledQuestion, Prediction
 
 SPEC = "external=nowhere"
 
@@ -34,7 +34,7 @@ class Scripted:
     def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
         return None
 
-    def answer(self, batch: Sequence[Asked]) -> list[Prediction | Failure]:
+    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction | Failure]:
         return [self._answer(asked.question) for asked in batch]
 
 

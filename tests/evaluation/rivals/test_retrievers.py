@@ -28,7 +28,7 @@ from clara_cli.evaluation.rivals.retrievers import (
     vector_rule,
 )
 from clara_cli.evaluation.rivals.weights import Weights, load, weights_folder
-from clara_cli.evaluation.systems import Asked
+from clara_cli.evaluation.systems import PooledQuestion
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -44,9 +44,9 @@ def opened(name: str, task: Any) -> Weights:
     return load(spec, task, CPU)
 
 
-def asked(question: str, *texts: str, whole: bool = False) -> Asked:
+def asked(question: str, *texts: str, whole: bool = False) -> PooledQuestion:
     pieces = tuple(Piece(str(n), text, len(text), n) for n, text in enumerate(texts))
-    return Asked(question, Pool(pieces, whole))
+    return PooledQuestion(question, Pool(pieces, whole))
 
 
 def ids(pieces: Any) -> list[str]:
@@ -205,7 +205,7 @@ def test_the_passage_that_is_the_question_itself_is_not_ranked(minilm: Embedder)
     question = asked("Who is mayor of Pinewick?", *TEXTS)
     own = question.pool.pieces[0].given
     whole = Pool(question.pool.pieces, whole=True).without([own])
-    left = DensePicker(minilm, 9).ranked([Asked(question.question, whole)])[0]
+    left = DensePicker(minilm, 9).ranked([PooledQuestion(question.question, whole)])[0]
     assert len(left) == len(TEXTS) - 1 and own not in {piece.given for piece in left}
 
 

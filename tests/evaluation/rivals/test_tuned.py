@@ -28,7 +28,7 @@ from clara_cli.evaluation.rivals.tuned import (
     read_order,
 )
 from clara_cli.evaluation.rivals.weights import Weights, load
-from clara_cli.evaluation.systems import Asked, Failure, Reading
+from clara_cli.evaluation.systems import Failure, PooledQuestion, Reading
 
 QUESTION, TEXTS = "Who is mayor?", ["Elmgate\nNora is mayor.", "Quarrel\nMax is mayor."]
 
@@ -175,7 +175,7 @@ def test_the_window_moves_from_the_end_to_the_front(
     monkeypatch.setattr(tuned, "generate", highest)
     monkeypatch.setattr(tuned, "WORDS", (2,))
     pieces = tuple(Piece(str(n), f"text {n}", 2, n) for n in range(45))
-    (picked,) = ListwisePicker(weights, 2).pick([Asked("Who?", Pool(pieces))])
+    (picked,) = ListwisePicker(weights, 2).pick([PooledQuestion("Who?", Pool(pieces))])
     assert seen == [20, 20, 20, 15]
     assert [piece.given for piece in picked] == ["44", "0"]
 
