@@ -88,10 +88,10 @@ def memory_hint(command: str) -> str:
     return "add --load-in 4bit (extra quant) or --device cpu"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """A sentence naming the closest known names, or all of them when none is close."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(known)}"
+    return f"known: {', '.join(names)}"

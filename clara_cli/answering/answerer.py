@@ -81,8 +81,8 @@ class Answerer:
         self.model, self.prompter = loaded.model, loaded.model.prompter
         self.has_text, self._other = has_text, other
         self.text_role = loaded.info.reading.text_role
-        known = (loaded.info.fingerprint, loaded.info.older_fingerprint)
-        self.calibration = support.read_calibration(loaded.path, *known)
+        fingerprints = (loaded.info.fingerprint, loaded.info.older_fingerprint)
+        self.calibration = support.read_calibration(loaded.path, *fingerprints)
 
     def answer(
         self,
@@ -149,17 +149,18 @@ class Answerer:
         """What tells whether answers come from their passages; nothing for an answer without text,
         or from no passage."""
         pairs = enumerate(zip(found, answers, strict=True))
-        told = [i for i, (one, given) in pairs if given.ids and given.text and one.hits]
-        said = [
-            support.ModelAnswer(found[i].question, answers[i], self._other(found[i])) for i in told
+        worded = [i for i, (one, given) in pairs if given.ids and given.text and one.hits]
+        answered = [
+            support.ModelAnswer(found[i].question, answers[i], self._other(found[i]))
+            for i in worded
         ]
-        made: list[Signals] = [{} for _ in found]
-        for i, signals in zip(told, support.memory_signals(self.model, said), strict=True):
-            made[i] = signals
+        signals_of: list[Signals] = [{} for _ in found]
+        for i, signals in zip(worded, support.memory_signals(self.model, answered), strict=True):
+            signals_of[i] = signals
             if self.has_text:
                 passages = [hit.passage for hit in found[i].hits]
-                made[i] |= support.text_signals(found[i].searched, answers[i].text, passages)
-        return made
+                signals_of[i] |= support.text_signals(found[i].searched, answers[i].text, passages)
+        return signals_of
 
     def _answer(
         self,

@@ -34,5 +34,5 @@ def completed(question: str, before: Answer | None) -> str:
     """What to search with: the question, after the last question and answer if it leans on them."""
     if before is None or not refers_back(question):
         return question
-    said = f"{before.question} {before.answer}".split()
-    return " ".join([*said[-CONTEXT_WORDS:], question.removeprefix("...").strip()])
+    before_words = f"{before.question} {before.answer}".split()
+    return " ".join([*before_words[-CONTEXT_WORDS:], question.removeprefix("...").strip()])

@@ -98,7 +98,8 @@ def generate(
 ) -> list[Generated]:
     """The answer to each prompt, computed in batches of like length. `on_text` is told each piece
     of the answer to a single prompt."""
-    tokenizer, made = model.prompter.tokenizer, {}
+    tokenizer = model.prompter.tokenizer
+    generated: dict[int, Generated] = {}
 
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -111,7 +112,7 @@ def generate(
             stream = TextStream(decode, model.end_ids(), on_text)
         memory_ND = joined(model, [prompt.memory_ND for prompt in chosen])
         rows = [prompt.ids for prompt in chosen]
-        answers = model.generate(
+        answer_ids = model.generate(
             rows,
             memory_ND,
             max_new_tokens,
@@ -120,10 +121,10 @@ def generate(
             listener=confidence,
             stop=RepetitionStop(),
         )
-        means = confidence.means([len(ids) for ids in answers])
-        for i, ids, mean in zip(batch, answers, means, strict=True):
-            made[i] = Generated(ids, decode(ids), mean)
-    return [made[i] for i in range(len(prompts))]
+        means = confidence.means([len(ids) for ids in answer_ids])
+        for i, ids, mean in zip(batch, answer_ids, means, strict=True):
+            generated[i] = Generated(ids, decode(ids), mean)
+    return [generated[i] for i in range(len(prompts))]
 
 
 def like_lengths(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:

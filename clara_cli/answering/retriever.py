@@ -90,8 +90,8 @@ class Retriever:
         rows = None if where is None else self.rows_where(where)
         count = max(top_k, candidates or self._candidates(top_k))
         if first_stage == "bm25":
-            scores, found = self.bm25.search(question, top_k, rows, idf)
-            return list(zip(scores, found, strict=True))
+            scores, rows_found = self.bm25.search(question, top_k, rows, idf)
+            return list(zip(scores, rows_found, strict=True))
         if first_stage == "latent" and self.scans(len(query_MD), rows):
             found_K, rows_K = scan(query_MD, self._chunks(len(query_MD), rows), top_k)
             return list(zip(found_K.tolist(), rows_K.tolist(), strict=True))
@@ -115,12 +115,12 @@ class Retriever:
     def filtered(self, where: str) -> Filtered:
         """What a filter leaves."""
         if self._filtered is None or self._filtered.where != where:
-            wanted, rows, known = filters.parse(where), [], set(_OWN_FIELDS)
+            wanted, rows, names = filters.parse(where), [], set(_OWN_FIELDS)
             for row, passage in enumerate(self.corpus.passages()):
-                known.update(passage.metadata)
+                names.update(passage.metadata)
                 if wanted.matches(passage_fields(passage)):
                     rows.append(row)
-            self._filtered = Filtered(where, rows, known)
+            self._filtered = Filtered(where, rows, names)
         return self._filtered
 
     def scans(self, slots: int, rows: Sequence[int] | None = None) -> bool:
@@ -193,15 +193,15 @@ def refuse_unused_filter(retrievers: Sequence[Retriever], where: str) -> None:
         UsageError: naming the field, or the fields there are.
     """
     filtered = [retriever.filtered(where) for retriever in retrievers]
-    known = set().union(*(one.fields for one in filtered))
+    names = set().union(*(one.fields for one in filtered))
     for field in filters.named_fields(filters.parse(where)):
-        if field not in known:
+        if field not in names:
             message = f"filter {where!r}: no passage has a field {field!r}"
-            raise UsageError(message, nearest(field, known))
+            raise UsageError(message, nearest(field, names))
     if not any(one.rows for one in filtered):
         passages = sum(len(retriever.corpus) for retriever in retrievers)
         message = f"filter {where!r}: none of {passages:,} passages fulfils it"
-        raise UsageError(message, f"fields here: {', '.join(sorted(known))}")
+        raise UsageError(message, f"fields here: {', '.join(sorted(names))}")
 
 
 def passage_fields(passage: Passage) -> dict[str, Any]:

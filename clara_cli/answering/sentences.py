@@ -72,8 +72,8 @@ def best_sentence(
     spans = sentence_spans(text)
     if not spans:
         return None
-    asked = _weighted(question, passage.title, weights)
-    answered = dict.fromkeys(set(words(answer)) - asked.keys(), 1.0)
+    question_words = _weighted(question, passage.title, weights)
+    answer_words = dict.fromkeys(set(words(answer)) - question_words.keys(), 1.0)
     numeric = _ASKS_NUMBER.search(question) is not None
     best, best_score, heading = spans[0], -1.0, frozenset[str]()
     for start, end in spans:
@@ -81,8 +81,10 @@ def best_sentence(
         if text[start] == "#":
             heading, score = held, -1.0
         else:
-            score = _share(asked, held, heading) + _share(answered, held, frozenset())
-            score += NUMBER * (numeric and any(map(_NUMBER.fullmatch, held - asked.keys())))
+            score = _share(question_words, held, heading) + _share(answer_words, held, frozenset())
+            score += NUMBER * (
+                numeric and any(map(_NUMBER.fullmatch, held - question_words.keys()))
+            )
         if score > best_score:
             best, best_score = (start, end), score
     start, end = best

@@ -278,10 +278,10 @@ class PassageSession(Session):
         last = before[-1] if before else None
         whole = completed(non_empty(question), last)
         (ranking,) = self.passage_search.rank([whole], how, self._encoder(how))
-        asked = LLMQuestion(
+        llm_question = LLMQuestion(
             replace(ranking, question=question), last if whole != question else None
         )
-        return answerer.answer([asked], how, on_text)[0]
+        return answerer.answer([llm_question], how, on_text)[0]
 
 
 def non_empty(question: str) -> str:

@@ -81,16 +81,16 @@ def read_calibration(folder: Path, *fingerprints: str) -> Calibration | None:
         return None
     text = _fit(fields.object("text"), TEXT_SIGNALS)
     memory = _fit(fields.object("memory"), MEMORY_SIGNALS)
-    known = fields.values.get("fingerprint") in fingerprints
-    return Calibration(*text, *memory) if known else None
+    fits = fields.values.get("fingerprint") in fingerprints
+    return Calibration(*text, *memory) if fits else None
 
 
 def _fit(fields: Fields, names: Sequence[str]) -> tuple[Logistic, float]:
     weights, threshold = fields.object("weights"), fields.number("threshold")
     if not 0 < threshold <= 1:
         raise fields.wrong("threshold", f"{threshold}, not above 0 and at most 1")
-    given = {name: weights.number(name, _LARGEST) for name in names}
-    return Logistic(given, fields.number("bias", _LARGEST)), threshold
+    numbers = {name: weights.number(name, _LARGEST) for name in names}
+    return Logistic(numbers, fields.number("bias", _LARGEST)), threshold
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,16 @@ def _without(model: ClaraModel, said: ModelAnswer) -> list[Prompt]:
 def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Signals:
     """Shares of the answer's names and numbers (its words, where it has none) and of the question's
     telling words that stand in the passages' text or titles."""
-    known = known_words(passages)
-    answered, asked = list(read_facts(answer)), list(read_facts(question))
-    facts = _parts(fact for fact in answered if fact.is_name) or _parts(answered)
+    passage_words = known_words(passages)
+    answer_facts, question_facts = list(read_facts(answer)), list(read_facts(question))
+    facts = _parts(fact for fact in answer_facts if fact.is_name) or _parts(answer_facts)
     telling = (
         _parts(  # not the first: its capital, if it has one, is the sentence's
-            fact for fact in asked[1:] if fact.is_name and not fact.written[0].islower()
+            fact for fact in question_facts[1:] if fact.is_name and not fact.written[0].islower()
         )
-        or [part for part in _parts(asked) if len(part) >= _LEAST_ASKED]
+        or [part for part in _parts(question_facts) if len(part) >= _LEAST_ASKED]
     )
-    return {"facts": _share(facts, known), "asked": _share(telling, known)}
+    return {"facts": _share(facts, passage_words), "asked": _share(telling, passage_words)}
 
 
 def lexical(answer: str, passages: Sequence[Passage]) -> float:

@@ -164,14 +164,16 @@ class ChatClient:
         """Ask each server for a few tokens, with a system turn if there is to be one, and learn
         what it understands. A server that does not answer is said and left out; raises LLMError
         where none does."""
-        asked, self._checked = self._endpoints, True
-        found = await asyncio.gather(*(self._probe(e, system) for e in asked))
-        errors = [error for error in found if error is not None]
-        if len(errors) == len(found):
+        endpoints, self._checked = self._endpoints, True
+        errors_or_none = await asyncio.gather(*(self._probe(e, system) for e in endpoints))
+        errors = [error for error in errors_or_none if error is not None]
+        if len(errors) == len(errors_or_none):
             raise errors[0]
         for error in errors:
             self._say(f"{error.message}; going on without it")
-        self._endpoints = [e for e, error in zip(asked, found, strict=True) if error is None]
+        self._endpoints = [
+            e for e, error in zip(endpoints, errors_or_none, strict=True) if error is None
+        ]
 
     async def _probe(self, endpoint: _Endpoint, system: str) -> LLMError | None:
         text, schema = 'Reply with {"ready": true}', {"type": "object"}
@@ -184,8 +186,8 @@ class ChatClient:
                 return error
             except Unfit as unfit:
                 if endpoint.dialect == protocol.LAST_DIALECT:
-                    said = f"{endpoint.url} refuses requests: {unfit.detail}"
-                    return LLMError(said, "check --llm-model and the server's log")
+                    message = f"{endpoint.url} refuses requests: {unfit.detail}"
+                    return LLMError(message, "check --llm-model and the server's log")
                 endpoint.dialect += 1
             except _Transient as error:
                 if attempt == self._settings.retries or not error.wait:
@@ -279,8 +281,8 @@ class ChatClient:
                 ) as response:
                     if response.status_code == 200:
                         return await protocol.read_reply(response, prompt.text, on_text)
-                    said = await self._said(response)
-                    raise self._failure(url, response, said)
+                    reason = await self._said(response)
+                    raise self._failure(url, response, reason)
         except TimeoutError as error:
             message = f"{url} did not answer within {settings.timeout:g} s"
             raise _Transient(message, hung=True) from error
@@ -296,12 +298,12 @@ class ChatClient:
         raw, _ = await protocol.read_bounded(response, 65_536)
         text = raw.decode(errors="replace")
         try:
-            said = json.loads(text)
+            detail = json.loads(text)
         except (ValueError, RecursionError):
-            said = text
+            detail = text
         for key in ("error", "message", "detail"):
-            said = said.get(key, said) if isinstance(said, dict) else said
-        text = said if isinstance(said, str) else json.dumps(said)
+            detail = detail.get(key, detail) if isinstance(detail, dict) else detail
+        text = detail if isinstance(detail, str) else json.dumps(detail)
         return self.guard.refusal(" ".join(text.split()))[:200]
 
     def _failure(self, url: str, response: httpx2.Response, said: str) -> Exception:

@@ -138,9 +138,9 @@ def _failed(error: BaseException, command: str, *, traced: bool) -> int:
     error = _usage_error(error) if isinstance(error, typer.TyperException) else error
     if not isinstance(error, ClaraError) and interrupts.is_interrupt(error):
         error = Interrupted("interrupted")
-    known = terminal.explain(error, command)
-    launch.tell(known, terminal.show_error)
-    return int(known.code)
+    shown = terminal.explain(error, command)
+    launch.tell(shown, terminal.show_error)
+    return int(shown.code)
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
@@ -181,14 +181,14 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
         shared = {flag: values.pop(flag) for flag in SHARED}
         values.pop(LIST_SETTINGS, None)  # has stopped the command where it was given
         sources = {field: ctx.get_parameter_source(field) for field in values}
-        given = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
+        named = frozenset(field for field, s in sources.items() if s and s.name == "COMMANDLINE")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         settings: Any = config(**values)
         if shared["show_config"]:
             _show_config(settings, sources)
             return
         if hasattr(settings, "recipe"):
-            settings = with_recipe(settings, given)
+            settings = with_recipe(settings, named)
         if launch.needed(getattr(settings, "nproc", None)):
             launch.run(ctx.find_root().obj, settings.nproc)
         elif isinstance(settings, AskConfig):
@@ -267,14 +267,14 @@ def _top(
 
 def build() -> typer.Typer:
     """The app with every command of `COMMANDS`."""
-    made = typer.Typer(
+    typer_app = typer.Typer(
         name="clara", cls=ClaraGroup, no_args_is_help=True, pretty_exceptions_enable=False
     )
-    made.callback()(_top)
+    typer_app.callback()(_top)
     for name, config in COMMANDS.items():
         help_text = inspect.cleandoc(config.__doc__ or "")
-        made.command(name, cls=ClaraCommand, help=help_text)(command(name, config))
-    return made
+        typer_app.command(name, cls=ClaraCommand, help=help_text)(command(name, config))
+    return typer_app
 
 
 app = build()

@@ -59,10 +59,10 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         module = importlib.import_module("clara_cli.commands.ask")
         if config.file is None and printer.streams:
             session = module.open_session(config, report)
-            given: Iterable[Answer] = [printer.stream(session, config.question or "")]
+            answers_shown: Iterable[Answer] = [printer.stream(session, config.question or "")]
         else:
-            given = printer.show_all(module.run(config, report))
-        _check_support(given, required=config.require_support)
+            answers_shown = printer.show_all(module.run(config, report))
+        _check_support(answers_shown, required=config.require_support)
 
 
 def _clear_cache(config: AskConfig, *, as_json: bool) -> None:

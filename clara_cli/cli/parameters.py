@@ -43,13 +43,13 @@ def parameters(
     one with settings, the flag that has them shown as well."""
     hints = typing.get_type_hints(config)
     fields = [f for f in dataclasses.fields(config) if f.metadata["kind"] != "setting"]
-    made = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
+    placed = [(f.metadata["panel"], _parameter(f, hints[f.name])) for f in fields]
     for name, (panel, doc) in SHARED.items():
         flag = typer.Option("--" + name.replace("_", "-"), help=doc, rich_help_panel=panel)
-        made.append((panel, _keyword(name, Annotated[bool, flag], False)))
+        placed.append((panel, _keyword(name, Annotated[bool, flag], False)))
     if any(f.metadata["kind"] == "setting" for f in dataclasses.fields(config)):
-        made.append((METHOD, _keyword(LIST_SETTINGS, _listing(config, show_settings), False)))
-    return [parameter for _, parameter in sorted(made, key=lambda item: PANELS.index(item[0]))]
+        placed.append((METHOD, _keyword(LIST_SETTINGS, _listing(config, show_settings), False)))
+    return [parameter for _, parameter in sorted(placed, key=lambda item: PANELS.index(item[0]))]
 
 
 def _listing(

@@ -210,8 +210,8 @@ def completion(answer: Answer) -> dict[str, Any]:
 
 
 def _head(kind: str) -> dict[str, Any]:
-    made = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind}
-    return {**made, "created": int(time.time()), "model": MODEL}
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind}
+    return {**head, "created": int(time.time()), "model": MODEL}
 
 
 def _beside(answer: Answer) -> dict[str, Any]:
@@ -264,11 +264,11 @@ class Server:
         return guarded
 
     def _check_token(self, header: str) -> None:
-        scheme, _, given = header.partition(" ")
+        scheme, _, token = header.partition(" ")
         wanted = self._token
         if wanted is None:
             return
-        right = hmac.compare_digest(given.strip().encode(), wanted.encode())
+        right = hmac.compare_digest(token.strip().encode(), wanted.encode())
         if scheme.lower() != "bearer" or not right:
             raise Refusal(401, "the bearer token is missing or wrong", "authentication_error")
 
@@ -302,7 +302,7 @@ class Server:
     async def _chat(self, request: Any) -> Any:
         from starlette.responses import JSONResponse, StreamingResponse
 
-        asked = ChatRequest.read(await read_json(request))
+        chat = ChatRequest.read(await read_json(request))
         pieces: asyncio.Queue[str] = asyncio.Queue()
         loop, gone = asyncio.get_running_loop(), threading.Event()
 
@@ -314,11 +314,11 @@ class Server:
         def work() -> Answer:
             if gone.is_set():
                 raise Abandoned
-            session, longest = self._desk.session, asked.max_new_tokens
-            return session.answer_after(asked.question, asked.before, tell, max_new_tokens=longest)
+            session, longest = self._desk.session, chat.max_new_tokens
+            return session.answer_after(chat.question, chat.before, tell, max_new_tokens=longest)
 
         future = self._desk.take(work)
-        if asked.stream:
+        if chat.stream:
             events = self._events(future, pieces, gone)
             return StreamingResponse(events, media_type="text/event-stream")
         try:
@@ -341,21 +341,21 @@ class Server:
 
         try:
             yield event({"role": "assistant", "content": ""})
-            answering, told = asyncio.ensure_future(in_time(future)), ""
+            answering, sent = asyncio.ensure_future(in_time(future)), ""
             while not answering.done() or not pieces.empty():
                 getting = asyncio.ensure_future(pieces.get())
                 await asyncio.wait({getting, answering}, return_when=asyncio.FIRST_COMPLETED)
                 if not getting.done():
                     getting.cancel()
                 elif not self._holds_back:
-                    piece = getting.result() if told else getting.result().lstrip()
-                    told += piece
+                    piece = getting.result() if sent else getting.result().lstrip()
+                    sent += piece
                     yield event({"content": piece})
             answer = await answering
             self._log(json_line.answer_json(answer))
             content = ABSTENTION if answer.abstained else answer.answer
-            if content.startswith(told) and content != told:
-                yield event({"content": content[len(told) :]})
+            if content.startswith(sent) and content != sent:
+                yield event({"content": content[len(sent) :]})
             yield event({}, "stop", **_beside(answer))
         except Refusal as refusal:
             error = {"message": refusal.message, "type": refusal.kind}

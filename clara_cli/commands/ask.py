@@ -209,16 +209,16 @@ def open_clara(config: AskConfig, report: Report) -> Clara:
     """Find and open the corpora, their checkpoint and their indexes."""
     retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
     clara = with_checkpoint(config, PassageSearch(retrievers), report)
-    found = tell(clara.loaded, report)
-    found.need("generator")
-    if config.task is None and not found.answers:
-        report.warn(f"{found.name} was not trained to answer questions: {NOT_ANSWERING}")
-    if config.task is not None and not found.writes_from_memory:
-        report.note(f"{found.name} was trained last to answer, not to write from memory")
+    checkpoint = tell(clara.loaded, report)
+    checkpoint.need("generator")
+    if config.task is None and not checkpoint.answers:
+        report.warn(f"{checkpoint.name} was not trained to answer questions: {NOT_ANSWERING}")
+    if config.task is not None and not checkpoint.writes_from_memory:
+        report.note(f"{checkpoint.name} was trained last to answer, not to write from memory")
     refuse_unreadable(clara, config, report)
     read = config.read or clara.loaded.info.reading.mode
     if config.abstain and (clara.answerer.calibration is None or read != "memory"):
-        what = f"--read {read}" if read != "memory" else found.name
+        what = f"--read {read}" if read != "memory" else checkpoint.name
         hint = "omit --abstain, or read memory with a checkpoint that has a support.json"
         raise UsageError(f"--abstain: nothing judges the support of answers by {what}", hint)
     return clara
@@ -239,16 +239,20 @@ def cached(documents: Sequence[Source], model: str, config: AskConfig) -> Path:
     )
 
 
-def find_corpora(given: tuple[Path, ...]) -> list[Path]:
+def find_corpora(folders: tuple[Path, ...]) -> list[Path]:
     """The corpora named, else $CLARA_CORPUS, else the only *.clara here."""
-    if given:
-        return list(dict.fromkeys(given))
+    if folders:
+        return list(dict.fromkeys(folders))
     if named := os.environ.get("CLARA_CORPUS"):
         return [Path(named)]
-    found = sorted(Path().glob("*.clara"))
-    if len(found) == 1:
-        return found
-    what = f"{len(found)} of them here ({', '.join(map(str, found[:4]))})" if found else "none here"
+    candidates = sorted(Path().glob("*.clara"))
+    if len(candidates) == 1:
+        return candidates
+    what = (
+        f"{len(candidates)} of them here ({', '.join(map(str, candidates[:4]))})"
+        if candidates
+        else "none here"
+    )
     raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
 
 

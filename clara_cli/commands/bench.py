@@ -132,8 +132,8 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
     if config.out is None:
         return done
     make_folder(config.out)
-    told = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
-    write_atomic(config.out, "speed.json", told.encode())
+    text = json.dumps(dataclasses.asdict(done), indent=2) + "\n"
+    write_atomic(config.out, "speed.json", text.encode())
     return dataclasses.replace(done, out=str(config.out))
 
 

@@ -43,10 +43,10 @@ def abilities(loaded: Loaded) -> Abilities:
 def tell(loaded: Loaded, report: Report) -> Abilities:
     """Say what a checkpoint can do, unless it is one of this program's with every role."""
     note_probe(loaded, report)
-    found = abilities(loaded)
+    can_do = abilities(loaded)
     whole = set(ROLES) <= set(loaded.model.roles)
     if not whole or loaded.info.origin is not None:
-        report.note(found.said())
+        report.note(can_do.said())
     if loaded.info.origin is not None:
         report.note(f"from {loaded.info.origin}, licence {loaded.info.licence}")
-    return found
+    return can_do

@@ -30,12 +30,14 @@ def computed(
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     causal_lm = plan_model(plan)
-    found = need(causal_lm, plan, dtype, config.load_in, positions, trained, trains_memory)
+    memory = need(causal_lm, plan, dtype, config.load_in, positions, trained, trains_memory)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        report.note(f"{free / GB:.1f} GB of the GPU are free, {found.bytes / GB:.1f} GB are needed")
+        report.note(
+            f"{free / GB:.1f} GB of the GPU are free, {memory.bytes / GB:.1f} GB are needed"
+        )
     report.note("computed from configs: activations and workspace come on top")
-    return found
+    return memory
 
 
 def of_answering(config: AskConfig, model: str, ratio: int | None, report: Report) -> MemoryNeed:

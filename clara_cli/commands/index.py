@@ -100,7 +100,7 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
         ArtefactError: naming every damaged file, and the command that repairs just that.
     """
     folder = config.corpus
-    found = repairs(folder)
+    damage = repairs(folder)
     manifest = read_manifest(folder)
     fingerprint, rows = (manifest.sha256, manifest.rows) if manifest else ("", 0)
     for load_index, place in ((GraphIndex.load, INDEX), (BM25.load, WORDS)):
@@ -108,10 +108,10 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
             load_index(folder / place, fingerprint, rows)
         except ArtefactError as error:
             again = f"clara index {shell_word(folder)}"
-            found.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
-    if found:
-        named = "; ".join(chain.from_iterable(found.values()))
-        raise ArtefactError(f"{folder}: {named}", "repair it: " + "; then ".join(found))
+            damage.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
+    if damage:
+        named = "; ".join(chain.from_iterable(damage.values()))
+        raise ArtefactError(f"{folder}: {named}", "repair it: " + "; then ".join(damage))
     corpus = Corpus.open(folder)
     for _ in corpus.memory_chunks():  # reading refuses what is not finite
         pass
@@ -191,13 +191,13 @@ def queries(file: Path | None, corpus: Corpus) -> list[str]:
     if not corpus.manifest.identity.text:
         return []
     step = max(1, len(corpus) // PSEUDO_QUESTIONS)
-    found = []
+    sentences = []
     for row in range(0, len(corpus), step):
         text = corpus.passage(row).text or ""
         spans = sentence_spans(text[:2000])
         if spans and text[slice(*spans[0])].strip():
-            found.append(text[slice(*spans[0])])
-    return found[:PSEUDO_QUESTIONS]
+            sentences.append(text[slice(*spans[0])])
+    return sentences[:PSEUDO_QUESTIONS]
 
 
 @dataclass(frozen=True)

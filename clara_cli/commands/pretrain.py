@@ -74,11 +74,11 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     def batches(step: int) -> list[Batch]:
         picked, rng = draw(config, step, pairs, pair_length)
         m = rng.choice(slots)
-        asked = [(pair, rng.randrange(len(PARAPHRASE_INSTRUCTIONS))) for pair in picked]
-        asked.sort(key=lambda one: pair_length(one[0]))
+        visits = [(pair, rng.randrange(len(PARAPHRASE_INSTRUCTIONS))) for pair in picked]
+        visits.sort(key=lambda one: pair_length(one[0]))
         return [
             scp_batch(prompter, [p for p, _ in part], [i for _, i in part], m, config.max_length)
-            for part in micro(config, ranks, asked)
+            for part in micro(config, ranks, visits)
         ]
 
     def losses(batch: Batch, aligned: float) -> Losses:
@@ -143,10 +143,10 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
         "lora_alpha": info.lora.alpha,
     }
     for name, value in fixed.items():
-        asked = getattr(config, name)
-        if asked is not None and asked != value:
+        wanted = getattr(config, name)
+        if wanted is not None and wanted != value:
             raise UsageError(
-                f"{name} is {asked}, but {config.init} was made with {value}",
+                f"{name} is {wanted}, but {config.init} was made with {value}",
                 f"leave {name} away with --init, or begin fresh with --backbone",
             )
 

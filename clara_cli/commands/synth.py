@@ -80,10 +80,10 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
         if left:
             report.warn(f"{left:,} passages of {out} are no longer in the documents")
         prices = config.prompt_price, config.reply_price
-        made = run_summary.result(journal, kinds, prices, config.seed)
-        text = run_summary.summary(journal, made, identity(config, settings, target))
+        result = run_summary.result(journal, kinds, prices, config.seed)
+        text = run_summary.summary(journal, result, identity(config, settings, target))
         write_atomic(out.parent, beside(out, "summary.json").name, text.encode())
-    return made
+    return result
 
 
 def read_kinds(text: str) -> tuple[str, ...]:

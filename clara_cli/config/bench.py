@@ -112,15 +112,15 @@ class BenchConfig(CheckpointOptions):
         Raises:
             UsageError: naming them.
         """
-        asked = {
+        flags = {
             "--dataset": self.dataset is not None,
             "--compare": self.compare is not None,
             "--speed": self.speed,
             "--list-systems": self.list_systems,
         }
-        given = [flag for flag, there in asked.items() if there]
-        if given[1:]:
-            raise UsageError(f"{' and '.join(given)} were both given", "give one of them")
+        named = [flag for flag, there in flags.items() if there]
+        if named[1:]:
+            raise UsageError(f"{' and '.join(named)} were both given", "give one of them")
         if self.compare is not None and self.out is not None:
             raise UsageError("--compare with --out: it writes nothing", "leave --out away")
         if self.nproc is not None and self.dataset is None:

@@ -154,15 +154,15 @@ def parse_sets(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    known = {
+    fields_by_name = {
         f.name: f
         for f in dataclasses.fields(cls)
         if f.metadata["kind"] != "argument" and f.name not in ("recipe", "set")
     }
     checked = {}
     for key, value in values.items():
-        if key not in known:
-            raise UsageError(f"{source}: unknown setting {key!r}", nearest(key, known))
+        if key not in fields_by_name:
+            raise UsageError(f"{source}: unknown setting {key!r}", nearest(key, fields_by_name))
         checked[key] = _convert(hints[key], value, f"{source}: {key}")
     return checked
 

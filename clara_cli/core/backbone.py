@@ -212,8 +212,8 @@ def check_head(causal_lm: Any) -> None:
     with torch.no_grad():
         own = causal_lm(inputs_embeds=embeds_BTD, use_cache=False).logits
         hidden = inner_model(causal_lm)(inputs_embeds=embeds_BTD, use_cache=False).last_hidden_state
-        found = head_logits(causal_lm, hidden)
-    if own.shape != found.shape or not torch.allclose(own, found, rtol=1e-2, atol=1e-2):
+        logits = head_logits(causal_lm, hidden)
+    if own.shape != logits.shape or not torch.allclose(own, logits, rtol=1e-2, atol=1e-2):
         raise ArtefactError(
             f"{type(causal_lm).__name__} makes its logits in a way this program does not know",
             "train on another backbone; reading and answering work with this one",

@@ -61,7 +61,7 @@ def refuse_other_settings(recorded: dict[str, Any], folder: Path, what: str) -> 
 
 def effective(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with everything that transformers adds and derives."""
-    given = {key: value for key, value in settings.items() if key != "model_type"}
-    config = loading.new_config(settings["model_type"], **given)
+    values = {key: value for key, value in settings.items() if key != "model_type"}
+    config = loading.new_config(settings["model_type"], **values)
     plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
     return {"model_type": settings["model_type"], **settings_of(plain)}

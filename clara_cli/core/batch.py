@@ -84,9 +84,9 @@ class Batch:
 
     def add_stored(self, rows: Sequence[int]) -> None:
         """Give the next example a pool of passages whose memory a corpus has."""
-        known = {row: place for place, row in enumerate(self.stored)}
-        self.pools.append([known.setdefault(row, len(known)) for row in rows])
-        self.stored = list(known)
+        place_of = {row: place for place, row in enumerate(self.stored)}
+        self.pools.append([place_of.setdefault(row, len(place_of)) for row in rows])
+        self.stored = list(place_of)
 
     def add_target(
         self, prompter: Prompter, chat: tuple[str, str], answer: str, limit: int

@@ -140,11 +140,11 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]], **variables:
         TemplateError: where the template refuses it, or fails.
         ArtefactError: where it goes beyond its bounds of time, memory or text.
     """
-    given = sum(len(message["content"]) for message in messages)
+    characters = sum(len(message["content"]) for message in messages)
     request = {
         "template": chat_template(tokenizer),
         "variables": {**special_tokens(tokenizer), "messages": list(messages), **variables},
-        "most": GROWTH * given + ROOM,
+        "most": GROWTH * characters + ROOM,
     }
     reply = WORKER.ask(request)
     if "limit" in reply:

@@ -189,9 +189,9 @@ def backbone_digest(folder: Path, fresh: bool = False) -> str:
     if (source := gguf.source_digest(folder)) is not None:
         return source
     files = weight_files(folder)
-    known = None if fresh else read_known(files)
-    if known is not None:
-        return known
+    remembered = None if fresh else read_known(files)
+    if remembered is not None:
+        return remembered
     digest = full_digest(files)
     keep_known(files, digest)
     return digest

@@ -50,10 +50,10 @@ def fetch(name: str, ratio: int | None, configs_only: bool = False) -> Path:
     patterns = NATIVE if native else RELEASED
     wanted = [prefix + pattern for pattern in (CONFIGS if configs_only else patterns)]
     if not native and f"{prefix}adapters.pth" not in files:
-        known = ", ".join(sorted(released(files).values()))
+        served = ", ".join(sorted(released(files).values()))
         raise ArtefactError(
             f"{name}: no checkpoint there (neither clara.json nor adapters.pth)",
-            f"folders with one: {known}" if known else BARE,
+            f"folders with one: {served}" if served else BARE,
         )
     return download(repository, wanted) / folder
 
@@ -68,8 +68,8 @@ def origin(path: Path) -> tuple[str, str] | None:
 
 def released(files: list[str]) -> dict[int, str]:
     """Ratio -> sub-folder of the released checkpoints among a repository's files."""
-    found = (SUBFOLDER.match(file) for file in files)
-    return {int(match[2]): match[1] for match in found if match}
+    matches = (SUBFOLDER.match(file) for file in files)
+    return {int(match[2]): match[1] for match in matches if match}
 
 
 def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
@@ -104,8 +104,8 @@ def list_files(repository: str) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
-        found = HfApi().model_info(repository, revision="main").siblings  # tried once
-        return [file.rfilename for file in found or []]
+        siblings = HfApi().model_info(repository, revision="main").siblings  # tried once
+        return [file.rfilename for file in siblings or []]
     except HfHubHTTPError as error:
         raise refused(repository, error) from error
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:

@@ -23,39 +23,39 @@ SCALE = ".int8_scale"
 
 def shrink(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """int8 rows and their scales for every matrix; other tensors as they are."""
-    made = {}
+    stored = {}
     for name, tensor in tensors.items():
         if tensor.ndim != 2:
-            made[name] = tensor.contiguous()
+            stored[name] = tensor.contiguous()
             continue
         peak = tensor.float().abs().amax(dim=1, keepdim=True)
         scale = (peak / 127).clamp(min=1e-7).half()
-        made[name] = (tensor.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
-        made[name + SCALE] = scale
-    return made
+        stored[name] = (tensor.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
 
 
 def expand(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """What `shrink` was given, up to half a step of each row's scale."""
-    made = {}
+    expanded = {}
     for name, tensor in tensors.items():
         if name.endswith(SCALE):
             continue
         scale = tensors.get(name + SCALE)
-        made[name] = tensor.to(dtype) if scale is None else (tensor * scale.float()).to(dtype)
-    return made
+        expanded[name] = tensor.to(dtype) if scale is None else (tensor * scale.float()).to(dtype)
+    return expanded
 
 
 def save_backbone(model: Any, folder: Path) -> None:
     """Write a model's config and its weights in eight bits. The model's own weights become what a
     reader of the folder will see."""
     kept = {name: p.detach().to("cpu") for name, p in model.named_parameters()}
-    made = shrink(kept)
+    stored = shrink(kept)
     make_folder(folder)
-    save_tensors(folder / FILE, made)
+    save_tensors(folder / FILE, stored)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    expanded = expand(made, torch.float32)
+    expanded = expand(stored, torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(expanded[name])

@@ -78,8 +78,8 @@ class LoadOptions:
             return None
         model.to(device)
         fetched = origin(folder)
-        known = fetched[1] if fetched else revision
-        return Backbone(model, tokenizer, source, known, folder, first_values_digest(model))
+        commit = fetched[1] if fetched else revision
+        return Backbone(model, tokenizer, source, commit, folder, first_values_digest(model))
 
     def open_backbone(self, source: str, revision: str | None = None) -> Backbone:
         """A backbone as these options place it, found to be readable by embeddings; one that is

@@ -132,8 +132,10 @@ def code_hint(settings: Any, key: str) -> str:
 
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if kind in CONFIG_MAPPING_NAMES:
-        known = f"transformers knows the kind {kind} itself"
-        return f"{known}: take {key} out of config.json in a copy of the folder, and give the copy"
+        built_in = f"transformers knows the kind {kind} itself"
+        return (
+            f"{built_in}: take {key} out of config.json in a copy of the folder, and give the copy"
+        )
     return "clara runs no code that comes with a model: give one of a kind transformers knows"
 
 

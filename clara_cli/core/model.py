@@ -311,8 +311,8 @@ class ClaraModel(nn.Module):
         """The vectors of each row's memory positions, in reading order."""
         if memory_ND is None:
             return []
-        known = set(self.prompter.memory_ids)
-        return memory_ND.split([sum(i in known for i in row) for row in rows])
+        memory_ids = set(self.prompter.memory_ids)
+        return memory_ND.split([sum(i in memory_ids for i in row) for row in rows])
 
     def _memory_of(
         self, packed: PackedRow, rows: Sequence[list[int]], memories: Sequence[Tensor]

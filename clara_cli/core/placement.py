@@ -83,9 +83,9 @@ def check_bitsandbytes(load_in: str, device: torch.device) -> None:
         import bitsandbytes
     except (ImportError, OSError, RuntimeError) as error:
         raise cannot(load_in, error) from error
-    known = set(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
-    if device.type not in known:
-        raise cannot(load_in, f"this version computes on {', '.join(sorted(known))} only")
+    device_types = set(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
+    if device.type not in device_types:
+        raise cannot(load_in, f"this version computes on {', '.join(sorted(device_types))} only")
 
 
 def cannot(load_in: str, reason: object) -> UsageError:
@@ -102,20 +102,20 @@ def read_map(file: str) -> dict[str, int | str]:
     Raises:
         UsageError: where it is none.
     """
-    known = f"--device-map takes {', '.join(MAPS)}, or a JSON file of module names and devices"
+    hint = f"--device-map takes {', '.join(MAPS)}, or a JSON file of module names and devices"
     try:
-        found = parse(read_user_file(Path(file)))
+        device_of = parse(read_user_file(Path(file)))
     except OSError as error:
-        raise UsageError(f"--device-map {file}: {error.strerror}", known) from error
+        raise UsageError(f"--device-map {file}: {error.strerror}", hint) from error
     except ValueError as error:
-        raise UsageError(f"--device-map {file}: not JSON: {error}", known) from error
-    if not isinstance(found, dict) or not found:
-        raise UsageError(f"--device-map {file}: not an object of modules and devices", known)
-    for module, device in found.items():
+        raise UsageError(f"--device-map {file}: not JSON: {error}", hint) from error
+    if not isinstance(device_of, dict) or not device_of:
+        raise UsageError(f"--device-map {file}: not an object of modules and devices", hint)
+    for module, device in device_of.items():
         if type(device) is not int and device not in ("cpu", "disk"):
             message = f"--device-map {file}: {module!r} is on {device!r}"
             raise UsageError(message, 'a device is a GPU\'s number, "cpu" or "disk"')
-    return found
+    return device_of
 
 
 def spread(model: ClaraModel, device_map: str) -> None:
@@ -161,8 +161,8 @@ def make_map(causal_lm: nn.Module, device_map: str) -> dict[str, int | str]:
     limit = None
     if device_map == "auto":
         limit = get_balanced_memory(causal_lm, no_split_module_classes=whole)
-    made = infer_auto_device_map(causal_lm, max_memory=limit, no_split_module_classes=whole)
-    return dict(made)
+    placed = infer_auto_device_map(causal_lm, max_memory=limit, no_split_module_classes=whole)
+    return dict(placed)
 
 
 def refuse_offloaded(model: ClaraModel) -> None:

@@ -127,9 +127,9 @@ def check_reading(base: Backbone) -> None:
 def probe_ids(base: Backbone) -> Tensor:
     """Ordinary tokens, spread over the vocabulary."""
     special = set(base.tokenizer.all_special_ids)
-    known = sorted(i for i in base.tokenizer.get_vocab().values() if i not in special)
-    step = max(1, len(known) // POSITIONS)
-    return torch.tensor([known[::step][:POSITIONS]], device=base.table_VD.device)
+    ids = sorted(i for i in base.tokenizer.get_vocab().values() if i not in special)
+    step = max(1, len(ids) // POSITIONS)
+    return torch.tensor([ids[::step][:POSITIONS]], device=base.table_VD.device)
 
 
 def greedy(base: Backbone, **given: Tensor) -> Tensor:

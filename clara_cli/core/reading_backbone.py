@@ -177,12 +177,12 @@ def same_states(config: LlamaConfig, causal_lm: Any) -> bool:
     mask_BT = torch.ones(embeds_BTD.shape[:2], dtype=torch.long, device=table_VD.device)
     mask_BT[1, :5] = 0
     places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    given = {"attention_mask": mask_BT, "position_ids": places_BT}
-    for asked in ({}, given):
-        own_BTD = model.model(embeds_BTD, **asked).last_hidden_state
-        theirs = inner_model(causal_lm)(inputs_embeds=embeds_BTD, use_cache=False, **asked)
+    positions = {"attention_mask": mask_BT, "position_ids": places_BT}
+    for extra in ({}, positions):
+        own_BTD = model.model(embeds_BTD, **extra).last_hidden_state
+        theirs = inner_model(causal_lm)(inputs_embeds=embeds_BTD, use_cache=False, **extra)
         theirs_BTD = theirs.last_hidden_state
-        real = mask_BT.bool() if asked else torch.ones_like(mask_BT, dtype=torch.bool)
+        real = mask_BT.bool() if extra else torch.ones_like(mask_BT, dtype=torch.bool)
         apart = (own_BTD - theirs_BTD)[real].abs().max()
         if not apart <= TOLERANCE * theirs_BTD.abs().max():
             return False

@@ -87,18 +87,18 @@ def load_released(path: Path, options: LoadOptions, dropout: float | None = None
 
 def provenance(path: Path) -> dict[str, Any]:
     """Where a released checkpoint came from: its place on the Hub, else its folder's name."""
-    found = origin(path)
-    where = "/".join(path.absolute().parts[-2:]) if found is None else found[0]
-    return {"origin": where, "revision": found and found[1], "format": "released"}
+    repository = origin(path)
+    where = "/".join(path.absolute().parts[-2:]) if repository is None else repository[0]
+    return {"origin": where, "revision": repository and repository[1], "format": "released"}
 
 
 def licence(path: Path) -> str:
     """The terms of a released checkpoint, by whose it is."""
-    found = origin(path)
-    if found is None:
+    repository = origin(path)
+    if repository is None:
         return UNKNOWN
-    owner = found[0].split("/")[0]
-    return APPLES if owner == "apple" else f"not known: see huggingface.co/{found[0]}"
+    owner = repository[0].split("/")[0]
+    return APPLES if owner == "apple" else f"not known: see huggingface.co/{repository[0]}"
 
 
 def fill_tables(base: Backbone, added: int, tables: dict[str, Tensor], path: Path) -> Tensor:
@@ -163,12 +163,12 @@ def read_pickle(file: Path) -> dict[str, Any]:
 def table(tables: dict[str, Tensor], ending: str, path: Path) -> Tensor:
     """The one tensor whose name ends so."""
     tensors = {key: t for key, t in tables.items() if isinstance(t, Tensor)}
-    found = [tensor for key, tensor in tensors.items() if key.endswith(ending)]
-    if len(found) != 1:
+    matches = [tensor for key, tensor in tensors.items() if key.endswith(ending)]
+    if len(matches) != 1:
         raise ArtefactError(
             f"{path / 'decoder_first_last_layers.pth'}: {ending} is missing", "download it again"
         )
-    return found[0]
+    return matches[0]
 
 
 def released_markers(config: dict[str, Any]) -> Markers:

@@ -47,21 +47,21 @@ def load_role(model: ClaraModel, role: str, tensors: dict[str, Tensor], source: 
     Raises:
         ArtefactError: on a missing, unexpected or misshapen tensor, naming it.
     """
-    given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    unread = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     for name, parameter in model.role_parameters(role).items():
         key = name.removeprefix(PREFIX).replace(f".{role}.", ".")
-        tensor = given.pop(key, None)
+        tensor = unread.pop(key, None)
         if tensor is None or tensor.shape != parameter.shape:
-            found = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            problem = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise ArtefactError(
-                f"{source}: {key} is {found}, the backbone needs {tuple(parameter.shape)}",
+                f"{source}: {key} is {problem}, the backbone needs {tuple(parameter.shape)}",
                 "checkpoint and backbone do not belong together",
             )
         with torch.no_grad():
             parameter.copy_(tensor)
-    if given:
+    if unread:
         raise ArtefactError(
-            f"{source}: {next(iter(given))} has no place in the backbone",
+            f"{source}: {next(iter(unread))} has no place in the backbone",
             "checkpoint and backbone do not belong together",
         )
 

@@ -21,8 +21,8 @@ from clara_cli.errors import UsageError
 
 def layers(model: ClaraModel) -> list[nn.Module]:
     """The backbone's blocks, of which there are many alike."""
-    found = [module for module in inner_model(model.causal_lm).children() if repeated(module)]
-    return [block for module in found for block in module.children()]
+    lists = [module for module in inner_model(model.causal_lm).children() if repeated(module)]
+    return [block for module in lists for block in module.children()]
 
 
 def repeated(module: nn.Module) -> bool:

@@ -56,9 +56,9 @@ def needed(nproc: int | None) -> bool:
     """
     if nproc is None or "LOCAL_WORLD_SIZE" not in os.environ:
         return nproc is not None and nproc > 1
-    found = world().local_size
-    if found != nproc:
-        message = f"--nproc {nproc}, but the launcher started {found} on this machine"
+    started = world().local_size
+    if started != nproc:
+        message = f"--nproc {nproc}, but the launcher started {started} on this machine"
         raise UsageError(message, "leave --nproc away under torchrun")
     return False
 
@@ -109,9 +109,9 @@ def tell(error: ClaraError, show: Callable[[ClaraError], None]) -> None:
 
 def first_error(folder: Path) -> ClaraError | None:
     """The first error among the processes; those stopped because of it only were interrupted."""
-    found = [json.loads(read_file(file)) for file in folder.glob("*.json")]
-    if not found:
+    errors = [json.loads(read_file(file)) for file in folder.glob("*.json")]
+    if not errors:
         return None
-    first = min(found, key=lambda e: (e["code"] == ExitCode.INTERRUPTED, e["time"]))
+    first = min(errors, key=lambda e: (e["code"] == ExitCode.INTERRUPTED, e["time"]))
     kinds = {int(kind.code): kind for kind in ClaraError.__subclasses__()}
     return kinds.get(first["code"], ClaraError)(first["message"], first["hint"])

@@ -77,8 +77,8 @@ class Ranks:
         if self.size == 1:
             return
         parameters = list(parameters)
-        given = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([grad.flatten().float() for grad in given])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([grad.flatten().float() for grad in gradients])
         distributed.all_reduce(flat)
         parts = flat.split([p.numel() for p in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
@@ -95,13 +95,13 @@ class Ranks:
         A result is sent, so it has to be small."""
         if self.size == 1:
             return work()
-        made, trouble = None, None
+        outcome, trouble = None, None
         if self.first:
             try:
-                made = work()
+                outcome = work()
             except ClaraError as error:
                 trouble = error
-        box: list[Any] = [made, trouble]
+        box: list[Any] = [outcome, trouble]
         distributed.broadcast_object_list(box, 0, device=self.device)
         if box[1] is not None:
             raise box[1]
@@ -109,9 +109,9 @@ class Ranks:
 
     def refuse(self, trouble: ClaraError | None) -> None:
         """Raise the first error that any process has, in all of them."""
-        found = [error for error in self.gathered(trouble) if error is not None]
-        if found:
-            raise found[0]
+        errors = [error for error in self.gathered(trouble) if error is not None]
+        if errors:
+            raise errors[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -207,8 +207,8 @@ def _checked_encoding(name: str | None) -> str | None:
 
 def _total_bytes(files: Sequence[Source]) -> int | None:
     """Bytes of all files as they lie on disk; None where that of one is not known."""
-    known = all(file.path.is_file() for file in files)
-    return sum(map(_size, files)) if known else None
+    all_files = all(file.path.is_file() for file in files)
+    return sum(map(_size, files)) if all_files else None
 
 
 def _size(file: Source) -> int:
@@ -271,9 +271,9 @@ def _text_field(record: dict[str, Any], fields: tuple[str, ...]) -> str:
     if others:
         either = " or ".join(map(repr, others))
         raise BadRecord(f"no text, which may be in {either}: --text-field NAME says where")
-    known = ", ".join(map(str, record)) or "none"
+    names = ", ".join(map(str, record)) or "none"
     wanted = " (nor ".join(usual) + ")" * (len(usual) - 1)
-    raise BadRecord(f"no {wanted}; its fields: {shortened(known)}")
+    raise BadRecord(f"no {wanted}; its fields: {shortened(names)}")
 
 
 def _id(value: Any) -> str:

@@ -34,7 +34,7 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
         DataError: for a line that is not a JSON object, naming it; for files without any.
         UsageError: for a path that is not there.
     """
-    found = False
+    any_record = False
     for source in list_sources(paths):
         with sources.opened(source) as (kind, stream):
             if kind != "jsonl":
@@ -52,9 +52,9 @@ def read_records(paths: Sequence[str], hint: str) -> Iterator[tuple[str, dict[st
                 if not isinstance(record, dict):
                     raise DataError(f"{where}: not a JSON object: {str(record)[:60]!r}", hint)
                 refuse_surrogates(where, record, hint)
-                found = True
+                any_record = True
                 yield where, record
-    if not found:
+    if not any_record:
         raise DataError(f"no records in {', '.join(paths)}", hint)
 
 
@@ -94,16 +94,16 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
         raise DataError(f"{where}: data_type is {data_type!r}, known: qa, paraphrase", PAIR_HINT)
     kind = record.get("kind", data_type)
     if kind not in PAIR_KINDS[data_type]:
-        known = ", ".join(PAIR_KINDS[data_type])
-        raise DataError(f"{where}: kind is {kind!r}, known of {data_type}: {known}", PAIR_HINT)
+        kinds = ", ".join(PAIR_KINDS[data_type])
+        raise DataError(f"{where}: kind is {kind!r}, known of {data_type}: {kinds}", PAIR_HINT)
     texts = _strings(record, "docs", where, PAIR_HINT)
     answers = _strings(record, "answers", where, PAIR_HINT)
     one = {"docs": (texts, "a pair is of one passage")}
     if data_type == "paraphrase":
         one["answers"] = (answers, "a paraphrase is one text")
-    for key, (found, why) in one.items():
-        if len(found) > 1:
-            message = f"{where}: {len(found)} {key}, {why}"
+    for key, (values, why) in one.items():
+        if len(values) > 1:
+            message = f"{where}: {len(values)} {key}, {why}"
             raise DataError(message, f"write each as a record of its own; {PAIR_HINT}")
     questions: tuple[str, ...] = ()
     if data_type == "qa":
@@ -181,8 +181,8 @@ def _question(where: str, record: dict[str, Any], need_answers: bool) -> Questio
     _no_document(where, record, "question", QUESTION_HINT)
     question, answers = _asked(record, where, need_answers)
     pool = _pool(record, where)
-    given = {passage.id for passage in pool}
-    rest = tuple(GoldName(id=key) for key in _named_gold(record) if key not in given)
+    pool_ids = {passage.id for passage in pool}
+    rest = tuple(GoldName(id=key) for key in _named_gold(record) if key not in pool_ids)
     return Question(id_of(record, where), question, answers, pool, where, rest)
 
 

@@ -45,8 +45,8 @@ def rows(
         refuse_repeated(table.schema_arrow.names, source.name)
         kept = {f.name: convert for f in table.schema_arrow if (convert := converter(f.type))}
         if not set(source.fields) & set(kept):
-            known = ", ".join(kept)
-            message = f"{source.name}: no string column {source.fields[0]!r} among {known}"
+            columns = ", ".join(kept)
+            message = f"{source.name}: no string column {source.fields[0]!r} among {columns}"
             raise DataError(message, "name the documents' column: --text-field NAME")
         if left_out := [f for f in table.schema_arrow if f.name not in kept]:
             named = ", ".join(f"{field.name} ({field.type})" for field in left_out)
@@ -117,8 +117,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
     types = pa.types
     views = getattr(types, "is_binary_view", lambda kind: False)
-    known = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, views)
-    return any(is_of(kind) for is_of in known)
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, views)
+    return any(is_of(kind) for is_of in tests)
 
 
 def _stored_converter(kind: Any) -> Convert | None:

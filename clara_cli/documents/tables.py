@@ -102,8 +102,8 @@ def _collection(source: Source, lines: _RowLines, first: Sequence[str]) -> Itera
     """
     columns = _COLLECTIONS.get(len(first))
     if columns is None:
-        known = ", ".join(map(str, _COLLECTIONS))
-        message = f"{source.name}:1: {len(first)} cells and no header, known without one: {known}"
+        widths = ", ".join(map(str, _COLLECTIONS))
+        message = f"{source.name}:1: {len(first)} cells and no header, known without one: {widths}"
         raise DataError(message, "add a header: id, text, title")
     if len(first) == 2 and first[1].startswith("[") and first[1].endswith("]"):
         message = f"{source.name}:1: questions with their answers, not documents"

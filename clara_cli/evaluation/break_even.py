@@ -71,8 +71,8 @@ def break_even(
     points: dict[tuple[str, int | None], list[BreakEvenPoint]] = {}
     counts = [count for count in PASSAGES if count <= len(pieces)]
     for number, count in enumerate(counts, 1):
-        given = pieces[:count]
-        measured = _rounds(question, given, [text, *ways], reader.model.device)
+        passages = pieces[:count]
+        measured = _rounds(question, passages, [text, *ways], reader.model.device)
         (reading, base), *others = measured
         if reading.truncated:
             break
@@ -130,7 +130,7 @@ def _rounds(
     question: str, pieces: Sequence[Piece], ways: Sequence[_AnswerMode], device: torch.device
 ) -> list[tuple[Prediction, float]]:
     """Each way's answer of one token, and the median of its seconds."""
-    asked = PooledQuestion(question, Pool(tuple(pieces)))
+    pooled = PooledQuestion(question, Pool(tuple(pieces)))
     seconds: list[list[float]] = [[] for _ in ways]
     predictions: list[Prediction] = []
     for number in range(ROUNDS + 1):
@@ -139,7 +139,7 @@ def _rounds(
             began = time.perf_counter()
             if way.before is not None:
                 way.before(pieces)
-            (prediction,) = way.system.answer([asked])
+            (prediction,) = way.system.answer([pooled])
             synchronise(device)
             assert isinstance(prediction, Prediction)  # our own readers answer or raise
             predictions.append(prediction)

@@ -26,7 +26,7 @@ def compare_runs(first: Path, second: Path, seed: int) -> CompareResult:
     shared = [key for key in a if key in b]
     if not shared:
         raise ArtefactError(f"{first} and {second} have no system and ratio in common", _HINT)
-    found = []
+    comparisons = []
     for key in shared:
         ids = [number for number in a[key] if number in b[key]]
         if not ids:
@@ -37,19 +37,19 @@ def compare_runs(first: Path, second: Path, seed: int) -> CompareResult:
             if one["golden_answers"] != two["golden_answers"]:
                 what = f"question {one['id']!r} has other gold answers in {second} than in {first}"
                 raise DataError(what, "compare runs over the same data")
-        found += _compared(key, lines, seed)
-    return CompareResult(str(first), str(second), tuple(found))
+        comparisons += _compared(key, lines, seed)
+    return CompareResult(str(first), str(second), tuple(comparisons))
 
 
 def _compared(key: RowKey, lines: Sequence[Sequence[Line]], seed: int) -> list[Comparison]:
     one, two = (per_answer(run) for run in lines)
-    made = []
+    comparisons = []
     for metric in one:
         first, second = paired(one[metric], two[metric])
         if first:
             p = permutation_p(first, second, seed)
-            made.append(Comparison(*key, metric, len(first), mean(first), mean(second), p))
-    return made
+            comparisons.append(Comparison(*key, metric, len(first), mean(first), mean(second), p))
+    return comparisons
 
 
 def _rows(folder: Path) -> dict[RowKey, dict[tuple[str, int], Line]]:

@@ -58,18 +58,18 @@ def wrong_documents(cases: Sequence[Case]) -> dict[int, Case]:
     Raises:
         DataError: when no question has such a partner.
     """
-    made = {}
+    controls = {}
     for number, case in enumerate(cases):
         other = _partner(number, case, cases)
         if other is not None:
             pool = Pool(tuple(_foreign(p, other.question.id) for p in other.given.pieces))
-            made[number] = dataclasses.replace(case, pool=pool, given=pool)
-    if not made:
+            controls[number] = dataclasses.replace(case, pool=pool, given=pool)
+    if not controls:
         raise DataError(
             "--control wrong: no question has passages free of another's answer",
             "take more questions: raise --limit",
         )
-    return made
+    return controls
 
 
 def _foreign(piece: Piece, other: str) -> Piece:
@@ -105,7 +105,7 @@ def counterfactual(
     Raises:
         DataError: when no question can be probed.
     """
-    made = {}
+    controls = {}
     for number, question in enumerate(questions):
         pool = paragraphs(number)
         answers = sorted(question.answers, key=len, reverse=True)
@@ -119,15 +119,15 @@ def counterfactual(
             continue
         changed = [_replaced(p, pattern, new) for p in pool]
         cut = library.pool(changed)
-        asked = dataclasses.replace(question, answers=(new,))
+        other = dataclasses.replace(question, answers=(new,))
         gold = tuple(dict.fromkeys(p.id for p in pool if p.gold))
-        made[number] = Case(asked, cut, cut, gold)
-    if not made:
+        controls[number] = Case(other, cut, cut, gold)
+    if not controls:
         raise DataError(
             "--control counterfactual: no answer stands in a gold passage and can be replaced",
             "take more questions (--limit), or a dataset with gold passages",
         )
-    return made
+    return controls
 
 
 def _pattern(answers: Sequence[str]) -> re.Pattern[str]:

@@ -101,12 +101,12 @@ def rank_sentences(question: str, pieces: Sequence[Piece]) -> list[ScoredSentenc
     word with the question, those of the best passages first."""
     sentences = [s for number, piece in enumerate(pieces) for s in _sentences(number, piece)]
     texts = (model_text(pieces[s.passage].title, s.text) for s in sentences)
-    found = BM25.build(texts).search(question, len(sentences))[1]
-    passages = list(dict.fromkeys(sentences[row].passage for row in found))
+    matches = BM25.build(texts).search(question, len(sentences))[1]
+    passages = list(dict.fromkeys(sentences[row].passage for row in matches))
     places = {number: place for place, number in enumerate(passages)}
-    rest = [s for row, s in enumerate(sentences) if row not in set(found)]
+    rest = [s for row, s in enumerate(sentences) if row not in set(matches)]
     rest.sort(key=lambda s: places.get(s.passage, len(places) + s.passage))
-    return [*(sentences[row] for row in found), *rest]
+    return [*(sentences[row] for row in matches), *rest]
 
 
 def _sentences(number: int, piece: Piece) -> Iterable[ScoredSentence]:

@@ -38,8 +38,8 @@ def peak(name: str, dtype: torch.dtype) -> float | None:
     the table."""
     if dtype not in HALF:
         return None
-    known = (key for key in PEAKS if re.search(rf"\b{re.escape(key)}\b", name))
-    return next((PEAKS[key] for key in known), None)
+    names = (key for key in PEAKS if re.search(rf"\b{re.escape(key)}\b", name))
+    return next((PEAKS[key] for key in names), None)
 
 
 def forward_flops(causal_lm: Any, lengths: Sequence[int]) -> float:

@@ -58,8 +58,8 @@ def _probes(cases: Sequence[Case]) -> list[_Probe]:
         texts = texts or [p.text for p in case.given.pieces if p.given in case.gold]
         gold = frozenset(word for text in texts for word in words(text))
         if gold:
-            asked = case.question.question
-            probes.append(_Probe(asked, frozenset(words(asked)), gold))
+            question = case.question.question
+            probes.append(_Probe(question, frozenset(words(question)), gold))
     return _telling(probes)
 
 
@@ -118,5 +118,5 @@ def _chance(number: int, names: frozenset[str], probes: Sequence[_Probe]) -> flo
     step = max(1, (len(probes) - 1) // PARTNERS)
     others = [probes[(number + n) % len(probes)] for n in range(1, len(probes), step)]
     others = [other for other in others if other.gold != probes[number].gold]
-    found = [float(_names(names, probes[number], other)) for other in others]
-    return mean(found) if found else 0.0
+    shares = [float(_names(names, probes[number], other)) for other in others]
+    return mean(shares) if shares else 0.0

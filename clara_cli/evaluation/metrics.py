@@ -44,21 +44,21 @@ def cover_em(prediction: str, golds: Sequence[str]) -> float:
 def _best(
     score: Callable[[list[str], list[str]], float], prediction: str, golds: Sequence[str]
 ) -> float:
-    said = normalise(prediction)
-    return max((score(said, normalise(gold)) for gold in golds), default=0.0)
+    normalised = normalise(prediction)
+    return max((score(normalised, normalise(gold)) for gold in golds), default=0.0)
 
 
-def _equal(said: list[str], gold: list[str]) -> float:
-    return float(said == gold)
+def _equal(words: list[str], gold: list[str]) -> float:
+    return float(words == gold)
 
 
-def _overlap(said: list[str], gold: list[str]) -> float:
-    if not said or not gold:
-        return float(said == gold)
-    common = sum((Counter(said) & Counter(gold)).values())
+def _overlap(words: list[str], gold: list[str]) -> float:
+    if not words or not gold:
+        return float(words == gold)
+    common = sum((Counter(words) & Counter(gold)).values())
     if not common:
         return 0.0
-    precision, recall = common / len(said), common / len(gold)
+    precision, recall = common / len(words), common / len(gold)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -88,9 +88,9 @@ def reciprocal_rank(hits: Sequence[str], gold: Sequence[str]) -> float:
 def ndcg(hits: Sequence[str], gold: Sequence[str], k: int) -> float:
     """nDCG@k with gain 1 for a gold id."""
     wanted = set(gold)
-    found = sum(1 / math.log2(n + 1) for n, hit in enumerate(hits[:k], 1) if hit in wanted)
+    gain = sum(1 / math.log2(n + 1) for n, hit in enumerate(hits[:k], 1) if hit in wanted)
     best = sum(1 / math.log2(n + 1) for n in range(1, min(len(wanted), k) + 1))
-    return found / best
+    return gain / best
 
 
 def mean(values: Sequence[float]) -> float:
@@ -109,7 +109,7 @@ def interval(
         return float(right.low), float(right.high)
     if len(set(values)) < 2:
         return values[0], values[0]
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,
         n_resamples=resamples,
@@ -118,7 +118,7 @@ def interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float], seed: int) -> float:
@@ -129,7 +129,7 @@ def permutation_p(first: Sequence[float], second: Sequence[float], seed: int) ->
     differences_N = np.array([a - b for a, b in pairs if a != b], dtype=np.float64)
     if len(differences_N) < 2:  # of one, both signs are as far from nothing
         return 1.0
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (differences_N,),
         np.sum,
         permutation_type="samples",
@@ -138,4 +138,4 @@ def permutation_p(first: Sequence[float], second: Sequence[float], seed: int) ->
         batch=max(1, _DRAWN_AT_ONCE // len(differences_N)),
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)

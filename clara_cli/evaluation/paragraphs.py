@@ -183,8 +183,8 @@ def collect(questions: Sequence[Question], more: Sequence[PoolPassage]) -> Colle
     every = [*more, *(p for question in questions for p in question.pool)]
     by_id: dict[str, tuple[str, str]] = {}
     if all(by_id.setdefault(p.id, (p.title, p.text)) == (p.title, p.text) for p in every):
-        found = ((key, content) for key, content in by_id.items())
-        return Collection(tuple(PoolPassage(key, *content) for key, content in found), True)
+        texts = ((key, content) for key, content in by_id.items())
+        return Collection(tuple(PoolPassage(key, *content) for key, content in texts), True)
     contents = dict.fromkeys((p.title, p.text) for p in every)
     numbered = (PoolPassage(str(n), *content) for n, content in enumerate(contents))
     return Collection(tuple(numbered), False)

@@ -55,8 +55,8 @@ class ComputedMemories:
         """memory_NMD of these rows."""
         if not rows:
             return torch.empty(0, slots, self._model.memory_MD.shape[1])
-        found = [self._made(row // self._batch, slots)[0][row % self._batch] for row in rows]
-        return torch.stack(found).float()
+        memories = [self._made(row // self._batch, slots)[0][row % self._batch] for row in rows]
+        return torch.stack(memories).float()
 
     def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""

@@ -75,10 +75,10 @@ def prepare(
     if config.sup_model is not None:
         add_supervised(loaded, config.sup_model)
     library = Library(loaded.info.max_passage_tokens, loaded.model.prompter.offsets)
-    made = Cases(dataset, config.setting, config.limit, library, corpus)
-    cases = [made.case(number) for number in range(len(made))]
-    if made.unknown_gold:
-        report.warn(f"{made.unknown_gold:,} gold paragraphs are not in {config.corpus}")
+    settings_cases = Cases(dataset, config.setting, config.limit, library, corpus)
+    cases = [settings_cases.case(number) for number in range(len(settings_cases))]
+    if settings_cases.unknown_gold:
+        report.warn(f"{settings_cases.unknown_gold:,} gold paragraphs are not in {config.corpus}")
     slots = pick_slots(config, loaded, corpus)
     memories = make_memories(config, loaded, library, corpus)
     torch.manual_seed(config.seed)
@@ -95,7 +95,7 @@ def prepare(
     )
     rows = [Row(system) for system in build_systems(specs, bench)]
     for control in wanted:
-        rows += control_rows(control, rows, cases, made, library, config)
+        rows += control_rows(control, rows, cases, settings_cases, library, config)
     note_unusual_settings(config, loaded, systems, cases, report)
     rivals = tuple(spec.identity for spec in specs if not spec.own)
     return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus, rivals)

@@ -60,9 +60,9 @@ class Cases:
         question = self.questions[number]
         if self.setting == "corpus" or (self.setting == "normal" and self._stored is not None):
             everything = self._everything.without(self._own(question))
-            given = Pool(everything.bm25(question.question, FIRST_STAGE))
-            pool = everything if self.setting == "corpus" else given
-            return Case(question, pool, given, self._gold(question))
+            first_stage = Pool(everything.bm25(question.question, FIRST_STAGE))
+            pool = everything if self.setting == "corpus" else first_stage
+            return Case(question, pool, first_stage, self._gold(question))
         pool = self._library.pool(self.paragraphs(number))
         return Case(question, pool, pool, self._gold(question))
 

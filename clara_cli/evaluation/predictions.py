@@ -166,13 +166,13 @@ def _show(report: Report, first: int, total: int) -> None:
 def _batch(rows: Sequence[Row], cases: Sequence[Case], first: int) -> Iterator[tuple[Line, Line]]:
     """The lines of the questions from `first` on, question by question, one a row that answers
     it."""
-    said = {
+    replies = {
         (number, place): lines
         for place, row in enumerate(rows)
         for number, lines in _row_batch(row, cases, first)
     }
-    for key in sorted(said):
-        yield said[key]
+    for key in sorted(replies):
+        yield replies[key]
 
 
 def _row_batch(
@@ -272,9 +272,9 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
         if kept + len(expected) > min(len(predictions), len(measures)):
             break
         for place, wanted in enumerate(expected, kept):
-            said = tuple(predictions[place].get(key) for key in ("system", "ratio", "id"))
-            if said != wanted:
-                what = f"{folder / PREDICTIONS}:{place + 1}: {said}, expected {wanted}"
+            names = tuple(predictions[place].get(key) for key in ("system", "ratio", "id"))
+            if names != wanted:
+                what = f"{folder / PREDICTIONS}:{place + 1}: {names}, expected {wanted}"
                 raise ArtefactError(what, _ANEW)
         kept, done = kept + len(expected), last
     for name in (PREDICTIONS, MEASURES):

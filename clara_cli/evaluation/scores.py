@@ -60,11 +60,11 @@ def score(
     without gold paragraphs out of the ranking's, and those without an answer out of everything; a
     score nothing can be said about is None."""
     values = per_answer(predictions)
-    told = {key: [x for x in values[key] if x is not None] for key in ANSWER_SCORES}
+    scored = {key: [x for x in values[key] if x is not None] for key in ANSWER_SCORES}
     answered = [m for m in measures if "seconds" in m]
     errors = [str(m["error"]) for m in measures if "error" in m]
     phases = {p: _mean([1000 * m["seconds"][p] for m in answered]) for p in PHASES}
-    intervals = {key: interval(found, seed) for key, found in told.items() if found}
+    intervals = {key: interval(scores, seed) for key, scores in scored.items() if scores}
     lengths = [len(p["prediction"].split()) for p in predictions if p["prediction"] is not None]
     judged = [
         (p["hits"], p["gold"]) for p in predictions if p["gold"] and p["prediction"] is not None
@@ -72,9 +72,9 @@ def score(
     card = Scorecard(
         name=name,
         ratio=ratio,
-        em=_mean(told["em"]),
-        f1=_mean(told["f1"]),
-        cover_em=_mean(told["cover_em"]),
+        em=_mean(scored["em"]),
+        f1=_mean(scored["f1"]),
+        cover_em=_mean(scored["cover_em"]),
         answer_words=_mean(lengths),
         empty_share=_mean([float(not length) for length in lengths]),
         recall={
@@ -125,10 +125,10 @@ def _rounded(value: float | None) -> float | None:
 
 def _ranking(judged: Sequence[tuple[list[str], list[str]]], top_k: int) -> dict[str, float | None]:
     cuts = [k for k in CUTOFFS if k <= top_k]
-    found = {f"precision@{k}": _mean([precision_at(h, g, k) for h, g in judged]) for k in cuts}
-    found["mrr"] = _mean([reciprocal_rank(h, g) for h, g in judged])
-    found[f"ndcg@{top_k}"] = _mean([ndcg(h, g, top_k) for h, g in judged])
-    return found
+    figures = {f"precision@{k}": _mean([precision_at(h, g, k) for h, g in judged]) for k in cuts}
+    figures["mrr"] = _mean([reciprocal_rank(h, g) for h, g in judged])
+    figures[f"ndcg@{top_k}"] = _mean([ndcg(h, g, top_k) for h, g in judged])
+    return figures
 
 
 def mark_best(rows: Sequence[Scored], seed: int) -> list[Scored]:
@@ -167,15 +167,15 @@ class Difference:
 def differences(rows: Sequence[Scored], seed: int, metric: str = "f1") -> list[Difference]:
     """Every pair of plain rows by one metric."""
     plain = [row for row in rows if "/" not in row.card.name]
-    found = []
+    differences_found = []
     for i, first in enumerate(plain):
         for second in plain[i + 1 :]:
             a, b = paired(first.values[metric], second.values[metric])
             if a:
                 p = permutation_p(a, b, seed)
                 names = (label(first.card), label(second.card))
-                found.append(Difference(*names, metric, len(a), (mean(a), mean(b)), p))
-    return found
+                differences_found.append(Difference(*names, metric, len(a), (mean(a), mean(b)), p))
+    return differences_found
 
 
 def label(card: Scorecard) -> str:

@@ -43,8 +43,8 @@ class Speed:
         prompter = model.prompter
         special = {prompter.encode_id, prompter.separator_id, *prompter.memory_ids}
         special |= {*model.end_ids(), *prompter.tokenizer.all_special_ids}
-        known = model.causal_lm.config.vocab_size
-        self._ids = [i for i in range(min(known, len(model.table_VD))) if i not in special]
+        vocabulary = model.causal_lm.config.vocab_size
+        self._ids = [i for i in range(min(vocabulary, len(model.table_VD))) if i not in special]
         self._drawn = random.Random(seed)
 
     def _draw(self, count: int) -> list[int]:
@@ -205,8 +205,8 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: of the GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def run_speed(

@@ -97,10 +97,10 @@ class BM25:
         scores_N = np.zeros(self._rows, np.float32)
         data, indices, _ = (self._tables[name] for name in _FOUND_BY)
         for word, where in self._postings(question).items():
-            found = data[where]
+            weights = data[where]
             if idf is not None:
-                found = found * (idf[word] / inverse_frequency(self._rows, len(found)))
-            scores_N[indices[where]] += found
+                weights = weights * (idf[word] / inverse_frequency(self._rows, len(weights)))
+            scores_N[indices[where]] += weights
         kept_N = scores_N > 0
         if rows is not None:
             kept_N &= np.isin(np.arange(self._rows), rows)
@@ -114,12 +114,12 @@ class BM25:
 
     def _postings(self, question: str) -> dict[str, slice]:
         """Where the tables list the texts of each known word."""
-        indptr, found = self._tables["indptr"], {}
+        indptr, postings = self._tables["indptr"], {}
         for word in dict.fromkeys(words(question)):
             column = self._vocabulary.get(word)
             if column is not None:
-                found[word] = slice(int(indptr[column]), int(indptr[column + 1]))
-        return found
+                postings[word] = slice(int(indptr[column]), int(indptr[column + 1]))
+        return postings
 
     def save(self, root: Path, corpus_sha256: str = "", place: str = "") -> int:
         """Put the index in place of the one at `root / place`, at once; returns its bytes. Raises

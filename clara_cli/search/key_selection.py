@@ -119,8 +119,8 @@ def widen(pair: MeasuredKey, passages: int, measure: Callable[[int], float | Non
         return pair
     most = int(passages * MOST_CANDIDATES)
     for count in (pair.candidates, *(c for c in COUNTS if pair.candidates < c <= most)):
-        found = measure(count)
-        if found is not None and found >= GOOD_RECALL:
+        recall = measure(count)
+        if recall is not None and recall >= GOOD_RECALL:
             return replace(pair, candidates=count)
     return pair
 

@@ -93,7 +93,7 @@ class MilvusGraph:
             what = f"{wanted:,} candidates: Milvus gives at most {MOST:,}"
             raise UsageError(what, "lower --candidates")
         with self._client() as client:
-            found = client.search(
+            results = client.search(
                 self.collection,
                 data=keys.tolist(),
                 anns_field="key",
@@ -101,12 +101,12 @@ class MilvusGraph:
                 output_fields=["label"],
                 consistency_level="Strong",
             )
-        if any(len(hits) != wanted for hits in found):
-            fewest = min(len(hits) for hits in found)
+        if any(len(hits) != wanted for hits in results):
+            fewest = min(len(hits) for hits in results)
             message = f"{self.uri}: collection {self.collection} gave {fewest} of {wanted} labels"
             raise ClaraError(message, REBUILD)
-        labels = np.array([[hit["label"] for hit in hits] for hits in found], np.int64)
-        return labels, np.array([[hit["distance"] for hit in hits] for hits in found], np.float32)
+        labels = np.array([[hit["label"] for hit in hits] for hits in results], np.int64)
+        return labels, np.array([[hit["distance"] for hit in hits] for hits in results], np.float32)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Make the collection last; returns where it is."""
@@ -131,6 +131,6 @@ class MilvusGraph:
                     self._connected.load_collection(self.collection)
             yield self._connected
         except MilvusException as error:
-            said = error.message or "it gave no reason"
+            reason = error.message or "it gave no reason"
             hint = "check --uri and $MILVUS_TOKEN, or index again with another --engine"
-            raise ClaraError(f"{self.uri}: {said}", hint) from error
+            raise ClaraError(f"{self.uri}: {reason}", hint) from error

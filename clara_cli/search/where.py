@@ -65,8 +65,8 @@ class Compare:
 
     def matches(self, fields: Fields) -> bool:
         """Whether the field's value, or an item of it, passes for one of the values."""
-        found = fields.get(self.field)
-        items = found if isinstance(found, (list, tuple)) else [found]
+        stored = fields.get(self.field)
+        items = stored if isinstance(stored, (list, tuple)) else [stored]
         return any(_compare(self.mark, item, value) for item in items for value in self.values)
 
 
@@ -157,10 +157,10 @@ class _Parser:
         self._next, self._depth = 0, 0
 
     def whole(self) -> Filter:
-        found = self._any()
+        condition = self._any()
         if self._peek().kind != "end":
             raise self._unexpected("and, or, or the end")
-        return found
+        return condition
 
     def _lex(self) -> Iterator[_Token]:
         position, text = 0, self._text
@@ -172,10 +172,10 @@ class _Parser:
                 what = "an open quote" if text[position] in "\"'" else f"{text[position]!r}"
                 raise self._error(position, f"{what} cannot be read")
             kind = match.lastgroup or ""
-            said = match[kind]
-            if kind == "word" and said.lower() in _KEYWORDS:
-                kind, said = "mark", said.lower()
-            yield _Token(kind, said, match.start(match.lastgroup or 0))
+            token = match[kind]
+            if kind == "word" and token.lower() in _KEYWORDS:
+                kind, token = "mark", token.lower()
+            yield _Token(kind, token, match.start(match.lastgroup or 0))
             position = match.end()
         yield _Token("end", "", len(text))
 
@@ -209,11 +209,11 @@ class _Parser:
         self._depth += 1
         if self._depth > _DEPTH:
             raise self._error(self._peek().position, f"more than {_DEPTH} brackets deep")
-        found = Not(self._one()) if opened == "not" else self._any()
+        condition = Not(self._one()) if opened == "not" else self._any()
         if opened == "(" and not self._take(")"):
             raise self._unexpected("and, or, or a closing bracket")
         self._depth -= 1
-        return found
+        return condition
 
     def _test(self) -> Filter:
         field = self._value("a field's name").text

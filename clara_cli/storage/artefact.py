@@ -161,8 +161,8 @@ def check_form(fields: Fields, form: str, version: int | tuple[int, ...]) -> Fie
         raise fields.wrong("format", f"not {form!r}")
     if form and fields.values.get("version") not in versions:
         number = _brief.repr(fields.values.get("version"))
-        known = " and ".join(map(str, versions))
-        raise fields.wrong("version", f"{number}, this program reads {known}")
+        readable = " and ".join(map(str, versions))
+        raise fields.wrong("version", f"{number}, this program reads {readable}")
     return fields
 
 

@@ -34,8 +34,8 @@ class DiskSet:
         return new
 
     def __contains__(self, key: str) -> bool:
-        found = self._table.execute("SELECT 1 FROM keys WHERE key = ?", (key,))
-        return found.fetchone() is not None
+        cursor = self._table.execute("SELECT 1 FROM keys WHERE key = ?", (key,))
+        return cursor.fetchone() is not None
 
     def __len__(self) -> int:
         return self._length

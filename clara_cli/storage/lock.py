@@ -49,14 +49,14 @@ def locked(
 
 def _acquire(path: Path, what: Path, wait: Callable[[str], None] | None) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    told = False
+    waiting = False
     while True:
         try:
             descriptor = os.open(path, flags, 0o644)
         except OSError as error:
             cannot_write(path, 0, error)
         try:
-            how = fcntl.LOCK_EX | (0 if told else fcntl.LOCK_NB)
+            how = fcntl.LOCK_EX | (0 if waiting else fcntl.LOCK_NB)
             fcntl.flock(descriptor, how)
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                 return descriptor
@@ -72,7 +72,7 @@ def _acquire(path: Path, what: Path, wait: Callable[[str], None] | None) -> int:
             message = f"{what} is being written by process {pid or '?'} ({command})"
             if wait is not None:
                 wait(f"{message}: waiting for it")
-                told = True
+                waiting = True
                 continue
             hint = "wait for it to end, or choose another --out"
             raise ArtefactError(message, hint) from error

@@ -69,8 +69,8 @@ class LocalLLM:
         if self._window is not None:
             room = min(room, self._window - len(ids))
             if room < min(LEAST_ROOM, prompt.max_tokens):
-                said = f"a prompt of {len(ids)} tokens in a window of {self._window}"
-                raise Unfit("context", said)
+                detail = f"a prompt of {len(ids)} tokens in a window of {self._window}"
+                raise Unfit("context", detail)
         job = _Job(prompt, ids, room, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if self._runner is None or self._runner.done():
@@ -95,16 +95,16 @@ class LocalLLM:
             chosen = set(map(id, batch))
             self._waiting = [job for job in self._waiting if id(job) not in chosen]
             generating = asyncio.to_thread(self._generate, batch)
-            (made,) = await asyncio.gather(generating, return_exceptions=True)
-            if isinstance(made, (RuntimeError, ValueError)):  # what torch and transformers raise
-                made = LLMError(f"the local model failed: {made}")
+            (outcome,) = await asyncio.gather(generating, return_exceptions=True)
+            if isinstance(outcome, (RuntimeError, ValueError)):  # what torch and transformers raise
+                outcome = LLMError(f"the local model failed: {outcome}")
             for number, job in enumerate(batch):
                 if job.reply.done():
                     continue
-                if isinstance(made, BaseException):  # nobody may wait for ever
-                    job.reply.set_exception(made)
+                if isinstance(outcome, BaseException):  # nobody may wait for ever
+                    job.reply.set_exception(outcome)
                 else:
-                    job.reply.set_result(made[number])
+                    job.reply.set_result(outcome[number])
 
     def _generate(self, batch: list[_Job]) -> list[Reply]:
         import torch
@@ -119,7 +119,7 @@ class LocalLLM:
         sampling = {"do_sample": True, "temperature": warm} if warm else {"do_sample": False}
         torch.manual_seed(batch[0].prompt.seed(self._seed))
         with torch.inference_mode():
-            made = self._model.generate(
+            generated = self._model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(seen, device=device),
                 max_new_tokens=batch[0].room,
@@ -128,7 +128,8 @@ class LocalLLM:
                 **sampling,
             )
         return [
-            self._reply(job, row[longest:].tolist()) for job, row in zip(batch, made, strict=True)
+            self._reply(job, row[longest:].tolist())
+            for job, row in zip(batch, generated, strict=True)
         ]
 
     def _stop(self, ids: Any, scores: Any, **extra: Any) -> Any:
@@ -139,8 +140,8 @@ class LocalLLM:
 
     def _reply(self, job: _Job, ids: list[int]) -> Reply:
         ends = self._model.generation_config.eos_token_id
-        known = set(ends if isinstance(ends, list) else [ends])
-        end = next((i for i, token in enumerate(ids) if token in known), None)
+        end_ids = set(ends if isinstance(ends, list) else [ends])
+        end = next((i for i, token in enumerate(ids) if token in end_ids), None)
         text = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
         used = len(ids) if end is None else end + 1
         return Reply(text, len(job.ids), used, cut=end is None)

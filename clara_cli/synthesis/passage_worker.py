@@ -86,7 +86,7 @@ class PassageWorker:
         what comes back. So is a prompt the server refuses."""
         counts = self.outcome.counts
         room = min(prompt.max_tokens, self.settings.reply_tokens)
-        found: Read | Malformed = Malformed("empty")
+        answer: Read | Malformed = Malformed("empty")
         for salt in (0, 1):
             warmer = max(prompt.temperature, SECOND_TEMPERATURE) if salt else prompt.temperature
             try:
@@ -100,11 +100,11 @@ class PassageWorker:
             counts["requests"] += 1
             counts["prompt_tokens"] += reply.prompt_tokens
             counts["completion_tokens"] += reply.completion_tokens
-            found = read(reply.text, reply.cut)
-            if not isinstance(found, Malformed):
-                return found
-            counts[f"malformed.{found.why}"] += 1
-        return found
+            answer = read(reply.text, reply.cut)
+            if not isinstance(answer, Malformed):
+                return answer
+            counts[f"malformed.{answer.why}"] += 1
+        return answer
 
     async def verdict(self, text: str, pair: Candidate) -> Verdict | None:
         """What speaks against a pair: a gate, else the model reading the text, else nothing."""
@@ -115,10 +115,10 @@ class PassageWorker:
 
     async def verify(self, prompt: Prompt, key: str) -> Verdict | None:
         """The model's own judgement; one it does not give counts against what was judged."""
-        found = await self.ask(prompt, lambda text, cut: read_verdict(text, key, cut))
-        if isinstance(found, Malformed):
-            return Verdict("unverified", f"the verification was {found.why}")
-        true, reason = found
+        judgement = await self.ask(prompt, lambda text, cut: read_verdict(text, key, cut))
+        if isinstance(judgement, Malformed):
+            return Verdict("unverified", f"the verification was {judgement.why}")
+        true, reason = judgement
         return None if true else Verdict("incorrect", reason[:200] or "says the model")
 
     def count(self, verdict: Verdict | None) -> Verdict | None:
@@ -156,13 +156,13 @@ class PassageWorker:
         verdict = await self.verdict(text, pair)
         if verdict is None:
             return pair, None, {}
-        said = f"{verdict.gate}: {verdict.detail}"
-        prompt = prompts.repair(kind, text, pair, said, self.settings.temperature)
-        found = await self.ask(prompt, read_pairs)
-        if isinstance(found, Malformed) or not found or found[0] == pair:
+        reason = f"{verdict.gate}: {verdict.detail}"
+        prompt = prompts.repair(kind, text, pair, reason, self.settings.temperature)
+        repaired = await self.ask(prompt, read_pairs)
+        if isinstance(repaired, Malformed) or not repaired or repaired[0] == pair:
             return pair, verdict, {}
-        better: Candidate = found[0]
-        return better, await self.verdict(text, better), {"first_reason": said}
+        better: Candidate = repaired[0]
+        return better, await self.verdict(text, better), {"first_reason": reason}
 
     def reject(self, kind: str, number: int, verdict: Verdict, shown: dict[str, Any]) -> None:
         """Turn something away, with the reason."""

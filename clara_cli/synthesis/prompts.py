@@ -102,21 +102,21 @@ def _quoted(pair: Candidate) -> str:
 def questions(kind: str, text: str, temperature: float) -> Prompt:
     """The first questions of a kind."""
     closing = f"Now write {_KINDS[kind]}, about the passage above. JSON only."
-    asked = _about(f"{_TASKS[kind]}\n\n{_RULES}", text, closing)
-    return Prompt(kind, asked, _PAIRS_SCHEMA, 2048, temperature)
+    request = _about(f"{_TASKS[kind]}\n\n{_RULES}", text, closing)
+    return Prompt(kind, request, _PAIRS_SCHEMA, 2048, temperature)
 
 
-def more(kind: str, text: str, known: Sequence[Candidate], temperature: float) -> Prompt:
+def more(kind: str, text: str, pairs: Sequence[Candidate], temperature: float) -> Prompt:
     """Questions for what the known ones leave out; an empty list says that nothing is left."""
     task = (
         f"Task: below are a passage and questions about it. Find what the passage says that none "
         f"of them asks for, and write more {_KINDS[kind]}, for exactly that. Where nothing is "
         f'left, reply {{"pairs": []}}.'
     )
-    listed = "\n".join(_quoted(pair) for pair in known) or "(none yet)"
+    listed = "\n".join(_quoted(pair) for pair in pairs) or "(none yet)"
     closing = f"Questions so far:\n{listed}\n\nNow write what is missing. JSON only."
-    asked = _about(f"{task}\n\n{_RULES}", text, closing)
-    return Prompt(MORE, asked, _PAIRS_SCHEMA, 2048, temperature)
+    request = _about(f"{task}\n\n{_RULES}", text, closing)
+    return Prompt(MORE, request, _PAIRS_SCHEMA, 2048, temperature)
 
 
 def repair(kind: str, text: str, pair: Candidate, reason: str, temperature: float) -> Prompt:
@@ -128,8 +128,8 @@ def repair(kind: str, text: str, pair: Candidate, reason: str, temperature: floa
     )
     closing = f"Turned down: {_quoted(pair)}\nReason: {reason}\n\n"
     closing += "Now write the better pair. JSON only."
-    asked = _about(f"{task}\n\n{_RULES}", text, closing)
-    return Prompt(REPAIR, asked, _PAIRS_SCHEMA, 512, temperature)
+    request = _about(f"{task}\n\n{_RULES}", text, closing)
+    return Prompt(REPAIR, request, _PAIRS_SCHEMA, 512, temperature)
 
 
 def verify(text: str, pair: Candidate) -> Prompt:
@@ -167,8 +167,8 @@ def paraphrase(text: str, temperature: float) -> Prompt:
         "in 1880 kept the Solveig, a ferry, from seeing the lighthouse and put her on the rocks, "
         'Odile Marrane, who looked after it, gave it a coat of red."}'
     )
-    asked = _about(f"{task}\n\n{_PARAPHRASE_RULES}", text, "Now write the paraphrase. JSON only.")
-    return Prompt(PARAPHRASE, asked, _object({"paraphrase": _STRING}), 2048, temperature)
+    request = _about(f"{task}\n\n{_PARAPHRASE_RULES}", text, "Now write the paraphrase. JSON only.")
+    return Prompt(PARAPHRASE, request, _object({"paraphrase": _STRING}), 2048, temperature)
 
 
 def rephrase(text: str, draft: str, reason: str, temperature: float) -> Prompt:
@@ -176,8 +176,8 @@ def rephrase(text: str, draft: str, reason: str, temperature: float) -> Prompt:
     task = "Task: say the passage below in other words. A first try was turned down."
     closing = f"Turned down: {json.dumps(draft, ensure_ascii=False)}\nReason: {reason}\n\n"
     closing += "Now write a better paraphrase. JSON only."
-    asked = _about(f"{task}\n\n{_PARAPHRASE_RULES}", text, closing)
-    return Prompt(REPHRASE, asked, _object({"paraphrase": _STRING}), 2048, temperature)
+    request = _about(f"{task}\n\n{_PARAPHRASE_RULES}", text, closing)
+    return Prompt(REPHRASE, request, _object({"paraphrase": _STRING}), 2048, temperature)
 
 
 def same(text: str, draft: str) -> Prompt:
@@ -212,8 +212,8 @@ Example reply: {"pairs": [{"question": "Where was the painter of the lighthouse 
 born?", "answer": "Saltbridge", "passages": [1, 2]}]}"""
     rules = _RULES.replace('"answer": "..."}', '"answer": "...", "passages": [numbers]}')
     closing = "Now write the questions, with the numbers of the passages each needs. JSON only."
-    asked = _about(f"{task}\n\n{rules}", numbered(texts), closing)
-    return Prompt(LINKED, asked, _LINKED_SCHEMA, 1024, temperature)
+    request = _about(f"{task}\n\n{rules}", numbered(texts), closing)
+    return Prompt(LINKED, request, _LINKED_SCHEMA, 1024, temperature)
 
 
 def answer(texts: Sequence[str], question: str, temperature: float) -> Prompt:
@@ -227,5 +227,5 @@ def answer(texts: Sequence[str], question: str, temperature: float) -> Prompt:
         f"Question: {json.dumps(question, ensure_ascii=False)}\n\n"
         'Reply with JSON only: {"answer": "..."}'
     )
-    asked = _about(task, numbered(texts), closing)
-    return Prompt(ANSWER, asked, _object({"answer": _STRING}), 256, temperature)
+    request = _about(task, numbered(texts), closing)
+    return Prompt(ANSWER, request, _object({"answer": _STRING}), 256, temperature)

@@ -147,14 +147,16 @@ def _claims(pair: Candidate) -> Set[str]:
     return digits(pair.question) | (numbers(pair.answer) - counted) | digits(pair.answer)
 
 
-def _invents(said: str, claims: Set[str], text: str) -> Verdict | None:
+def _invents(statement: str, claims: Set[str], text: str) -> Verdict | None:
     """Numbers and names that are not in the passage."""
-    known = vocabulary(text)
-    counted = numbers(text) | ({"1"} if "one" in known else set())  # `one` alone is rarely a claim
+    text_words = vocabulary(text)
+    counted = set(numbers(text))
+    if "one" in text_words:  # alone it is rarely a statement
+        counted.add("1")
     strange = sorted(claims - counted)
     if strange:
         return Verdict("numbers", f"not in the passage: {', '.join(strange[:5])}")
-    strange = sorted(name for name in names(said) if not holds_name(name, known))
+    strange = sorted(name for name in names(statement) if not holds_name(name, text_words))
     if strange:
         return Verdict("names", f"not in the passage: {', '.join(strange[:5])}")
     return None
@@ -162,14 +164,14 @@ def _invents(said: str, claims: Set[str], text: str) -> Verdict | None:
 
 def _unsupported(pair: Candidate, text: str, limits: Limits) -> Verdict | None:
     """An answer that only repeats its question, or whose words the passage does not have."""
-    answered, asked = set(words(pair.answer)), set(words(pair.question))
-    if answered <= _YES_NO:
+    answer_words, question_words = set(words(pair.answer)), set(words(pair.question))
+    if answer_words <= _YES_NO:
         return None
-    found = content_words(pair.answer) or words(pair.answer)
-    own = [word for word in found if word not in asked]
-    if not own and not asked & _OR:
+    claimed = content_words(pair.answer) or words(pair.answer)
+    own = [word for word in claimed if word not in question_words]
+    if not own and not question_words & _OR:
         return Verdict("echo", "the answer is in the question")
-    spelled = [word for word in own or found if not word[0].isdigit()]  # numbers were checked
+    spelled = [word for word in own or claimed if not word[0].isdigit()]  # numbers were checked
     share = overlap(spelled, vocabulary(text))
     if share < limits.support:
         return Verdict("unsupported", f"{share:.0%} of the answer's words are in the passage")
@@ -217,21 +219,21 @@ def _contained(a: Set[str], b: Set[str]) -> float:
 
 def check_paraphrase(paraphrase: str, text: str, limits: Limits) -> Verdict | None:
     """The first gate a paraphrase fails against its passage, None where it passes all."""
-    said, given = words(paraphrase), words(text)
-    if not said:
+    paraphrase_words, text_words = words(paraphrase), words(text)
+    if not paraphrase_words:
         return Verdict("empty", "no words")
     verdict = _says_nothing(paraphrase, text) or _points_at_document(paraphrase, text)
     if verdict is not None:
         return verdict
     if other_language(paraphrase, text):
         return Verdict("language", "in another language than the passage")
-    length = len(said) / max(1, len(given))
+    length = len(paraphrase_words) / max(1, len(text_words))
     if not limits.shortest <= length <= limits.longest:
         return Verdict("length", f"{length:.1f} times as long as the passage")
     return (
         _invents(paraphrase, numbers(paraphrase), text)
         or _loses(paraphrase, text, limits)
-        or _copies(said, given, limits)
+        or _copies(paraphrase_words, text_words, limits)
     )
 
 
@@ -258,8 +260,8 @@ def _copies(said: list[str], given: list[str], limits: Limits) -> Verdict | None
 def check_golds(pair: Candidate, texts: list[str]) -> Verdict | None:
     """Whether a question over several passages owes something to each of them: each must hold a
     content word of the pair that no other one holds."""
-    said = set(content_words(f"{pair.question} {pair.answer}"))
-    held = [vocabulary(text) & said for text in texts]
+    pair_words = set(content_words(f"{pair.question} {pair.answer}"))
+    held = [vocabulary(text) & pair_words for text in texts]
     for number, own in enumerate(held):
         others = set().union(*held[:number], *held[number + 1 :])
         if not own - others:

@@ -35,11 +35,11 @@ async def synthesize(
             await ask_rounds(worker, kind, text)
     if PARAPHRASE in settings.kinds:
         paraphrases = await ask_paraphrase(worker, text)
-    asked = any(kind in settings.kinds for kind in QUESTIONS)
-    verdict = _below(worker, paraphrases, asked=asked)
+    asks_questions = any(kind in settings.kinds for kind in QUESTIONS)
+    verdict = _below(worker, paraphrases, asked=asks_questions)
     if verdict is not None:
-        for said in paraphrases:
-            worker.reject(PARAPHRASE, 1, verdict, {"paraphrase": said})
+        for paraphrase in paraphrases:
+            worker.reject(PARAPHRASE, 1, verdict, {"paraphrase": paraphrase})
         worker.drop(verdict)
         return finished(worker, [])
     _write(worker, text, paraphrases)
@@ -59,8 +59,8 @@ async def ask_rounds(worker: PassageWorker, kind: str, text: str) -> None:
         pairs: Any = await worker.ask(prompt, read_pairs)
         if pairs == []:
             return
-        found = [] if isinstance(pairs, Malformed) else pairs
-        believed = await worker.settle(kind, number, text, found)
+        candidates = [] if isinstance(pairs, Malformed) else pairs
+        believed = await worker.settle(kind, number, text, candidates)
         barren = 0 if believed else barren + 1
         if barren == BARREN_ROUNDS:
             return
@@ -110,11 +110,11 @@ def _write(worker: PassageWorker, text: str, paraphrases: list[str]) -> None:
     for kind in QUESTIONS:
         pairs = [kept.pair for kept in worker.kept if kept.kind == kind]
         if pairs:
-            said = {
+            texts = {
                 "question": [pair.question for pair in pairs],
                 "answers": [pair.answer for pair in pairs],
             }
-            worker.outcome.lines.append({"data_type": "qa", **said, **about, "kind": kind})
+            worker.outcome.lines.append({"data_type": "qa", **texts, **about, "kind": kind})
     for said_again in paraphrases:
         line = {"data_type": "paraphrase", "question": [], "answers": [said_again]}
         worker.outcome.lines.append({**line, **about, "kind": PARAPHRASE})

@@ -23,8 +23,8 @@ DAMAGED = "restore the file, or start anew with another --out"
 
 def under(counts: dict[str, float], prefix: str) -> dict[str, int]:
     """The counts under a prefix, by what follows it."""
-    found = {k.removeprefix(prefix): int(n) for k, n in counts.items() if k.startswith(prefix)}
-    return dict(sorted(found.items()))
+    counted = {k.removeprefix(prefix): int(n) for k, n in counts.items() if k.startswith(prefix)}
+    return dict(sorted(counted.items()))
 
 
 def cost(counts: dict[str, float], prompt_price: float, reply_price: float) -> float | None:
@@ -73,14 +73,14 @@ def sample(out: Path, seed: int) -> tuple[tuple[str, str], ...]:
     return tuple(random.Random(seed).sample(pairs, min(SAMPLES, len(pairs))))
 
 
-def summary(journal: Journal, made: SynthResult, settings: dict[str, Any]) -> str:
+def summary(journal: Journal, result: SynthResult, settings: dict[str, Any]) -> str:
     """Everything counted, as the JSON kept beside the output."""
     counts = journal.counts
     numbers = sorted({int(k.split(".")[1]) for k in counts if k.startswith("round.")})
     by_round = [{"round": n} | under(counts, f"round.{n}.") for n in numbers]
-    found = {
+    record = {
         "settings": settings,
-        **dataclasses.asdict(made),
+        **dataclasses.asdict(result),
         "by_round": by_round,
         "gates": under(counts, "gate."),
         "malformed_replies": under(counts, "malformed."),
@@ -89,4 +89,4 @@ def summary(journal: Journal, made: SynthResult, settings: dict[str, Any]) -> st
         "prompt_tokens": int(counts.get("prompt_tokens", 0)),
         "completion_tokens": int(counts.get("completion_tokens", 0)),
     }
-    return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(record, ensure_ascii=False, indent=2) + "\n"

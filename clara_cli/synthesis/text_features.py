@@ -79,11 +79,11 @@ def vocabulary(text: str) -> frozenset[str]:
 def numbers(text: str) -> frozenset[str]:
     """The numbers of a text in one spelling: `1,200` is `1200`, `twelve` is `12`."""
     spelled = words(text)
-    found = set(digits(text)) | {NUMBER_WORDS[w] for w in spelled if w in NUMBER_WORDS}
+    values = set(digits(text)) | {NUMBER_WORDS[w] for w in spelled if w in NUMBER_WORDS}
     for tens, unit in zip(spelled, spelled[1:], strict=False):
         if tens in _TENS and unit in _UNITS:
-            found.add(str(int(NUMBER_WORDS[tens]) + _UNITS[unit]))
-    return frozenset(found)
+            values.add(str(int(NUMBER_WORDS[tens]) + _UNITS[unit]))
+    return frozenset(values)
 
 
 def digits(text: str) -> frozenset[str]:
@@ -159,8 +159,10 @@ def sentences(text: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def language(text: str) -> str | None:
     """A European language told by its commonest words, None without clear evidence."""
-    found = [word for word in words(text) if len(word) > 1]  # single letters are in too many
-    counted = Counter({name: sum(w in common for w in found) for name, common in STOPWORDS.items()})
+    text_words = [word for word in words(text) if len(word) > 1]  # single letters are in too many
+    counted = Counter(
+        {name: sum(w in common for w in text_words) for name, common in STOPWORDS.items()}
+    )
     (first, most), (_, second) = counted.most_common(2)
     if most < _LEAST_HITS or most < _LEAD * max(second, 1):
         return None

@@ -178,8 +178,8 @@ class RetrievedPools:
         pools: dict[int, list[int]] = {}
         for start in range(0, len(numbers), together):
             part = numbers[start : start + together]
-            found = self.retriever.nearest(self._queries(part), self.config.pool_size)
-            pools |= dict(zip(part, found, strict=True))
+            rows = self.retriever.nearest(self._queries(part), self.config.pool_size)
+            pools |= dict(zip(part, rows, strict=True))
             self.report.progress(Progress("pools", len(pools), len(numbers), "questions"))
         return pools
 

@@ -165,8 +165,8 @@ def figures_of(
     memory_ND, scores = held_out.read(batch)
     if answered:
         assert memory_ND is not None
-        said = greedy(model, batch, memory_ND, held_out.answer_tokens)
-        for text, example in zip(said, part, strict=True):
+        answers = greedy(model, batch, memory_ND, held_out.answer_tokens)
+        for text, example in zip(answers, part, strict=True):
             yield "em", metrics.exact_match(text, example.answers), 1.0
             yield "f1", metrics.f1(text, example.answers), 1.0
     for scores_N, example in zip(scores, part, strict=bool(scores)):

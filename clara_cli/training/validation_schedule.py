@@ -61,10 +61,10 @@ class ValidationSchedule:
     @property
     def exhausted(self) -> bool:
         """Whether the last `patience` checks brought nothing better."""
-        found = best(self.lines, self.best_by)
-        if self.patience is None or found is None:
+        best_line = best(self.lines, self.best_by)
+        if self.patience is None or best_line is None:
             return False
-        return len(self.lines) - 1 - self.lines.index(found) >= self.patience
+        return len(self.lines) - 1 - self.lines.index(best_line) >= self.patience
 
 
 def best(lines: list[dict[str, Any]], best_by: str) -> dict[str, Any] | None:

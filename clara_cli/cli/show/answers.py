@@ -168,9 +168,9 @@ def _details(hit: Hit) -> str:
 def telling_words(answer: str) -> set[str]:
     """The words of an answer worth finding in a text, case-folded: all but short lower-case ones,
     unless there are no others."""
-    said = _WORD.findall(answer)
-    telling = [word for word in said if len(word) > SHORT_WORD or not word.islower()]
-    return {word.casefold() for word in telling or said}
+    answer_words = _WORD.findall(answer)
+    telling = [word for word in answer_words if len(word) > SHORT_WORD or not word.islower()]
+    return {word.casefold() for word in telling or answer_words}
 
 
 def mark(text: Text, words: set[str]) -> None:

@@ -128,8 +128,8 @@ def _survived(entry: FactRetention) -> str:
         ("numbers", entry.numbers_kept, entry.numbers),
         ("names", entry.names_kept, entry.names),
     )
-    said = (f"{100 * x:.1f} % of {n:,} {what}" for what, x, n in parts if x is not None)
-    return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(said) or 'none to find'}"
+    shares = (f"{100 * x:.1f} % of {n:,} {what}" for what, x, n in parts if x is not None)
+    return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(shares) or 'none to find'}"
 
 
 def _named(entry: LogitLens) -> str:
@@ -173,8 +173,8 @@ def _published(rows: Sequence[PublishedRow]) -> list[Any]:
 
 
 def _reported(r: PublishedResult, only: str | None) -> list[Any]:
-    said = "reported by papers: other corpus and model, not to be mixed with figures of yours"
-    return [said, *_published(r.published)]
+    heading = "reported by papers: other corpus and model, not to be mixed with figures of yours"
+    return [heading, *_published(r.published)]
 
 
 def _listed(r: SystemsResult, only: str | None) -> list[Any]:

@@ -22,9 +22,9 @@ def result_json(result: Any) -> dict[str, Any]:
     """The JSON object of a command's record: its fields, but not those marked `json: False`, nor
     those marked `json: "where set"` that say nothing."""
     fields = [f for f in dataclasses.fields(result) if f.metadata.get("json", True)]
-    told = {f.name: _plain(getattr(result, f.name)) for f in fields}
+    values = {f.name: _plain(getattr(result, f.name)) for f in fields}
     rare = {f.name for f in fields if f.metadata.get("json") == "where set"}
-    return {name: value for name, value in told.items() if value or name not in rare}
+    return {name: value for name, value in values.items() if value or name not in rare}
 
 
 def _plain(value: Any) -> Any:

@@ -18,8 +18,10 @@ SHOWN = 160  # characters of a sample
 def _synthesised(r: SynthResult, only: str | None) -> list[str]:
     total = r.accepted + r.rejected
     share = f" ({r.accepted / total:.0%})" if total else ""
-    made = f"{r.accepted:,} accepted{share}, {r.rejected:,} rejected, from {r.passages:,} passages"
-    lines = [f"{r.pairs}: {made}"]
+    counts = (
+        f"{r.accepted:,} accepted{share}, {r.rejected:,} rejected, from {r.passages:,} passages"
+    )
+    lines = [f"{r.pairs}: {counts}"]
     for kind, (accepted, rejected) in r.kinds.items():
         lines.append(f"  {kind}: {accepted:,} accepted, {rejected:,} rejected")
     lines += [f"rejected for: {_counts(r.reasons)}"] if r.reasons else []

@@ -214,7 +214,7 @@ def show_settings(settings: Sequence[Setting]) -> None:
 
 
 def _compressed(r: CompressResult, only: str | None) -> list[str]:
-    made = f"{r.documents:,} documents, {r.passages:,} passages"
+    contents = f"{r.documents:,} documents, {r.passages:,} passages"
     left = {"empty": r.empty, "skipped": r.skipped, "truncated": r.truncated}
     odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
     left_out = [f"left out: {describe_left_out(r.left_out)}"] if r.left_out else []
@@ -225,12 +225,12 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     speed = f"{duration(r.seconds)}, {paced} passages/s"
     if only == "dry_run":
         following = "next: the same command without --dry-run"
-        first = f"{r.corpus} would hold {made}{odd}"
+        first = f"{r.corpus} would hold {contents}{odd}"
         return [first, *left_out, shape, f"about {speed}", following]
     if not r.passages_per_second:
         speed = "complete as it was: nothing to compute"
     following = f"next: clara index {shell_word(r.corpus)}"
-    return [f"{r.corpus}: {made}{odd}", *left_out, shape, speed, following]
+    return [f"{r.corpus}: {contents}{odd}", *left_out, shape, speed, following]
 
 
 def _needed(r: MemoryNeed, only: str | None) -> list[str]:
@@ -251,12 +251,12 @@ def _indexed(r: IndexResult, only: str | None) -> list[str]:
     if only == "check":
         return [f"{r.corpus}: every file matches its checksum, {duration(r.seconds)}", following]
     recall = f", recall@{r.k} {r.recall_at_k:.3f}" if r.recall_at_k is not None else ""
-    asked = f" over {r.queries:,} questions" if recall else ""
-    made = f"{r.engine} index of {r.vectors:,} vectors, {r.dim} wide{recall}{asked}"
+    measured_on = f" over {r.queries:,} questions" if recall else ""
+    description = f"{r.engine} index of {r.vectors:,} vectors, {r.dim} wide{recall}{measured_on}"
     if r.engine == "exact":
-        graph = f"the graph, {r.dim} wide{recall}{asked}, was not kept"
-        made = f"exact scan of {r.vectors:,} vectors; {graph}"
-    return [f"{r.corpus}: {made}", f"{size(r.bytes)}, {duration(r.seconds)}", following]
+        graph = f"the graph, {r.dim} wide{recall}{measured_on}, was not kept"
+        description = f"exact scan of {r.vectors:,} vectors; {graph}"
+    return [f"{r.corpus}: {description}", f"{size(r.bytes)}, {duration(r.seconds)}", following]
 
 
 def _trained(r: TrainResult, only: str | None) -> list[str]:
@@ -269,10 +269,10 @@ def _trained(r: TrainResult, only: str | None) -> list[str]:
     elif r.stage == "instruct":
         following = f"clara train QUESTIONS --stage e2e --init {place} --out DIR"
     best = [f"{name} {value:.4g}" for name, value in r.validation.items()]
-    said = [f"best of the checks, and the checkpoint: step {r.best_step}, {', '.join(best)}"]
+    best_line = [f"best of the checks, and the checkpoint: step {r.best_step}, {', '.join(best)}"]
     return [
         f"{r.checkpoint}: {r.stage}, {r.steps:,} steps{figures}",
-        *(said if best else []),
+        *(best_line if best else []),
         f"{duration(r.seconds)} ({r.tokens_per_second:,.0f} tokens/s)",
         f"next: {following}",
     ]

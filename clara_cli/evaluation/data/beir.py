@@ -48,17 +48,17 @@ def read_beir(folder: Path, hint: str) -> JudgedQuestions:
         if key in passages:
             raise DataError(f"{where}: _id {key!r} comes twice", hint)
         passages[key] = PoolPassage(key, str(record.get("title") or ""), text)
-    asked = []
+    questions = []
     for where, record in read_records([str(queries)], hint):
         key, text = record.get("_id"), record.get("text")
         if not isinstance(key, str) or not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: a BEIR query needs _id and text, both strings", hint)
-        asked.append(Question(key, text, _answers(record), source=where))
-    return judged(asked, passages, (corpus, queries, qrels), hint)
+        questions.append(Question(key, text, _answers(record), source=where))
+    return judged(questions, passages, (corpus, queries, qrels), hint)
 
 
 def judged(
-    asked: Iterable[Question],
+    questions: Iterable[Question],
     passages: Mapping[str, PoolPassage],
     files: tuple[Path, Path, Path],
     hint: str,
@@ -70,8 +70,8 @@ def judged(
     """
     corpus, queries, qrels = files
     relevant = read_qrels(qrels, hint)
-    questions = []
-    for q in asked:
+    judged_questions = []
+    for q in questions:
         names = relevant.get(q.id, [])
         gold = [passages[name] for name in names if name in passages]
         named = tuple(GoldName(id=name) for name in names if name not in passages)
@@ -79,20 +79,22 @@ def judged(
         own = passages.get(q.id)
         itself = q.id if own is not None and is_itself(q.question, own) else None
         if names:
-            found = Question(q.id, q.question, q.answers, pool, q.source, named, itself)
-            questions.append(found)
-    if not questions:
+            with_gold = Question(q.id, q.question, q.answers, pool, q.source, named, itself)
+            judged_questions.append(with_gold)
+    if not judged_questions:
         raise DataError(f"{queries}: no query is judged in {qrels}", hint)
     digest = "+".join(sha256_file(f)[:16] for f in files)
-    notes = _notes(questions, passages, corpus, qrels)
-    return JudgedQuestions(tuple(questions), tuple(passages.values()), f"sha256:{digest}", notes)
+    notes = _notes(judged_questions, passages, corpus, qrels)
+    return JudgedQuestions(
+        tuple(judged_questions), tuple(passages.values()), f"sha256:{digest}", notes
+    )
 
 
 def is_itself(question: str, passage: PoolPassage) -> bool:
     """Whether a passage is the question's own text, with or without a title before it, white space
     aside (ArguAna's queries are arguments of the corpus, Quora's are its questions)."""
-    asked = question.split()
-    return asked in (passage.text.split(), [*passage.title.split(), *passage.text.split()])
+    question_words = question.split()
+    return question_words in (passage.text.split(), [*passage.title.split(), *passage.text.split()])
 
 
 def _notes(

@@ -110,16 +110,16 @@ def _from_folder(name: str, path: Path) -> Dataset:
         return Dataset(name, "flashrag", questions, revision, paragraphs, notes=notes)
     marco = (path / tab_separated.COLLECTION).is_file() and not (path / "corpus.jsonl").exists()
     read = tab_separated.read_folder if marco else read_beir
-    found = read(path, LOOKED_FOR)
+    judged = read(path, LOOKED_FOR)
     return Dataset(
         name,
         "msmarco" if marco else "beir",
-        found.questions,
-        found.revision,
-        found.passages,
+        judged.questions,
+        judged.revision,
+        judged.passages,
         pooled=False,
         lists_pools=True,
-        notes=found.notes,
+        notes=judged.notes,
     )
 
 
@@ -238,11 +238,11 @@ def _records(path: Path, value: Any) -> Iterator[tuple[str, Record]]:
     key = _data_key(value) if isinstance(value, dict) else None
     if isinstance(value, dict) and key is None:
         raise _unknown(str(path), value)
-    found = value if key is None else value[key]
+    entries = value if key is None else value[key]
     about = {"Domain": value["Domain"]} if key == "Data" and "Domain" in value else {}
-    if not isinstance(found, list) or not found:
+    if not isinstance(entries, list) or not entries:
         raise DataError(f"{path}: no records in it", LOOKED_FOR)
-    for number, record in enumerate(found):
+    for number, record in enumerate(entries):
         if not isinstance(record, dict):
             raise DataError(f"{path}: record {number} is {repr(record)[:40]}", LOOKED_FOR)
         refuse_surrogates(f"{path}: record {number}", record, LOOKED_FOR)

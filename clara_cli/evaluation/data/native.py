@@ -31,8 +31,8 @@ def hotpotqa(where: str, record: Record) -> Iterator[Question]:
     context = _pairs(where, record, "context", "sentences")
     facts = _pairs(where, record, "supporting_facts", "sent_id")
     gold = dict.fromkeys(str(title) for title, _ in facts)
-    given = {str(title) for title, _ in context}
-    named = tuple(GoldName(title=title) for title in gold if title not in given)
+    titles = {str(title) for title, _ in context}
+    named = tuple(GoldName(title=title) for title in gold if title not in titles)
     pool = []
     for number, (title, sentences) in enumerate(context):
         if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
@@ -75,8 +75,8 @@ def musique(where: str, record: Record) -> Iterator[Question]:
         title = str(entry.get("title") or "")
         pool.append(PoolPassage(str(number), title, entry["paragraph_text"], gold))
     if record.get("answerable", True):
-        asked = _asked(where, record, ["answer", "answer_aliases"])
-        yield Question(id_of(record, where), *asked, tuple(pool), where)
+        text_and_answers = _asked(where, record, ["answer", "answer_aliases"])
+        yield Question(id_of(record, where), *text_and_answers, tuple(pool), where)
 
 
 def squad(where: str, record: Record) -> Iterator[Question]:
@@ -112,15 +112,17 @@ def _squad_question(
         raise wrong(where, f"answers is {repr(answers)[:40]}, wanted a list of objects")
     if qa.get("is_impossible") or not answers:
         return
-    asked = _asked(where, {**qa, "answers": [a.get("text") for a in answers]}, ["answers"])
-    yield Question(id_of(qa, where), *asked, pool, where)
+    text_and_answers = _asked(
+        where, {**qa, "answers": [a.get("text") for a in answers]}, ["answers"]
+    )
+    yield Question(id_of(qa, where), *text_and_answers, pool, where)
 
 
 def triviaqa(where: str, record: Record) -> Iterator[Question]:
     """TriviaQA: `answer` with `value` and `aliases`; no passages."""
     flat = {**record, **{key: record["answer"].get(key) for key in ("value", "aliases")}}
-    asked = _asked(where, flat, ["value", "aliases"])
-    yield Question(id_of(record, where, "question_id"), *asked, (), where)
+    text_and_answers = _asked(where, flat, ["value", "aliases"])
+    yield Question(id_of(record, where, "question_id"), *text_and_answers, (), where)
 
 
 def triviaqa_official(where: str, record: Record) -> Iterator[Question]:
@@ -209,10 +211,10 @@ def _contexts(where: str, key: str, entries: Any, gold: bool) -> list[PoolPassag
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             raise wrong(where, f"{key}[{number}] has no text")
         names = (entry.get(name) for name in ("id", "passage_id", "psg_id"))
-        found = next((str(name) for name in names if name not in (None, "")), "")
+        paragraph_id = next((str(name) for name in names if name not in (None, "")), "")
         flagged = (entry.get("hasanswer") or entry.get("has_answer")) is True
         title = str(entry.get("title") or "")
-        pool.append(PoolPassage(found, title, entry["text"], gold or flagged))
+        pool.append(PoolPassage(paragraph_id, title, entry["text"], gold or flagged))
     return pool
 
 
@@ -221,8 +223,8 @@ def _with_contexts(where: str, record: Record, pool: Sequence[PoolPassage]) -> I
     ids = {passage.id for passage in pool}
     if "" in ids or len(ids) < len(pool):
         pool = [replace(passage, id=str(number)) for number, passage in enumerate(pool)]
-    asked = _asked(where, record, ["answers", "answer", "target"])
-    yield Question(id_of(record, where), *asked, tuple(pool), where)
+    text_and_answers = _asked(where, record, ["answers", "answer", "target"])
+    yield Question(id_of(record, where), *text_and_answers, tuple(pool), where)
 
 
 def popqa(where: str, record: Record) -> Iterator[Question]:
@@ -233,14 +235,16 @@ def popqa(where: str, record: Record) -> Iterator[Question]:
             answers = json.loads(answers)
         except ValueError as error:
             raise wrong(where, f"possible_answers is not JSON: {error}") from error
-    asked = _asked(where, {**record, "possible_answers": answers}, ["possible_answers"])
-    yield Question(id_of(record, where), *asked, (), where)
+    text_and_answers = _asked(where, {**record, "possible_answers": answers}, ["possible_answers"])
+    yield Question(id_of(record, where), *text_and_answers, (), where)
 
 
 def open_question(where: str, record: Record) -> Iterator[Question]:
     """A question with its answers and nothing else (NQ-open, FlashRAG)."""
-    asked = _asked(where, record, ["answer", "answers", "golden_answers", "answer_aliases"])
-    yield Question(id_of(record, where), *asked, (), where)
+    text_and_answers = _asked(
+        where, record, ["answer", "answers", "golden_answers", "answer_aliases"]
+    )
+    yield Question(id_of(record, where), *text_and_answers, (), where)
 
 
 def has_context(record: Record) -> bool:
@@ -322,7 +326,7 @@ def form_of(where: str, record: Record) -> str | None:
     Raises:
         DataError: when it could be two.
     """
-    found = [name for name, (is_form, _) in FORMS.items() if is_form(record)]
-    if len(found) > 1:
-        raise DataError(f"{where}: looks like {' and like '.join(found)}", HINT)
-    return found[0] if found else None
+    forms = [name for name, (is_form, _) in FORMS.items() if is_form(record)]
+    if len(forms) > 1:
+        raise DataError(f"{where}: looks like {' and like '.join(forms)}", HINT)
+    return forms[0] if forms else None

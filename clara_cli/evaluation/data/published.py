@@ -18,14 +18,14 @@ def rows(dataset: str | None = None) -> tuple[PublishedRow, ...]:
     all, else every figure; in the order of the papers' tables."""
     file = json.loads(_FILE.read_text(encoding="utf-8"))
     name = "" if dataset is None else Path(dataset).name.lower()
-    wanted = [known for known in file["datasets"] if name.startswith(known)]
+    wanted = [each for each in file["datasets"] if name.startswith(each)]
     wanted = [*wanted, AVERAGE] if wanted else file["datasets"]
-    found = []
+    published = []
     for table in file["tables"]:
         for system, ratio, *values in table["rows"]:
-            told = dict(zip(file["datasets"], values, strict=True))
-            kept = {key: told[key] for key in wanted if told[key] is not None}
+            by_dataset = dict(zip(file["datasets"], values, strict=True))
+            kept = {key: by_dataset[key] for key in wanted if by_dataset[key] is not None}
             if kept:
                 row = PublishedRow(system, ratio, table["metric"], kept, table["source"])
-                found.append(row)
-    return tuple(found)
+                published.append(row)
+    return tuple(published)

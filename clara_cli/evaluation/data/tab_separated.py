@@ -72,8 +72,8 @@ def read_folder(folder: Path, hint: str) -> JudgedQuestions:
         d.id: PoolPassage(d.id, d.title, d.text)
         for d in read_documents([str(corpus)], DocumentOptions(), _ignore, _ignore)
     }
-    asked = [_numbered(where, line, hint) for where, line in _lines(queries, hint)]
-    return judged(asked, passages, (corpus, queries, qrels), hint)
+    questions = [_numbered(where, line, hint) for where, line in _lines(queries, hint)]
+    return judged(questions, passages, (corpus, queries, qrels), hint)
 
 
 def _lines(path: Path, hint: str) -> Iterator[tuple[str, str]]:

@@ -283,10 +283,10 @@ def _name_points(axes: Any, labels: Sequence[Label], intervals: Sequence[Any]) -
         for right, up in sides:
             near = {"xytext": (right, up), "textcoords": "offset points"}
             ha = "left" if right > 0 else "right"
-            said = axes.annotate(text, (x, y), **near, ha=ha, color=colour, size=8.5)
-            box = said.get_window_extent(renderer)
+            note = axes.annotate(text, (x, y), **near, ha=ha, color=colour, size=8.5)
+            box = note.get_window_extent(renderer)
             hidden = sum(box.overlaps(other) for other in taken) + 10 * (box.y0 < axes.bbox.y0)
-            tried.append((hidden, box, said))
+            tried.append((hidden, box, note))
             if not tried[-1][0]:
                 break
         best = min(tried, key=lambda item: item[0])
@@ -298,20 +298,26 @@ def _name_points(axes: Any, labels: Sequence[Label], intervals: Sequence[Any]) -
 
 def _controls(axes: Any, rows: Sequence[Scored]) -> None:
     """F1 of every system that reads: as it is, with wrong passages, with a replaced answer."""
-    found = {(row.card.name, row.card.ratio): row for row in rows}
+    row_of = {(row.card.name, row.card.ratio): row for row in rows}
     systems = [
         row.card
         for row in rows
         if "/" not in row.card.name and row.card.name != "closed-book" and row.card.f1 is not None
     ]
     shown = [row for row in rows if row.card.f1 is not None]
-    for said, (suffix, marker, colour) in _CONTROLS.items():
-        pairs = [(i, found.get((c.name + suffix, c.ratio))) for i, c in enumerate(systems)]
+    for meaning, (suffix, marker, colour) in _CONTROLS.items():
+        pairs = [(i, row_of.get((c.name + suffix, c.ratio))) for i, c in enumerate(systems)]
         own = [(i, row) for i, row in pairs if row is not None and row.card.f1 is not None]
         if own:
-            style = {"color": colour, "marker": marker, "ls": "none", "capsize": 3, "label": said}
+            style = {
+                "color": colour,
+                "marker": marker,
+                "ls": "none",
+                "capsize": 3,
+                "label": meaning,
+            }
             values = [_percent(row) for _, row in own]
-            places = [i + 0.22 * (list(_CONTROLS).index(said) - 1) for i, _ in own]
+            places = [i + 0.22 * (list(_CONTROLS).index(meaning) - 1) for i, _ in own]
             axes.errorbar(values, places, xerr=_errors([row for _, row in own]), **style)
     axes.set_yticks(range(len(systems)), [label(card) for card in systems])
     axes.invert_yaxis()

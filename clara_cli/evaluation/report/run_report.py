@@ -55,11 +55,11 @@ def write_reports(
     }
     write_atomic(folder, "results.json", (json.dumps(everything, indent=2) + "\n").encode())
     title = f"clara bench: {Path(result.dataset).name}"
-    said = f"{result.n:,} questions, setting {result.setting}, seed {result.seed}; "
-    said += f"{settings['model']} on {machine['device']}, clara {machine['clara']}."
-    told = tables(result, scored, tests, settings, machine)
-    pages = {"report.md": markdown(title, said, told, list(plots))}
-    pages["report.html"] = page(title, said, told, plots)
+    subtitle = f"{result.n:,} questions, setting {result.setting}, seed {result.seed}; "
+    subtitle += f"{settings['model']} on {machine['device']}, clara {machine['clara']}."
+    report_tables = tables(result, scored, tests, settings, machine)
+    pages = {"report.md": markdown(title, subtitle, report_tables, list(plots))}
+    pages["report.html"] = page(title, subtitle, report_tables, plots)
     for name, text in pages.items():
         write_atomic(folder, name, text.encode("utf-8", "replace"))
 

@@ -50,27 +50,27 @@ def tables(
 ) -> list[Table]:
     """All that is to be said, in order."""
     plain = [row for row in scored if "/" not in row.card.name]
-    said = [_scores("Answers", "% with the 95 % bootstrap interval", plain)]
-    said += [_retrieval(plain), _cost(plain), _time(plain)]
+    sections = [_scores("Answers", "% with the 95 % bootstrap interval", plain)]
+    sections += [_retrieval(plain), _cost(plain), _time(plain)]
     if any(row.card.error for row in scored):
-        said.append(_errors(scored))
+        sections.append(_errors(scored))
     for name, meaning in _CONTROLS.items():
         rows = [row for row in scored if row.card.name.endswith(f"/{name}")]
         if rows:
-            said.append(_scores(f"Control: {name}", meaning, rows))
+            sections.append(_scores(f"Control: {name}", meaning, rows))
     if result.survival:
-        said.append(_survival(result))
+        sections.append(_survival(result))
     if result.lens:
-        said.append(_lens(result))
+        sections.append(_lens(result))
     if result.break_even:
-        said.append(_break_even(result, machine))
+        sections.append(_break_even(result, machine))
     if tests:
-        said.append(_tests(tests))
+        sections.append(_tests(tests))
     if result.published:
-        said.append(_published(result.published))
-    said.append(_facts("Settings", settings))
-    said.append(_facts("Machine and versions", machine))
-    return said
+        sections.append(_published(result.published))
+    sections.append(_facts("Settings", settings))
+    sections.append(_facts("Machine and versions", machine))
+    return sections
 
 
 def _made(

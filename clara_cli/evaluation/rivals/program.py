@@ -232,7 +232,7 @@ def _places(ids: Any, count: int) -> list[int] | None:
     """The places that ids name, all where there are none; None for what names no passage."""
     if ids is None:
         return list(range(count))
-    known = {str(place): place for place in range(count)}
-    if not isinstance(ids, list) or not all(isinstance(i, str) and i in known for i in ids):
+    place_of = {str(place): place for place in range(count)}
+    if not isinstance(ids, list) or not all(isinstance(i, str) and i in place_of for i in ids):
         return None
-    return [known[i] for i in ids]
+    return [place_of[i] for i in ids]

@@ -58,10 +58,10 @@ def vector_rule(folder: Path, name: str) -> VectorRule:
     family = next((r for pattern, r in FAMILIES if re.search(pattern, name.lower())), None)
     pooling = _pooling(folder) or (family.pooling if family else None)
     if pooling is None:
-        known = "bge, Qwen3-Embedding, e5, MiniLM, contriever"
+        families = "bge, Qwen3-Embedding, e5, MiniLM, contriever"
         raise ArtefactError(
             f"{name}: nothing says how its vectors are made (1_Pooling/config.json)",
-            f"take a sentence-transformers model, or one of {known}",
+            f"take a sentence-transformers model, or one of {families}",
         )
     prompts = _settings(folder / "config_sentence_transformers.json").get("prompts") or {}
     question = prompts.get("query") or (family.question if family else "")
