@@ -199,7 +199,8 @@ class Retelling:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step of long work. `done` and `total` count `unit`s (`total` None: unknown);
+    """One step of long work. `done` and `total` count `unit`s (`total` None: unknown), `share` is
+    the part of the work that is done, 0-1, where it is not their quotient (None: unknown);
     `figures` are shown beside the bar in the order given, already formatted."""
 
     task: str
@@ -207,6 +208,7 @@ class Progress:
     total: int | None
     unit: str
     figures: dict[str, str] = field(default_factory=dict)
+    share: float | None = None
 
 
 class Report(Protocol):
@@ -249,7 +251,8 @@ class Tracker(Protocol):
 class CompressResult:
     """What `compress` made or added; the keys of its JSON line. `skipped` counts what was bad or
     could not be read, `left_out` the files of folders that are not read, by suffix. Of a dry run,
-    `bytes` are those of the memory, `seconds` and `passages_per_second` the estimate."""
+    `bytes` are those of the memory, `seconds` and `passages_per_second` the estimate; the latter is
+    None where nothing was left to compute."""
 
     corpus: str
     documents: int
@@ -263,7 +266,7 @@ class CompressResult:
     effective_ratio: float
     bytes: int
     seconds: float
-    passages_per_second: float
+    passages_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,8 +289,9 @@ class IndexResult:
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What `pretrain` and `train` made; the keys of their JSON line. Losses are means over the
-    last tenth of the steps; `mse` is None in stages that have none. `best_step` is the step whose
-    weights the checkpoint has where the run was validated, `validation` their figures."""
+    last tenth of the steps; `tokens_per_second` is None where no step was left to do, `mse` in
+    stages that have none. `best_step` is the step whose weights the checkpoint has where the run
+    was validated, `validation` their figures."""
 
     checkpoint: str
     stage: str
@@ -295,7 +299,7 @@ class TrainResult:
     ce: float | None
     mse: float | None
     seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None
     best_step: int | None = field(default=None, metadata={"json": False})
     validation: dict[str, float] = field(default_factory=dict, metadata={"json": False})
 

@@ -57,15 +57,17 @@ def no_waiting() -> Iterator[None]:
 
 
 class Silent:
-    """A report that keeps what was said."""
+    """A report that keeps what was said, and counts the `steps` after each task's beginning."""
 
     def __init__(self) -> None:
+        self.begun: set[str] = set()
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.steps = 0
 
     def progress(self, progress) -> None:
-        self.steps += 1
+        self.steps += progress.task in self.begun
+        self.begun.add(progress.task)
 
     def note(self, message: str) -> None:
         self.notes.append(message)

@@ -90,6 +90,8 @@ def run(
         raise UsageError("no question", "give one, or -f FILE")
     session = open_session(config, report)
     check_questions(session, questions)
+    if config.file is not None:
+        report.progress(Progress("ask", 0, len(questions), "questions"))
     for first in range(0, len(questions), TOGETHER):
         yield from replies(session, questions[first : first + TOGETHER])
         if config.file is not None:

@@ -199,8 +199,8 @@ def shape(identity: Identity) -> tuple[int, int]:
     return identity.memory_tokens, identity.hidden
 
 
-def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
-    """The command's record."""
+def result(job: Job, size: int, seconds: float, rate: float | None) -> CompressResult:
+    """The command's record; `rate` in passages a second is None where nothing was computed."""
     progress, identity = job.progress, job.identity
     slots = max(1, progress.passages * identity.memory_tokens)
     return CompressResult(
@@ -216,7 +216,7 @@ def result(job: Job, size: int, seconds: float, rate: float) -> CompressResult:
         effective_ratio=round(progress.text_tokens / slots, 3),
         bytes=size,
         seconds=round(seconds, 3),
-        passages_per_second=round(rate, 2) or float(f"{rate:.2g}"),
+        passages_per_second=rate and (round(rate, 2) or float(f"{rate:.2g}")),
     )
 
 
@@ -254,7 +254,8 @@ def plan(job: Job) -> CompressResult:
     The time is the positions of all passages at the pace of the first `TIMED`, shared by the
     processes; or that of reading and splitting, where it is longer.
     """
-    _, passages = read(job)
+    reading, passages = read(job)
+    job.progress.begin(reading.fraction)
     first = list(islice(passages, TIMED))
     rows = token_rows(job, first)
     slots, budget = job.identity.memory_tokens, job.config.batch_tokens
@@ -264,7 +265,7 @@ def plan(job: Job) -> CompressResult:
     pace = sum(len(row) + slots for row in rows) / (time.monotonic() - began)
     began = time.monotonic()
     for _ in passages:
-        pass
+        job.progress.cut(reading.fraction)
     spent = time.monotonic() - began
     progress = job.progress
     positions = progress.text_tokens + progress.passages * (3 + slots)
@@ -288,6 +289,7 @@ def store(job: Job) -> CompressResult:
     """Write every shard that is this process's and not there yet; the first process finishes."""
     ranks = job.ranks
     reading, passages = read(job)
+    job.progress.begin(reading.fraction)
     shards = in_shards(passages, job.config.shard_size)
     with ExitStack() as stack:
         with ranks.together():
@@ -311,7 +313,8 @@ def store(job: Job) -> CompressResult:
                 writer.finish(*seen, first[0].document_id, command_words(job.config))
     seconds = time.monotonic() - progress.began
     size = sum(shard.bytes_memory + shard.bytes_passages for shard in writer.made.values())
-    rate = sum(computed for _, _, computed in everything) / max(seconds, 1e-9)
+    computed = sum(computed for _, _, computed in everything)
+    rate = computed / max(seconds, 1e-9) if computed else None
     return result(job, size, time.monotonic() - job.started, rate)
 
 
@@ -348,6 +351,7 @@ def compress(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
     with ThreadPoolExecutor(1) as pool:
         for piece in pieces:
             if piece.rows is not None:
+                progress.begin_shard(len(piece.passages), piece.read)
                 memory_NMD = encode_rows(model, piece.rows, slots, budget, progress.batch)
                 if writing:
                     writing.result()

@@ -69,6 +69,7 @@ def run(config: SynthConfig, report: Report) -> SynthResult:
     guard = KeyGuard(read_key() if target.urls else None)
     with Journal(out, identity(config, settings, target), guard) as journal:
         meter = Meter(config, report, journal, total)
+        meter.show()
         try:
             asyncio.run(work(config, settings, target, reader, journal, meter))
         except KeyboardInterrupt:
@@ -286,26 +287,24 @@ class Meter:
     journal: Journal
     total: int | None
     began: float = field(default_factory=time.monotonic)
-    before: int = field(init=False)
     tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.before = len(self.journal.done)
 
     def tell(self, outcome: Outcome) -> None:
         """A passage is finished and stored."""
-        counts, done = self.journal.counts, len(self.journal.done)
         self.tokens += outcome.counts["prompt_tokens"] + outcome.counts["completion_tokens"]
+        self.show()
+
+    def show(self) -> None:
+        """Show how far the work is."""
+        counts, done = self.journal.counts, len(self.journal.done)
         seconds = max(time.monotonic() - self.began, 1e-9)
         shown = {
             "accepted": f"{sum(run_summary.under(counts, 'accepted.').values()):,}",
             "rejected": f"{sum(run_summary.under(counts, 'rejected.').values()):,}",
-            "tokens/s": f"{self.tokens / seconds:,.0f}",
         }
+        if self.tokens:
+            shown["tokens/s"] = f"{self.tokens / seconds:,.0f}"
         spent = run_summary.cost(counts, self.config.prompt_price, self.config.reply_price)
         if spent is not None:
             shown["cost"] = f"{spent:,.2f}"
-        if self.total is not None and done > self.before:
-            left = seconds / (done - self.before) * max(0, self.total - done)
-            shown["left"] = f"{left / 60:,.0f} min" if left >= 60 else f"{left:,.0f} s"
         self.report.progress(Progress("synth", done, self.total, "passages", shown))

@@ -314,7 +314,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
         report.note(f"{config.out} is finished; nothing to do")
     else:
         finish(config, stage, loaded, 0, 0)
-    return result(run, stage, FitSummary(0, None, None, time.monotonic() - started, 0.0))
+    return result(run, stage, FitSummary(0, None, None, time.monotonic() - started, None))
 
 
 def prepare_roles(loaded: Loaded, stage: str) -> None:

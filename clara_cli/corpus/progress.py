@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from clara_cli.corpus.manifest import COUNTS
 from clara_cli.records import Document, Passage, Progress, Report
@@ -36,6 +35,9 @@ class CompressionProgress:
     stored: int = 0
     bytes: int = 0
     read: float | None = None  # the share of the input behind the shards that are stored
+    shard_read: float | None = None  # the same with the shard that is being computed
+    shard_size: int = 0  # passages of that shard
+    shard_computed: int = 0
     began: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -58,9 +60,25 @@ class CompressionProgress:
         self.text_tokens += min(passage.tokens, limit)
         self.truncated += passage.tokens > limit
 
+    def begin(self, read: float | None) -> None:
+        """The work starts; `read` is the share of the input read so far, None for an unknown."""
+        self.read = self.shard_read = None if read is None else 0.0
+        self.say(0)
+
+    def cut(self, read: float | None) -> None:
+        """Passages are cut and counted, in a dry run, up to this share of the input."""
+        if time.monotonic() - self.said >= SHOW_SECONDS:
+            self.said = time.monotonic()
+            self.report.progress(Progress("read", self.passages, None, "passages", share=read))
+
+    def begin_shard(self, passages: int, read: float | None) -> None:
+        """A shard is about to be computed; `read` is the share of the input it ends at."""
+        self.shard_read, self.shard_size, self.shard_computed = read, passages, 0
+
     def batch(self, passages: int, tokens: int) -> None:
         """Some passages of a shard are computed."""
         self.computed += passages
+        self.shard_computed += passages
         self.tokens += tokens
         if time.monotonic() - self.said >= SHOW_SECONDS:
             self.say(min(self.computed, self.passages))
@@ -68,23 +86,27 @@ class CompressionProgress:
     def shard(self, passages: int, read: float | None) -> None:
         """A shard is stored, by this process or another."""
         self.stored += passages
-        self.read = read
+        self.read = self.shard_read = read
         self.say(self.stored)
 
     def say(self, passages: int) -> None:
         """Show how far the work is."""
         self.said = time.monotonic()
         seconds = max(self.said - self.began, 1e-9)
-        figures = {
-            "passages/s": f"{self.computed / seconds:,.1f}",
-            "tokens/s": f"{self.tokens / seconds:,.0f}",
-            "MB": f"{passages * self.each / 1e6:,.1f}",
-        }
-        if self.read:
-            left = seconds * (1 - self.read) / self.read
-            figures["ETA"] = str(timedelta(seconds=round(left)))
+        figures = {"MB": f"{passages * self.each / 1e6:,.1f}"}
+        if self.computed:
+            paces = {"passages/s": f"{self.computed / seconds:,.1f}"}
+            figures = paces | {"tokens/s": f"{self.tokens / seconds:,.0f}"} | figures
         done = max(self.stored, passages)
-        self.report.progress(Progress("compress", done, None, "passages", figures))
+        self.report.progress(Progress("compress", done, None, "passages", figures, self.share()))
+
+    def share(self) -> float | None:
+        """The part of the input whose passages are computed; None where its size is not known."""
+        if self.shard_read is None:
+            return None
+        before = self.read or 0.0
+        computed = self.shard_computed / self.shard_size if self.shard_size else 1.0
+        return before + (self.shard_read - before) * min(1.0, computed)
 
     def counts(self) -> dict[str, int]:
         """As the manifest keeps them."""

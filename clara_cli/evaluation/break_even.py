@@ -70,6 +70,7 @@ def break_even(
     ways = [way for ratio, m in slots.items() for way in _ways(reader, memories, ratio, m)]
     points: dict[tuple[str, int | None], list[BreakEvenPoint]] = {}
     counts = [count for count in PASSAGES if count <= len(pieces)]
+    report.progress(Progress("break-even", 0, len(counts), "sizes"))
     for number, count in enumerate(counts, 1):
         passages = pieces[:count]
         measured = _rounds(question, passages, [text, *ways], reader.model.device)

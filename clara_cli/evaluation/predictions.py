@@ -112,6 +112,7 @@ def answer_all(
             _ask_again(answered, rows, cases, done, folder, ranks)
             if ranks.first and done:
                 report.note(f"{folder}: {done:,} questions answered before, going on from there")
+        _show(report, min(done, len(cases)), len(cases))
         for first in range(done, len(cases), BATCH * ranks.size):
             own = list(_batch(rows, cases, first + BATCH * ranks.rank))
             lines = [line for part in ranks.gathered(own) for line in part]
@@ -119,7 +120,7 @@ def answer_all(
                 _history(folder, MEASURES).append(measure for _, measure in lines)
                 _history(folder, PREDICTIONS).append(prediction for prediction, _ in lines)
             answered.add(lines)
-            _show(report, first + BATCH * (ranks.size - 1), len(cases))
+            _show(report, min(first + BATCH * ranks.size, len(cases)), len(cases))
     return answered
 
 
@@ -159,8 +160,8 @@ def _ask_again(
             _rewrite(folder, answered)
 
 
-def _show(report: Report, first: int, total: int) -> None:
-    report.progress(Progress("bench", min(first + BATCH, total), total, "questions"))
+def _show(report: Report, done: int, total: int) -> None:
+    report.progress(Progress("bench", done, total, "questions"))
 
 
 def _batch(rows: Sequence[Row], cases: Sequence[Case], first: int) -> Iterator[tuple[Line, Line]]:

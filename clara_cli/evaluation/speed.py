@@ -168,6 +168,7 @@ def measure(speed: Speed, rounds: int, report: Report) -> dict[str, dict[str, fl
     timed_tasks = speed.timed_tasks()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in timed_tasks}
     failed: set[str] = set()
+    report.progress(Progress("speed", 0, rounds + 1, "rounds"))
     for number in range(rounds + 1):
         for name, thing in timed_tasks.items():
             if name in failed:

@@ -58,6 +58,11 @@ class Schedule:
             return 1.0
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
 
+    def share(self, step: int, seconds: float) -> float:
+        """The part of the run that is behind, 0-1: of its steps, or of its minutes."""
+        spent = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        return min(1.0, max(step / self.steps, spent)) if self.steps else 1.0
+
     def over(self, step: int, seconds: float) -> bool:
         """Whether the steps are done, or the minutes spent."""
         spent = self.minutes is not None and seconds >= 60 * self.minutes
@@ -78,13 +83,13 @@ class FitSettings:
 @dataclass(frozen=True)
 class FitSummary:
     """How it went: means over the last tenth of the steps, speed of this call's own steps, and how
-    many answers of all steps were cut."""
+    many answers of all steps were cut. The speed is None where no step was left."""
 
     steps: int
     ce: float | None
     mse: float | None
     seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None
     cut: int = 0
 
 
@@ -113,7 +118,8 @@ def fit(
     done = run.restore(trained, optimizer)
     spent = sum(line["seconds"] for line in run.lines(run.metrics))
     started = saved = time.monotonic()
-    tokens = 0
+    tokens, share = 0, settings.schedule.share
+    report.progress(Progress("train", done, steps, "steps", share=share(done, spent)))
     try:
         with run.ranks.stopping():
             while True:
@@ -122,8 +128,8 @@ def fit(
                     checks.measure(done, trained)
                 if settings.schedule.minutes is not None:  # every process goes by the first's clock
                     spent = run.ranks.lead(partial(float, spent))
-                over = settings.schedule.over(done, spent)
-                if over or (checks is not None and checks.exhausted):
+                exhausted = checks is not None and checks.exhausted
+                if settings.schedule.over(done, spent) or exhausted:
                     break
                 began = time.monotonic()
                 rate = settings.schedule.at(done, spent)
@@ -133,7 +139,8 @@ def fit(
                     done += 1
                 spent += line["seconds"]
                 tokens += line["tokens"]
-                report.progress(progress_of(line, done, steps, tokens, time.monotonic() - started))
+                pace = tokens / max(time.monotonic() - started, 1e-9)
+                report.progress(progress_of(line, done, steps, share(done, spent), pace))
                 if time.monotonic() - saved > settings.save_minutes * 60:
                     run.save(done, trained, optimizer)
                     saved = time.monotonic()
@@ -145,7 +152,7 @@ def fit(
     finally:
         run.save(done, trained, optimizer)
     seconds = time.monotonic() - started
-    return summary(run, done, seconds, tokens / seconds if tokens else 0.0)
+    return summary(run, done, seconds, tokens / seconds if tokens else None)
 
 
 def gradients(
@@ -246,18 +253,16 @@ def update(
     optimizer.zero_grad(set_to_none=True)
 
 
-def progress_of(
-    line: dict[str, Any], done: int, steps: int, tokens: int, seconds: float
-) -> Progress:
-    """One step as something to show."""
+def progress_of(line: dict[str, Any], done: int, steps: int, share: float, pace: float) -> Progress:
+    """One step as something to show; `pace` is in tokens a second."""
     figures = {"ce": f"{line['ce']:.3f}"}
     if line["mse"] is not None:
         figures["mse"] = f"{line['mse']:.4f}"
-    figures |= {"lr": f"{line['lr']:.1e}", "tokens/s": f"{tokens / max(seconds, 1e-9):,.0f}"}
-    return Progress("train", done, steps, "steps", figures)
+    figures |= {"lr": f"{line['lr']:.1e}", "tokens/s": f"{pace:,.0f}"}
+    return Progress("train", done, steps, "steps", figures, share)
 
 
-def summary(run: RunFolder, done: int, seconds: float, speed: float) -> FitSummary:
+def summary(run: RunFolder, done: int, seconds: float, speed: float | None) -> FitSummary:
     """Means over the last tenth of all steps and counts over all, from the metrics file."""
     lines = run.lines(run.metrics)
     tail = lines[-max(1, len(lines) // 10) :] if lines else []

@@ -176,6 +176,7 @@ class RetrievedPools:
         width = self.slots * self.model.memory_MD.shape[1]
         together = max(1, QUERY_VALUES // width)
         pools: dict[int, list[int]] = {}
+        self.report.progress(Progress("pools", 0, len(numbers), "questions"))
         for start in range(0, len(numbers), together):
             part = numbers[start : start + together]
             rows = self.retriever.nearest(self._queries(part), self.config.pool_size)

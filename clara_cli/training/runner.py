@@ -216,7 +216,7 @@ def train_stage(config: LearnConfig, task: Task, ranks: Ranks, report: Report) -
         damage = ranks.lead(lambda: run.damage(bundled))
         if not damage:
             report.note(f"{config.out} is finished; nothing to do")
-            done = ranks.lead(lambda: summary(run, steps, 0.0, 0.0))
+            done = ranks.lead(lambda: summary(run, steps, 0.0, None))
         else:
             ranks.lead(lambda: run.refuse_lost(damage))
             if (config.out / "checkpoint").exists():
@@ -360,8 +360,8 @@ def result(
     """The command's record."""
     found = best(checks or [], best_by) or {}
 
-    def rounded(value: float | None) -> float | None:
-        return None if value is None or not math.isfinite(value) else round(value, 6)
+    def rounded(value: float | None, digits: int = 6) -> float | None:
+        return None if value is None or not math.isfinite(value) else round(value, digits)
 
     return TrainResult(
         str(run.path / "checkpoint"),
@@ -370,7 +370,7 @@ def result(
         rounded(done.ce),
         rounded(done.mse),
         round(done.seconds, 3),
-        round(done.tokens_per_second, 1),
+        rounded(done.tokens_per_second, 1),
         found.get("step"),
         {name: value for name, value in found.items() if name != "step"},
     )

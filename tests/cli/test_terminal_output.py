@@ -64,7 +64,7 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 # --- reports ---
 
 
-def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
+def test_progress_off_a_terminal_is_a_line_after_a_second_every_ten_and_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clock = Clock()
@@ -75,8 +75,9 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds_and_one_at_the_end(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "compress: 43% 1,300/3,000 passages, loss 1.5",
-        "compress: 83% 2,500/3,000 passages, loss 1.5",
+        "compress: 10% 300/3,000 passages, ETA 0:00:24, loss 1.5",
+        "compress: 50% 1,500/3,000 passages, ETA 0:00:14, loss 1.5",
+        "compress: 90% 2,700/3,000 passages, ETA 0:00:03, loss 1.5",
         "compress: 100% 3,000/3,000 passages, loss 1.5",
     ]
 
@@ -86,7 +87,22 @@ def test_the_first_step_is_a_line_where_it_took_long(capsys: pytest.CaptureFixtu
     with terminal.TerminalReport(clock=clock) as report:
         clock.now += 60
         report.progress(Progress("bench", 8, 300, "questions"))
-        assert capsys.readouterr().err == "bench: 2% 8/300 questions\n"
+        assert capsys.readouterr().err == "bench: 2% 8/300 questions, ETA -:--:--\n"
+
+
+@pytest.mark.parametrize("before", [0.0, 0.5])
+def test_the_time_remaining_follows_this_runs_own_pace(
+    before: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an earlier run did is no speed of this one; work of unknown size has its share alone."""
+    clock = Clock()
+    with terminal.TerminalReport(clock=clock) as report:
+        report.progress(Progress("compress", 0, None, "passages", share=before))
+        clock.now += 30
+        done = before + (1 - before) / 4
+        report.progress(Progress("compress", 70, None, "passages", share=done))
+    percent = {0.0: 25, 0.5: 62}[before]
+    assert capsys.readouterr().err == f"compress: {percent}% 70 passages, ETA 0:01:30\n"
 
 
 def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +110,10 @@ def test_a_new_task_and_the_end_say_the_last_line(capsys: pytest.CaptureFixture[
         report.progress(Progress("read", 1, None, "lines"))
         report.progress(Progress("read", 2, None, "lines"))
         report.progress(Progress("write", 1, 9, "files"))
-    assert capsys.readouterr().err.splitlines() == ["read: 2 lines", "write: 11% 1/9 files"]
+    assert capsys.readouterr().err.splitlines() == [
+        "read: 2 lines",
+        "write: 11% 1/9 files, ETA -:--:--",
+    ]
 
 
 def test_quiet_silences_notes_and_progress_not_warnings(
@@ -352,7 +371,7 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
     [
         (COMPRESSED, None, ["1 empty", "effective 7.5", "1 min 15 s", "next: clara index c.clara"]),
         (dataclasses.replace(COMPRESSED, passages_per_second=0.004), None, [", 0.004 passages/s"]),
-        (dataclasses.replace(COMPRESSED, passages_per_second=0.0), None, ["nothing to compute"]),
+        (dataclasses.replace(COMPRESSED, passages_per_second=None), None, ["nothing to compute"]),
         (COMPRESSED, "dry_run", ["would hold", "without --dry-run"]),
         (INDEXED, None, ["recall@5 0.988 over 200 questions", "10.0 kB", "clara ask"]),
         (
@@ -370,6 +389,11 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
         ),
         (INDEXED, "check", ["every file matches"]),
         (TRAINED, None, ["ce 1.235", "1 h 1 min", "--stage e2e --init runs/a/checkpoint"]),
+        (
+            dataclasses.replace(TRAINED, tokens_per_second=None),
+            None,
+            ["10 steps, ce 1.235\nnothing was left to do\n"],
+        ),
         (dataclasses.replace(TRAINED, stage="pretrain"), None, ["--stage instruct"]),
         (dataclasses.replace(TRAINED, stage="e2e"), None, ["clara compress DOCUMENTS --model"]),
     ],

@@ -36,17 +36,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Heard:
-    """A report that keeps what was said; `at` may raise at a step."""
+    """A report that keeps what was said; it may raise at the n-th step after a task's beginning."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.seen: list[Any] = []
-        self.stop_at = stop_at
+        self.begun: set[str] = set()
+        self.steps, self.stop_at = 0, stop_at
 
     def progress(self, progress: Any) -> None:
         self.seen.append(progress)
-        if len(self.seen) == self.stop_at:
+        self.steps += progress.task in self.begun
+        self.begun.add(progress.task)
+        if self.steps == self.stop_at:
             raise KeyboardInterrupt
 
     def note(self, message: str) -> None:

@@ -308,7 +308,7 @@ def test_a_finished_corpus_is_left_as_it_is(works, report, tmp_path, monkeypatch
     monkeypatch.setattr(CorpusWriter, "write", None)
     result = go(works.documents, works, tmp_path / "copy.clara", report)
     assert tiny.files(tmp_path / "copy.clara") == before
-    assert (result.documents, result.passages_per_second) == (len(tiny.documents()), 0)
+    assert (result.documents, result.passages_per_second) == (len(tiny.documents()), None)
 
 
 @pytest.mark.parametrize(
@@ -487,13 +487,33 @@ def test_a_dataset_by_name_is_compressed(works, report, tmp_path):
     assert compress.default_out(("hf:owner/name/config:train",)) == Path("config.clara")
 
 
-def test_progress_tells_pace_size_and_what_is_left(works, heard, tmp_path):
+def test_progress_has_its_share_of_the_input_from_the_start(works, heard, tmp_path, monkeypatch):
+    monkeypatch.setattr("clara_cli.corpus.progress.SHOW_SECONDS", 0)
     report = heard()
-    go(works.documents, works, tmp_path / "out.clara", report, shard_size=3)
+    go(works.documents, works, tmp_path / "out.clara", report, shard_size=3, batch_tokens=60)
     steps = report.seen
-    assert [step.done for step in steps] == [3, 6, 9, 12, 14]
-    assert all(set(step.figures) == {"passages/s", "tokens/s", "MB", "ETA"} for step in steps)
-    assert steps[-1].figures["ETA"] == "0:00:00" and float(steps[0].figures["passages/s"]) > 0
+    assert (steps[0].done, steps[0].share, steps[0].figures) == (0, 0.0, {"MB": "0.0"})
+    shares = [step.share for step in steps]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert len(set(shares)) > 5, "within shards too"
+    assert steps[-1].done == 14 and set(steps[-1].figures) == {"passages/s", "tokens/s", "MB"}
+
+
+def test_a_corpus_already_complete_shows_no_pace(works, heard, tmp_path):
+    shutil.copytree(works.corpus, tmp_path / "copy.clara")
+    report = heard()
+    go(works.documents, works, tmp_path / "copy.clara", report)
+    assert report.seen and all(set(step.figures) == {"MB"} for step in report.seen)
+
+
+def test_a_dry_run_shows_how_far_it_has_read(works, heard, tmp_path, monkeypatch):
+    monkeypatch.setattr("clara_cli.corpus.progress.SHOW_SECONDS", 0)
+    report = heard()
+    documents = lines(tmp_path / "many.jsonl", *["A town has a mayor."] * 200)
+    go(documents, works, tmp_path / "out.clara", report, dry_run=True)
+    shares = [step.share for step in report.seen]
+    assert shares[0] == 0.0 and shares == sorted(shares) and shares[-1] == 1.0
+    assert report.seen[-1].done == 200
 
 
 def test_a_dry_run_estimates_the_time_from_the_first_passages(works, report, tmp_path):
@@ -626,7 +646,7 @@ def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_pat
     index.run(tiny.index(out, check=True), report)
 
 
-@pytest.mark.parametrize(("rate", "told"), [(0.0, 0.0), (0.00412, 0.0041), (152.849, 152.85)])
+@pytest.mark.parametrize(("rate", "told"), [(None, None), (0.00412, 0.0041), (152.849, 152.85)])
 def test_a_slow_run_is_not_one_that_computed_nothing(rate, told):
     counts = dict.fromkeys(("documents", "passages", "empty", "skipped", "truncated"), 1)
     progress = SimpleNamespace(**counts, text_tokens=1, left_out={})

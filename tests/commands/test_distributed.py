@@ -33,7 +33,7 @@ class Silence:
         self.steps, self.stop_at = 0, stop_at
 
     def progress(self, progress: Any) -> None:
-        self.steps += 1
+        self.steps += progress.done > 0
         if self.steps == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -17,6 +17,7 @@ from clara_cli.core.checkpoint import read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError
 from clara_cli.training import loop, runner, validation
+from clara_cli.training.loop import Schedule
 
 # key: (value, settings of both runs it is compared in). `stage` is scp where it is not said.
 CHECKED = {"validation_share": 0.25, "validate_every": 1}
@@ -237,3 +238,12 @@ def test_settings_of_fresh_checkpoints_are_refused_where_they_would_do_nothing(
     )
     with pytest.raises(UsageError, match=f"{name} is .* was made with {tiny.FRESH[name]}"):
         pretrain.run(config, heard())
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "step", "seconds", "share"),
+    [(10, None, 4, 99.0, 0.4), (1000, 2, 4, 30.0, 0.25), (10, 2, 9, 30.0, 0.9), (0, None, 0, 0, 1)],
+)
+def test_how_far_a_run_is_follows_its_steps_or_its_minutes(steps, minutes, step, seconds, share):
+    schedule = Schedule(1e-3, steps, 0.03, "cosine", minutes)
+    assert schedule.share(step, seconds) == pytest.approx(share)

@@ -336,7 +336,7 @@ def test_a_killed_run_goes_on_from_its_last_save(works, unbroken, report, tmp_pa
         steps = 0
 
         def progress(self, progress) -> None:
-            self.steps += 1
+            self.steps += progress.done > 0
             if self.steps == 4:
                 shutil.copytree(tmp_path / "run", tmp_path / "killed")
 
@@ -389,6 +389,7 @@ def test_a_finished_run_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     assert report.notes[-1] == f"{run} is finished; nothing to do"
     assert tiny.files(run) == before
     assert (again.steps, again.ce, again.mse) == (first.steps, first.ce, first.mse)
+    assert again.tokens_per_second is None
 
 
 @pytest.mark.parametrize(
@@ -630,6 +631,7 @@ def convert(init: Path, out: Path, report, **changes):
 def test_steps_0_writes_the_checkpoint_again_and_trains_nothing(works, report, tmp_path):
     result = convert(works.e2e, tmp_path / "out", report)
     assert (result.stage, result.steps, result.ce, result.mse) == ("e2e", 0, None, None)
+    assert result.tokens_per_second is None
     assert tiny.same(tmp_path / "out" / "checkpoint", works.e2e / "checkpoint")
     infos = [read_info(p / "checkpoint") for p in (works.e2e, tmp_path / "out")]
     assert infos[0].fingerprint == infos[1].fingerprint

@@ -133,7 +133,7 @@ class Stopping:
         self.left = stop_at
 
     def progress(self, progress: Any) -> None:
-        self.left -= 1
+        self.left -= progress.done > 0
         if not self.left:
             raise KeyboardInterrupt
 

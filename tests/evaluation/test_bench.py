@@ -42,9 +42,11 @@ class Heard:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.steps, self.stop_at = 0, stop_at
+        self.begun: set[str] = set()
 
     def progress(self, progress: Any) -> None:
-        self.steps += 1
+        self.steps += progress.task in self.begun
+        self.begun.add(progress.task)
         if self.steps == self.stop_at:
             raise KeyboardInterrupt
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,7 +25,6 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.segment import Segment
 from rich.text import Text
@@ -37,7 +38,8 @@ from clara_cli.printable import clean, shell_word
 from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
-LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+FIRST_SECONDS = 1.0  # before the first progress line of a task where there is no terminal
+LINE_SECONDS = 10.0  # between the lines that follow
 OS_HINTS = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check the permissions of the file and its folder",
@@ -71,8 +73,9 @@ def console(*, stderr: bool) -> Console:
 
 
 class TerminalReport:
-    """`records.Report` on stderr: a bar on a terminal, else a line at most every ten seconds and
-    one at the end. `quiet` keeps warnings only; `hold` keeps all messages until `pause`."""
+    """`records.Report` on stderr, with the time remaining: a bar on a terminal, else a line after a
+    second, one at most every ten seconds, and one at the end. `quiet` keeps warnings only; `hold`
+    keeps all messages until `pause`."""
 
     def __init__(
         self,
@@ -87,7 +90,8 @@ class TerminalReport:
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._unsaid: records.Progress | None = None
-        self._task, self._last_line = "", clock()
+        self._task, self._next_line = "", clock() + FIRST_SECONDS
+        self._remaining: dict[str, _Remaining] = {}
         self._seen: set[str] = set()
         self._held: list[Text] = []
 
@@ -100,6 +104,8 @@ class TerminalReport:
     def progress(self, progress: records.Progress) -> None:
         """Show how far long work has come."""
         if not (self._quiet or self._hold):
+            begun = _Remaining(self._clock(), _share(progress) or 0.0)
+            self._remaining.setdefault(progress.task, begun)
             (self._draw if self._bars else self._write)(progress)
 
     def note(self, message: str) -> None:
@@ -140,14 +146,15 @@ class TerminalReport:
             self._live.start()
         if progress.task not in self._tasks:
             self._tasks[progress.task] = self._live.add_task(
-                progress.task, total=progress.total, count="", figures=""
+                progress.task, total=None, count="", figures=""
             )
+        share = _share(progress)
         self._live.update(
             self._tasks[progress.task],
-            completed=progress.done,
-            total=progress.total,
+            completed=share or 0.0,
+            total=None if share is None else 1.0,
             count=_count(progress),
-            figures=_figures(progress),
+            figures=self._figures(progress),
         )
 
     def _write(self, progress: records.Progress) -> None:
@@ -155,16 +162,43 @@ class TerminalReport:
             if self._unsaid is not None:
                 self._line(self._unsaid)
             self._task = progress.task
+            self._next_line = min(self._next_line, self._clock() + FIRST_SECONDS)
         self._unsaid = progress
         finished = progress.total is not None and progress.done >= progress.total
-        if finished or self._clock() - self._last_line >= LINE_SECONDS:
+        if self._clock() >= self._next_line or finished:
             self._line(progress)
 
     def _line(self, progress: records.Progress) -> None:
-        self._unsaid, self._last_line = None, self._clock()
-        figures = _figures(progress)
+        self._unsaid, self._next_line = None, self._clock() + LINE_SECONDS
+        figures = self._figures(progress)
         line = f"{progress.task}: {_count(progress)}" + (f", {figures}" if figures else "")
         self._console.print(Text(line))
+
+    def _figures(self, progress: records.Progress) -> str:
+        """The time remaining, where it can be told, and the figures that come with progress."""
+        shown = [f"{name} {value}" for name, value in progress.figures.items()]
+        share = _share(progress)
+        if share is not None:
+            shown = self._remaining[progress.task].eta(self._clock(), share) + shown
+        return ", ".join(shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remaining:
+    """How long a task will take, by its pace since it was first shown: what an earlier run did has
+    no part in it."""
+
+    began: float
+    share: float
+
+    def eta(self, now: float, share: float) -> list[str]:
+        """The time remaining, as one thing to show; nothing when all is done."""
+        if share >= 1:
+            return []
+        if share <= self.share:
+            return ["ETA -:--:--"]
+        seconds = (now - self.began) * (1 - share) / (share - self.share)
+        return [f"ETA {timedelta(seconds=round(seconds))}"]
 
 
 def _columns(width: int) -> list[ProgressColumn]:
@@ -172,18 +206,21 @@ def _columns(width: int) -> list[ProgressColumn]:
     name, count, figures = (TextColumn(f"{{task.{place}}}", markup=False) for place in places)
     if width < NARROW:
         return [name, count]
-    return [name, BarColumn(width // 5), count, TimeRemainingColumn(compact=True), figures]
+    return [name, BarColumn(width // 5), count, figures]
+
+
+def _share(progress: records.Progress) -> float | None:
+    """The part of the work that is done, 0-1; None where it is not known."""
+    if progress.share is None and progress.total:
+        return progress.done / progress.total
+    return progress.share
 
 
 def _count(progress: records.Progress) -> str:
-    if not progress.total:
-        return f"{progress.done:,} {progress.unit}"
-    share = 100 * progress.done // progress.total
-    return f"{share}% {progress.done:,}/{progress.total:,} {progress.unit}"
-
-
-def _figures(progress: records.Progress) -> str:
-    return ", ".join(f"{name} {value}" for name, value in progress.figures.items())
+    share = _share(progress)
+    percent = "" if share is None else f"{math.floor(100 * share)}% "
+    of_all = f"/{progress.total:,}" if progress.total else ""
+    return f"{percent}{progress.done:,}{of_all} {progress.unit}"
 
 
 def show_option(f: dataclasses.Field[Any], value: Any, source: str) -> None:
@@ -220,15 +257,14 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     left_out = [f"left out: {describe_left_out(r.left_out)}"] if r.left_out else []
     ratios = f"ratio {r.ratio}, effective {r.effective_ratio:.1f}"
     shape = f"{r.memory_tokens} memory tokens each ({ratios}), {size(r.bytes)}"
-    pace = r.passages_per_second
-    paced = f"{pace:,.1f}" if pace >= 1 else f"{pace:.2g}"
-    speed = f"{duration(r.seconds)}, {paced} passages/s"
+    pace, speed = r.passages_per_second, "complete as it was: nothing to compute"
+    if pace is not None:
+        paced = f"{pace:,.1f}" if pace >= 1 else f"{pace:.2g}"
+        speed = f"{duration(r.seconds)}, {paced} passages/s"
     if only == "dry_run":
         following = "next: the same command without --dry-run"
         first = f"{r.corpus} would hold {contents}{odd}"
         return [first, *left_out, shape, f"about {speed}", following]
-    if not r.passages_per_second:
-        speed = "complete as it was: nothing to compute"
     following = f"next: clara index {shell_word(r.corpus)}"
     return [f"{r.corpus}: {contents}{odd}", *left_out, shape, speed, following]
 
@@ -270,10 +306,13 @@ def _trained(r: TrainResult, only: str | None) -> list[str]:
         following = f"clara train QUESTIONS --stage e2e --init {place} --out DIR"
     best = [f"{name} {value:.4g}" for name, value in r.validation.items()]
     best_line = [f"best of the checks, and the checkpoint: step {r.best_step}, {', '.join(best)}"]
+    pace, spent = r.tokens_per_second, "nothing was left to do"
+    if pace is not None:
+        spent = f"{duration(r.seconds)} ({pace:,.0f} tokens/s)"
     return [
         f"{r.checkpoint}: {r.stage}, {r.steps:,} steps{figures}",
         *(best_line if best else []),
-        f"{duration(r.seconds)} ({r.tokens_per_second:,.0f} tokens/s)",
+        spent,
         f"next: {following}",
     ]
 
