@@ -21,7 +21,7 @@ from clara_cli.answering.session import (
 )
 from clara_cli.bundled import choose_model
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
-from clara_cli.commands.checkpoint_notes import note_older, tell
+from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
 from clara_cli.commands.dry_run import of_answering
 from clara_cli.commands.question_files import (
     STDIN,
@@ -211,7 +211,7 @@ def open_clara(config: AskConfig, report: Report) -> Clara:
     """Find and open the corpora, their checkpoint and their indexes."""
     retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
     clara = with_checkpoint(config, PassageSearch(retrievers), report)
-    checkpoint = tell(clara.loaded, report)
+    checkpoint = describe_checkpoint(clara.loaded, report)
     checkpoint.need("generator")
     if config.task is None and not checkpoint.answers:
         report.warn(f"{checkpoint.name} was not trained to answer questions: {NOT_ANSWERING}")

@@ -40,7 +40,7 @@ def abilities(loaded: Loaded) -> Abilities:
     return Abilities(loaded.name, loaded.model.roles, loaded.info.stage)
 
 
-def tell(loaded: Loaded, report: Report) -> Abilities:
+def describe_checkpoint(loaded: Loaded, report: Report) -> Abilities:
     """Say what a checkpoint can do, unless it is one of this program's with every role."""
     note_probe(loaded, report)
     can_do = abilities(loaded)

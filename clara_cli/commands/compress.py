@@ -19,7 +19,7 @@ import torch
 
 from clara_cli.answering.engine import recorded_model
 from clara_cli.bundled import choose_model
-from clara_cli.commands.checkpoint_notes import note_older, tell
+from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
 from clara_cli.commands.dry_run import of_compressing
 from clara_cli.config import CompressConfig
 from clara_cli.config.documents import changed_options
@@ -110,7 +110,7 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     if ranks.size > 1 and config.device_map is not None:
         raise UsageError("--device-map with several processes", "leave one of them away")
     loaded = load(LoadOptions.of(config, model, config.ratio, verify=True, only_reads=True))
-    tell(loaded, report).need("compressor")
+    describe_checkpoint(loaded, report).need("compressor")
     note_older(loaded, [], report)
     refuse_overlap(config, loaded.info.max_passage_tokens)
     identity = corpus_identity(config, loaded, out)

@@ -34,8 +34,9 @@ REFRESH_EVERY = 100
 QUERY_VALUES = 2**26  # numbers of questions' memory searched with at once
 
 
-def check_pool_settings(config: TrainConfig) -> None:
-    """Settings of one way to pools mean nothing in another.
+def check_pool_settings(config: TrainConfig, retrieves: bool) -> None:
+    """Settings of one way to pools mean nothing in another; `retrieves` says whether the stage may
+    find its pools in a corpus.
 
     Raises:
         UsageError: naming them.
@@ -50,7 +51,7 @@ def check_pool_settings(config: TrainConfig) -> None:
                     "add --pool retrieved, or leave it away",
                 )
         return
-    if config.stage != "e2e":
+    if not retrieves:
         raise UsageError(
             f"--pool retrieved with --stage {config.stage}", "only e2e learns from retrieved pools"
         )
@@ -119,12 +120,12 @@ class RetrievedPools:
     def facts(self) -> dict[str, Any]:
         """Where the pools come from."""
         corpus = self.retriever.corpus
-        said: dict[str, Any] = {"pool": "retrieved", "pool_by": self.config.pool_by or "bm25"}
+        facts: dict[str, Any] = {"pool": "retrieved", "pool_by": self.config.pool_by or "bm25"}
         if self.by_query:
-            said["refresh_every"] = self.every
-        return {**said, "corpus": corpus.folder.name, "corpus_sha256": corpus.manifest.sha256}
+            facts["refresh_every"] = self.every
+        return {**facts, "corpus": corpus.folder.name, "corpus_sha256": corpus.manifest.sha256}
 
-    def said(self) -> str:
+    def description(self) -> str:
         """The same, as a sentence."""
         name = self.retriever.corpus.folder.name
         by = f"the query reasoner every {self.every} steps" if self.by_query else "BM25"
@@ -135,18 +136,18 @@ class RetrievedPools:
         `top_k` where too few share a word with the question."""
         if self.by_query:
             self._serve(step)
-            found = self._pools[number]
+            rows = self._pools[number]
         else:
-            asked = self.questions[number].question
-            found = self.retriever.bm25.search(asked, self.config.pool_size)[1]
-        return self._filled(found, rng)
+            question = self.questions[number].question
+            rows = self.retriever.bm25.search(question, self.config.pool_size)[1]
+        return self._filled(rows, rng)
 
-    def _filled(self, found: list[int], rng: random.Random) -> list[int]:
-        wanted = min(self.config.top_k, len(self.retriever.corpus)) - len(found)
+    def _filled(self, rows: list[int], rng: random.Random) -> list[int]:
+        wanted = min(self.config.top_k, len(self.retriever.corpus)) - len(rows)
         if wanted > 0:
-            rest = sorted(set(range(len(self.retriever.corpus))) - set(found))
-            found = [*found, *rng.sample(rest, wanted)]
-        return found
+            rest = sorted(set(range(len(self.retriever.corpus))) - set(rows))
+            rows = [*rows, *rng.sample(rest, wanted)]
+        return rows
 
     def memory(self, batch: Batch) -> Tensor:
         """memory_BMD of a batch's rows, as the corpus keeps it."""
@@ -192,7 +193,9 @@ class RetrievedPools:
         else:
             ranked = [self.retriever.bm25.search(question, size)[1] for question in questions]
         pairs = zip(questions, ranked, strict=True)
-        return [self._filled(rows, random.Random(f"{seed} pool {asked}")) for asked, rows in pairs]
+        return [
+            self._filled(rows, random.Random(f"{seed} pool {question}")) for question, rows in pairs
+        ]
 
     def _queries(self, numbers: Sequence[int]) -> Tensor:
         return self._encoded([self.questions[number].question for number in numbers])

@@ -29,12 +29,6 @@ from clara_cli.training.validation_schedule import ValidationSchedule
 
 Record = TypeVar("Record")
 RECALL = ("recall@1", "recall@3", "recall@5")
-FIGURES = {
-    "scp": ("ce", "mse"),
-    "instruct": ("ce", "mse", "em", "f1"),
-    "retrieval": ("ce", *RECALL),
-    "e2e": ("ce", "em", "f1", *RECALL),
-}
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ def split(
     return training, [held_out[n] for n in kept]
 
 
-def check_validation(config: LearnConfig, stage: str) -> None:
+def check_validation(config: LearnConfig, stage: str, figures: Sequence[str]) -> None:
     """Settings of validation mean nothing without it.
 
     Raises:
@@ -88,9 +82,9 @@ def check_validation(config: LearnConfig, stage: str) -> None:
     """
     if config.validation and config.validation_share:
         raise UsageError("--validation and validation_share were both given", "give one of them")
-    if config.best_by not in FIGURES[stage]:
+    if config.best_by not in figures:
         message = f"best_by is {config.best_by!r}, which {stage} does not measure"
-        raise UsageError(message, f"it measures {', '.join(FIGURES[stage])}")
+        raise UsageError(message, f"it measures {', '.join(figures)}")
     if config.validation or config.validation_share:
         return
     for name in ("validate_every", "patience"):

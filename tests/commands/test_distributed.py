@@ -20,7 +20,7 @@ from helpers import tiny_world as tiny
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import UsageError
-from clara_cli.training import runner
+from clara_cli.training import runner, scp
 
 STEPS = 20
 EQUAL = {"steps": STEPS, "dropout": 0.0, "batch_size": 3, "learning_rate": 1e-3}
@@ -159,9 +159,9 @@ def test_processes_that_disagree_on_data_are_told_so(works, tmp_path):
     def read(paths: Any) -> Any:
         return pretrain_read([str(works.pairs if os.environ["RANK"] == "0" else other)])
 
-    pretrain_read = pretrain.read_pairs
+    pretrain_read = scp.read_pairs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "read_pairs", read)
+        patch.setattr(scp, "read_pairs", read)
         for kind, message, _ in forked.ranks(disagree):
             assert kind == "ArtefactError" and "disagree on data_sha256" in message
     assert not (tmp_path / "two").exists()
@@ -169,14 +169,14 @@ def test_processes_that_disagree_on_data_are_told_so(works, tmp_path):
 
 def test_a_loss_that_is_no_number_in_one_process_stops_all_with_the_records_named(works, tmp_path):
     def poisoned(rank: int) -> Any:
-        losses = pretrain.read_memory_loss
+        losses = scp.read_memory_loss
 
         def poison(*args: Any) -> Any:
             found = losses(*args)
             found.loss = found.loss * (float("nan") if rank == 1 else 1.0)
             return found
 
-        pretrain.read_memory_loss = poison
+        scp.read_memory_loss = poison
         return go(works, tmp_path / "two", "scp")
 
     for kind, message, _ in forked.ranks(poisoned):

@@ -37,7 +37,7 @@ from helpers.scripted_llm import competent, serving, write_towns
 
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index
-from clara_cli.evaluation import report as bench_report
+from clara_cli.evaluation.report import run_report as bench_report
 from clara_cli.search import hnsw
 
 CASES = int(os.environ.get("CLARA_FUZZ", "100"))

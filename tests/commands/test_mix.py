@@ -18,7 +18,7 @@ from clara_cli.core.losses import alignment_mse
 from clara_cli.documents.examples import read_pairs
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Pair
-from clara_cli.training import loop
+from clara_cli.training import loop, scp
 
 KINDS = ("simple", "complex", "paraphrase")
 
@@ -40,7 +40,7 @@ def records(each: int = 8) -> list[dict]:
 def mixed(weights: dict[str, float] | None, each: int = 8, seed: int = 0) -> list[Pair]:
     pairs = [Pair(kind, (), ("a",), (str(n),)) for n in range(each) for kind in KINDS]
     config = tiny.scp(Path("p"), Path("b"), Path("o"), mix=weights, seed=seed)
-    return pretrain.mix(pairs, config)
+    return scp.mix(pairs, config)
 
 
 @given(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, 3.0])] * 3), st.integers(0, 3))

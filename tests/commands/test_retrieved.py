@@ -20,6 +20,7 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ArtefactError, Interrupted, UsageError
+from clara_cli.training.end_to_end import EndToEnd
 
 BY = ("bm25", "query")
 
@@ -156,12 +157,12 @@ def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_p
     data = tiny.write_jsonl(tmp_path / "q.jsonl", [{"question": "Xyzzy?", "answer": "no"}])
     settings = config(works, data, tmp_path / "run", top_k=3)
     loaded = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32"))
-    stage = train.Stage(settings, loaded, list(read_questions([str(data)])), Ranks(), report)
+    stage = EndToEnd(settings, loaded, list(read_questions([str(data)])), Ranks(), report)
     (batch,) = stage.batches(0)
     assert len(set(batch.pools[0])) == 3 == batch.picks[0] and not batch.passages
     assert batch.stored == stage.batches(0)[0].stored
     questions = list(read_questions([str(asked)]))
-    stage = train.Stage(config(works, asked, tmp_path / "run"), loaded, questions, Ranks(), report)
+    stage = EndToEnd(config(works, asked, tmp_path / "run"), loaded, questions, Ranks(), report)
     (batch,) = stage.batches(0)
     ranking = Retriever.open(works.corpus).bm25
     by_source = {question.source: question.question for question in questions}
@@ -227,8 +228,8 @@ def test_the_share_is_read_from_the_pools_bm25_finds(works, asked, report, tmp_p
     questions = list(read_questions([str(asked)]))
     made = config(works, asked, tmp_path / "run", **{**changes, "steps": 1})
     loaded = load(LoadOptions(str(works.instruct), device="cpu"))
-    train.prepare_roles(loaded, "e2e")
-    stage = train.Stage(made, loaded, questions, Ranks(), report)
+    EndToEnd.add_missing_roles(loaded)
+    stage = EndToEnd(made, loaded, questions, Ranks(), report)
     held_out = stage.held_out(questions[:2])
     batch = held_out.build([example.given for example in held_out.examples])
     retriever = Retriever.open(works.corpus)

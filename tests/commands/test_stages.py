@@ -16,7 +16,9 @@ from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.stages import TRAINED, rank_pools
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import DataError, UsageError
-from clara_cli.training.runner import draw
+from clara_cli.training.instruct import Instruct
+from clara_cli.training.retrieval import Retrieval
+from clara_cli.training.sampling import sample_step
 
 
 def variants() -> list[dict]:
@@ -36,7 +38,7 @@ def ranked_first(questions: Path, checkpoint: Path) -> float:
     model = load(LoadOptions(str(checkpoint), device="cpu", dtype="float32")).model
     config = tiny.train(questions, checkpoint, Path("unused"), "retrieval")
     asked = list(read_questions([str(questions)]))
-    examples = [train.example(question, config, random.Random(0)) for question in asked]
+    examples = [Retrieval.example(question, config, random.Random(0)) for question in asked]
     with torch.no_grad():
         _, scores = rank_pools(model, retrieval_batch(model.prompter, examples, 4))
     ranks = [
@@ -231,8 +233,8 @@ def test_of_several_answers_each_is_learned_at_some_visit_and_the_same_again(tmp
 
     def drawn(**changes) -> list[str]:
         changed = tiny.train(data, Path("init"), tmp_path / "run", "instruct", **changes)
-        visits = [draw(changed, step, asked) for step in range(60)]
-        return [train.example(q, changed, rng).answer for picked, rng in visits for q in picked]
+        visits = [sample_step(changed, step, asked) for step in range(60)]
+        return [Instruct.example(q, changed, rng).answer for picked, rng in visits for q in picked]
 
     assert drawn() == drawn() != drawn(seed=1)
     first = asked[0].answers[0]

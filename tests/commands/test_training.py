@@ -19,7 +19,7 @@ from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.stages import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
-from clara_cli.training import loop, runner
+from clara_cli.training import loop, runner, sampling, scp
 from clara_cli.training.run_folder import RunFolder
 
 KEYS = {"step", "loss", "ce", "mse", "lr", "tokens", "seconds"}
@@ -191,13 +191,17 @@ def test_data_smaller_than_a_batch_is_one_batch(works, report, tmp_path):
 def test_one_pass_reads_every_record_once(works):
     config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=5, steps=None)
     records = list(range(12))
-    steps = runner.count_steps(config, len(records))
+    steps = sampling.count_steps(config, len(records))
     seen = [
-        record for step in range(steps) for record in runner.draw(config, step, records, int)[0]
+        record
+        for step in range(steps)
+        for record in sampling.sample_step(config, step, records, int)[0]
     ]
     assert sorted(seen) == records
     again = [
-        r for step in range(steps, 2 * steps) for r in runner.draw(config, step, records, int)[0]
+        r
+        for step in range(steps, 2 * steps)
+        for r in sampling.sample_step(config, step, records, int)[0]
     ]
     assert sorted(again) == records and again != seen
 
@@ -267,10 +271,10 @@ def test_a_run_interrupted_while_a_batch_is_made_goes_on_to_the_bit(
     def interrupt(config, step, records, length):
         if step == 4:
             raise KeyboardInterrupt
-        return runner.draw(config, step, records, length)
+        return sampling.sample_step(config, step, records, length)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "draw", interrupt)
+        patch.setattr(scp, "sample_step", interrupt)
         with pytest.raises(Interrupted, match="4 of 6"):
             go(works, tmp_path / "run", "scp", report, steps=6)
     go(works, tmp_path / "run", "scp", report, steps=6)

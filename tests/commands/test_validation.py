@@ -23,12 +23,14 @@ from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
+from clara_cli.core.stages import read_memory_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.records import Question
 from clara_cli.storage.errors import cannot_write
-from clara_cli.training import run_folder, runner, trackers, validation_schedule
+from clara_cli.training import run_folder, runner, sampling, scp, trackers, validation_schedule
+from clara_cli.training.instruct import Instruct
 from clara_cli.training.run_folder import RunFolder
 
 KEPT = tiny.FACTS[:3]  # validated on
@@ -79,13 +81,13 @@ def test_the_loss_of_a_check_is_that_of_the_checkpoint_over_all_answer_tokens(
     go(works, tmp_path / "run", "instruct", report, steps=2, micro_batch=2)
     model = load(LoadOptions(str(tmp_path / "run"), device="cpu", dtype="float32")).model
     examples = [
-        train.example(question, tiny.train(Path("x"), Path("y"), Path("z"), "instruct"), rng)
-        for question in train.read_questions([str(tmp_path / "run.held.jsonl")])
+        Instruct.example(question, tiny.train(Path("x"), Path("y"), Path("z"), "instruct"), rng)
+        for question in read_questions([str(tmp_path / "run.held.jsonl")])
         for rng in [random.Random(0)]
     ]
     batch = answer_batch(model.prompter, examples, 4, 1024)
     with torch.no_grad():
-        expected = train.read_memory_loss(model, batch, 0.1)
+        expected = read_memory_loss(model, batch, 0.1)
     assert checked(tmp_path / "run")[-1]["ce"] == pytest.approx(expected.ce, abs=1e-5)
     assert checked(tmp_path / "run")[-1]["mse"] == pytest.approx(expected.mse, abs=1e-6)
 
@@ -169,14 +171,14 @@ def test_a_validated_run_goes_on_to_the_bit(works, heard, report, tmp_path):
 
 def test_a_share_kept_aside_is_never_trained_on(works, report, tmp_path, monkeypatch):
     seen: set[str] = set()
-    build = pretrain.scp_batch
+    build = scp.scp_batch
 
     def spy(prompter, pairs, *rest):
         if torch.is_grad_enabled():
             seen.update(pair.source for pair in pairs)
         return build(prompter, pairs, *rest)
 
-    monkeypatch.setattr(pretrain, "scp_batch", spy)
+    monkeypatch.setattr(scp, "scp_batch", spy)
     changes = {"validation_share": 0.25, "steps": None, "validate_every": None}
     go(works, tmp_path / "run", "scp", report, **changes)
     info = read_info(tmp_path / "run" / "checkpoint")
@@ -348,18 +350,23 @@ def test_batches_by_length_read_every_record_once_and_repeat(works):
     config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=8)
     config = type(config)(**{**config.__dict__, "group_by_length": True})
     lengths = [random.Random(n).randrange(1000) for n in range(1003)]
-    steps = runner.count_steps(type(config)(**{**config.__dict__, "steps": None}), len(lengths))
+    steps = sampling.count_steps(type(config)(**{**config.__dict__, "steps": None}), len(lengths))
 
     def spread(step: int) -> int:
-        picked = runner.draw(config, step, lengths, lambda n: n)[0]
+        picked = sampling.sample_step(config, step, lengths, lambda n: n)[0]
         assert len(picked) == (8 if step < steps - 1 else 3)
         return max(picked) - min(picked)
 
-    seen = [n for step in range(steps) for n in runner.draw(config, step, lengths, int)[0]]
+    seen = [n for step in range(steps) for n in sampling.sample_step(config, step, lengths, int)[0]]
     assert sorted(seen) == sorted(lengths)
     assert sum(map(spread, range(steps))) / steps < 100  # a random batch spans about 780
-    assert runner.draw(config, 70, lengths, int)[0] == runner.draw(config, 70, lengths, int)[0]
-    again = [n for s in range(steps, 2 * steps) for n in runner.draw(config, s, lengths, int)[0]]
+    assert (
+        sampling.sample_step(config, 70, lengths, int)[0]
+        == sampling.sample_step(config, 70, lengths, int)[0]
+    )
+    again = [
+        n for s in range(steps, 2 * steps) for n in sampling.sample_step(config, s, lengths, int)[0]
+    ]
     assert sorted(again) == sorted(lengths) and again != seen
 
 
@@ -371,8 +378,8 @@ def drawn_anew(config, step: int, count: int) -> list[int]:
     random.Random(f"{config.seed} pass {number}").shuffle(order)
     if not config.group_by_length:
         return order[place * size : (place + 1) * size]
-    window, place = divmod(place, runner.WINDOW)
-    order = order[window * runner.WINDOW * size :][: runner.WINDOW * size]
+    window, place = divmod(place, sampling.WINDOW)
+    order = order[window * sampling.WINDOW * size :][: sampling.WINDOW * size]
     order.sort(key=lambda n: n % 7)
     whole = len(order) // size * size
     starts = list(range(0, whole, size))
@@ -395,7 +402,9 @@ def test_a_pass_is_shuffled_once_and_drawn_as_if_for_each_step(works, monkeypatc
             super().shuffle(x)
 
     monkeypatch.setattr(random, "Random", Counting)
-    assert [runner.draw(config, s, range(203), lambda n: n % 7)[0] for s in steps] == expected
+    assert [
+        sampling.sample_step(config, s, range(203), lambda n: n % 7)[0] for s in steps
+    ] == expected
     assert shuffled.count(203) <= 5
 
 
@@ -412,7 +421,7 @@ def test_the_length_of_a_question_is_taken_once(works, report, monkeypatch, tmp_
     names = [field.name for field in dataclasses.fields(Question)]
     read = read_questions(config.questions)
     questions = [Counted(**{name: getattr(q, name) for name in names}) for q in read]
-    stage = train.Stage(
+    stage = Instruct(
         config, load(LoadOptions(config.init, device="cpu")), questions, Ranks(), report
     )
     for step in range(9):
