@@ -68,9 +68,7 @@ class ClaraCommand(TyperCommand):
             empty = following == "" if word in names else word[-1:] == "=" and word[:-1] in names
             if empty and not ctx.resilient_parsing:
                 message = f"{word.removesuffix('=')} is empty"
-                raise UsageError(
-                    message, "give it a value (is a variable unset?), or leave it away"
-                )
+                raise UsageError(message, "give it a value (is a variable unset?), or omit it")
         return super().parse_args(ctx, args)
 
 

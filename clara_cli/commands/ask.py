@@ -56,7 +56,7 @@ IDLE_IN_SERVE = (
     "explain",
 )
 IDLE_WITH_LLM = ("read", "explain", "require_support", "abstain", "dry_run")
-TASK_HINT = "a task reads the memory of the one passage that --passage names; leave the other away"
+TASK_HINT = "a task reads the memory of the one passage that --passage names: omit the other option"
 NOT_ANSWERING = "use an Instruct or E2E one for answers, or this one with --task"
 LLM_RETRIES = 2  # somebody waits for the answer
 TOGETHER = 256  # questions of a file found, answered and judged together
@@ -139,7 +139,7 @@ def check_options(config: AskConfig) -> None:
         raise UsageError(f"{given} without {other}", "give the server and its model's name")
     if config.read != "auto" and config.text_tokens != AskOptions.text_tokens:
         message = f"--text-tokens with --read {config.read}"
-        raise UsageError(message, "nothing spends it there: add --read auto, or leave it away")
+        raise UsageError(message, "nothing spends it there: add --read auto, or omit it")
     if config.where is not None:
         parse(config.where)
     idle = next((name for name, _ in changed_options(config)), None)

@@ -42,7 +42,7 @@ from clara_cli.records import CompressResult, Passage, Report
 STORE = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ADDING = (
     "documents are added by the checkpoint and with the options that the corpus was made with: "
-    "leave that option away, or make another corpus with --out"
+    "omit that option, or make another corpus with --out"
 )
 TIMED = 64  # passages that a dry run compresses to time it
 
@@ -108,7 +108,7 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
         needed = of_compressing(config, model, report)
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     if ranks.size > 1 and config.device_map is not None:
-        raise UsageError("--device-map with several processes", "leave one of them away")
+        raise UsageError("--device-map with several processes", "omit one of them")
     loaded = load(LoadOptions.of(config, model, config.ratio, verify=True, only_reads=True))
     describe_checkpoint(loaded, report).need("compressor")
     note_older(loaded, [], report)
@@ -143,7 +143,7 @@ def refuse_overlap(config: CompressConfig, longest: int) -> None:
         message = f"--overlap {config.overlap}: a passage has at most {longest} tokens"
         raise UsageError(message, f"give less than {longest}")
     if config.overlap and config.split == "none":
-        raise UsageError("--overlap does nothing with --split none", "leave one of them away")
+        raise UsageError("--overlap does nothing with --split none", "omit one of them")
 
 
 def default_out(inputs: tuple[str, ...]) -> Path:

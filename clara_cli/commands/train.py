@@ -74,7 +74,7 @@ def convert(config: TrainConfig, report: Report) -> TrainResult:
     started = time.monotonic()
     if config.load_in is not None or config.device_map is not None:
         message = "--steps 0 computes nothing: --load-in and --device-map change nothing"
-        raise UsageError(message, "leave them away; they go with ask, compress and training")
+        raise UsageError(message, "omit them; they go with ask, compress and training")
     loaded = load(LoadOptions.of(config, config.init, config.named_ratio, verify=True))
     describe_checkpoint(loaded, report)
     note_older(loaded, [], report)

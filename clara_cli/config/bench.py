@@ -122,16 +122,16 @@ class BenchConfig(CheckpointOptions):
         if named[1:]:
             raise UsageError(f"{' and '.join(named)} were both given", "give one of them")
         if self.compare is not None and self.out is not None:
-            raise UsageError("--compare with --out: it writes nothing", "leave --out away")
+            raise UsageError("--compare with --out: it writes nothing", "omit --out")
         if self.nproc is not None and self.dataset is None:
-            raise UsageError("--nproc goes with --dataset", "leave it away")
+            raise UsageError("--nproc goes with --dataset", "omit it")
         if self.break_even and self.dataset is None:
             raise UsageError("--break-even goes with --dataset", "omit it")
         if not self.speed and (self.shape is not None or self.random_weights):
             raise UsageError("--shape and --random-weights go with --speed", "add --speed")
         if self.speed and self.load_in is not None:
             message = "--load-in with --speed: the work of quantised layers is not counted"
-            raise UsageError(message, "leave --load-in away; it goes with --dataset")
+            raise UsageError(message, "omit --load-in; it goes with --dataset")
         self._check_shape()
 
     def _check_shape(self) -> None:

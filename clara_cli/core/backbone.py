@@ -81,7 +81,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next((n for n, there in available.items() if there), "cpu"))
     if not available.get(name, True):
-        raise UsageError(f"--device {name}: none here", "leave --device away, or use cpu")
+        raise UsageError(f"--device {name}: none here", "omit --device, or use cpu")
     return torch.device(name)
 
 

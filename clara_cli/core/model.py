@@ -153,7 +153,7 @@ class ClaraModel(nn.Module):
         """
         if not self.causal_lm.supports_gradient_checkpointing:
             message = f"checkpointing = true, but {self.backbone.name} does not support it"
-            raise UsageError(message, "leave checkpointing away")
+            raise UsageError(message, "omit checkpointing")
 
         def pinned() -> tuple[Any, Any]:
             return nullcontext(), self.role(self._active)

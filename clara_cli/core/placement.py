@@ -55,7 +55,7 @@ class BackbonePlacement:
             where = self.device_map if self.device_map in MAPS else read_map(self.device_map)
         if isinstance(where, dict) and set(where.values()) & {"cpu", "disk"} - {str(device)}:
             message = f"--device-map {self.device_map}: quantised layers stay on the GPUs"
-            raise UsageError(message, "name GPUs alone, or leave --load-in away")
+            raise UsageError(message, "name GPUs alone, or omit --load-in")
         from transformers import BitsAndBytesConfig
 
         if self.load_in == "8bit":
@@ -92,7 +92,7 @@ def cannot(load_in: str, reason: object) -> UsageError:
     """The error where bitsandbytes is there and does not work."""
     return UsageError(
         f"--load-in {load_in}: bitsandbytes does not work here: {first_line(reason)}",
-        f"leave --load-in away, use --device cuda, or bring it up to date: {EXTRA}",
+        f"omit --load-in, use --device cuda, or bring it up to date: {EXTRA}",
     )
 
 

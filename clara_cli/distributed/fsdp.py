@@ -41,7 +41,7 @@ def shard(model: ClaraModel, ranks: Ranks) -> None:
     blocks = layers(model)
     if not blocks:
         message = f"fsdp = true, but {model.backbone.name} has no list of layers to cut up"
-        raise UsageError(message, "leave fsdp away")
+        raise UsageError(message, "omit fsdp")
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     roles = {p for role in model.roles for p in model.role_parameters(role).values()}
     for block in blocks:

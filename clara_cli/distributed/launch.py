@@ -59,7 +59,7 @@ def needed(nproc: int | None) -> bool:
     started = world().local_size
     if started != nproc:
         message = f"--nproc {nproc}, but the launcher started {started} on this machine"
-        raise UsageError(message, "leave --nproc away under torchrun")
+        raise UsageError(message, "omit --nproc under torchrun")
     return False
 
 

@@ -141,7 +141,7 @@ def check_corpus(
     if corpus is None:
         return
     if "counterfactual" in wanted:
-        hint = "leave --corpus away: the dataset's own paragraphs are rewritten, then compressed"
+        hint = "omit --corpus: the dataset's own paragraphs are rewritten, then compressed"
         raise UsageError("--control counterfactual: a compressed corpus cannot be rewritten", hint)
     readers = [name for name in systems if name not in ("clara", "closed-book")]
     if not corpus.manifest.identity.text and (readers or config.setting == "normal"):

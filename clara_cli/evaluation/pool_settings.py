@@ -44,7 +44,7 @@ class Cases:
         if stored is not None and setting in ("gold", "oracle"):
             raise UsageError(
                 f"--corpus is not read with --setting {setting}",
-                "use --setting corpus or normal, or leave --corpus away",
+                "use --setting corpus or normal, or omit --corpus",
             )
         self.questions, self.setting = dataset.questions[:limit], setting
         self._dataset, self._library, self._stored = dataset, library, stored

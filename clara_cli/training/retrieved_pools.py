@@ -48,7 +48,7 @@ def check_pool_settings(config: TrainConfig, retrieves: bool) -> None:
             if value is not None:
                 raise UsageError(
                     f"{name} is {value}, but the pools are labelled ones",
-                    "add --pool retrieved, or leave it away",
+                    "add --pool retrieved, or omit it",
                 )
         return
     if not retrieves:
@@ -65,7 +65,7 @@ def check_pool_settings(config: TrainConfig, retrieves: bool) -> None:
     if config.refresh_every is not None and config.pool_by != "query":
         raise UsageError(
             f"refresh_every is {config.refresh_every}, but BM25's pools never change",
-            "add --set pool_by=query, or leave refresh_every away",
+            "add --set pool_by=query, or omit refresh_every",
         )
 
 

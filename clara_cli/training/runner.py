@@ -87,14 +87,14 @@ def load_options(config: LearnConfig, init: str, ranks: Ranks) -> LoadOptions:
         UsageError: for `fsdp` with one process, and what does not go with it.
     """
     if config.device_map is not None and ranks.size > 1:
-        raise UsageError("--device-map with several processes", "leave one of them away")
+        raise UsageError("--device-map with several processes", "omit one of them")
     options = LoadOptions.of(config, init, config.named_ratio, verify=True)
     if not config.fsdp:
         return options
     if config.load_in is not None or config.device_map is not None:
-        raise UsageError("fsdp = true with --load-in or --device-map", "leave one of them away")
+        raise UsageError("fsdp = true with --load-in or --device-map", "omit one of them")
     if ranks.size == 1:
-        raise UsageError("fsdp = true with one process", "add --nproc N, or leave fsdp away")
+        raise UsageError("fsdp = true with one process", "add --nproc N, or omit fsdp")
     dtype = pick_dtype(config.dtype, ranks.device)
     name = next(name for name, each in DTYPES.items() if each == dtype)
     return replace(options, device="cpu", dtype=name)

@@ -117,7 +117,7 @@ def check_mix(weights: dict[str, float], groups: Mapping[str, Sequence[Pair]]) -
         if not 0 <= weight < math.inf:
             raise UsageError(f"mix.{kind} is {weight}", "a weight is 0 or more")
         if weight and kind not in groups:
-            raise UsageError(f"mix.{kind} is {weight:g}, but no pair is {kind}", "leave it away")
+            raise UsageError(f"mix.{kind} is {weight:g}, but no pair is {kind}", "omit it")
     for kind, group in groups.items():
         if kind not in weights:
             message = f"mix says nothing of the {len(group)} {kind} pairs"
@@ -143,7 +143,7 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
         if wanted is not None and wanted != value:
             raise UsageError(
                 f"{name} is {wanted}, but {config.init} was made with {value}",
-                f"leave {name} away with --init, or begin fresh with --backbone",
+                f"omit {name} with --init, or begin fresh with --backbone",
             )
 
 

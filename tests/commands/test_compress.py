@@ -579,7 +579,7 @@ def test_an_addition_need_not_repeat_the_corpus_s_options(works, report, tmp_pat
     assert tiny.files(out) == once
     with pytest.raises(ArtefactError, match=r"options\.overlap = 9, this command has 8") as caught:
         compress.run(dataclasses.replace(repeated, overlap=8), report)
-    assert "leave that option away" in caught.value.hint and "delete" not in caught.value.hint
+    assert "omit that option" in caught.value.hint and "delete" not in caught.value.hint
     assert tiny.files(out) == once
 
 
