@@ -43,11 +43,14 @@ class Filtered:
 
 
 class Retriever:
-    """A corpus, its graph where one was built, and its words where text was kept."""
+    """A corpus, its graph where one was built, and its words where text was kept (`words`: built
+    already; else read from the index, or built, when they are first needed)."""
 
-    def __init__(self, corpus: Corpus, index: GraphIndex | None = None) -> None:
+    def __init__(
+        self, corpus: Corpus, index: GraphIndex | None = None, words: BM25 | None = None
+    ) -> None:
         self.corpus, self.index = corpus, index
-        self._bm25: BM25 | None = None
+        self._bm25 = words
         self._filtered: Filtered | None = None
 
     @classmethod

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clara_cli.search.keys import make_key, make_state
+from clara_cli.search.evaluated_queries import EvaluatedQueries, StoredMemory, spread
+from clara_cli.search.keys import make_key, make_state, sample_size
 
 GOOD_RECALL = 0.98  # of the exact scan's top k, within the candidates
 MOST_CANDIDATES = 0.05  # of the corpus
@@ -91,10 +92,47 @@ class MeasuredKey:
     recall: float
 
 
+def measure_keys(
+    stored: StoredMemory, queries: EvaluatedQueries, seed: int
+) -> tuple[list[Key], list[Tensor]]:
+    """Every key an index chooses from, and where the exact scan's best rows stand in its ranking
+    ([B, K]; empty without questions)."""
+    sample_NMD = spread(stored, sample_size(*queries.queries_BMD.shape[1:]))
+    keys = keys_to_try(sample_NMD, seed)
+    if not len(queries):
+        return keys, []
+    chunks = stored.memory_chunks()
+    return keys, ranks_of_best(keys, queries.queries_BMD, queries.best_BK, stored.memory, chunks)
+
+
+def choose_key(
+    stored: StoredMemory,
+    queries: EvaluatedQueries,
+    seed: int,
+    ef: int,
+    candidates: int | None,
+    candidates_per_k: int,
+) -> MeasuredKey:
+    """The key and the number of candidates: the cheapest that finds what the exact scan finds, else
+    the one that finds most. Without questions, or with `candidates` given, their number is fixed;
+    `ef` is how many keys a graph meets at least."""
+    keys, ranks = measure_keys(stored, queries, seed)
+    fixed = max(queries.k, candidates or candidates_per_k * queries.k)
+    if not len(queries):
+        return MeasuredKey(next(key for key in keys if key.rule == "pca"), fixed, 0.0)
+    if candidates is None:
+        numbers = queries.queries_BMD[0].numel()
+        best = cheapest(keys, ranks, len(stored), numbers, ef)
+        if best is not None:
+            return best
+    measured = [MeasuredKey(k, fixed, recall(r, fixed)) for k, r in zip(keys, ranks, strict=True)]
+    return max(measured, key=lambda one: (one.recall, -one.key.width))
+
+
 def cheapest(
     keys: Sequence[Key], ranks: Sequence[Tensor], passages: int, numbers: int, ef: int
 ) -> MeasuredKey | None:
-    """The pair that reads the fewest numbers of those with `GOOD_RECALL` at no more than
+    """The choice that reads the fewest numbers of those with `GOOD_RECALL` at no more than
     `MOST_CANDIDATES` of the corpus; None where there is none. `numbers` is M x D."""
     most = int(passages * MOST_CANDIDATES)
     pairs = [
@@ -111,21 +149,44 @@ def cost(width: int, candidates: int, numbers: int, ef: int) -> int:
     return max(ef, candidates) * 32 * width + candidates * numbers
 
 
-def widen(pair: MeasuredKey, passages: int, measure: Callable[[int], float | None]) -> MeasuredKey:
-    """The pair with as many candidates as the graph itself, which is approximate, needs to find
+def widen(
+    choice: MeasuredKey, passages: int, measure: Callable[[int], float | None]
+) -> MeasuredKey:
+    """The choice with as many candidates as the graph itself, which is approximate, needs to find
     what its key does. It stays where the key does not find enough, or no number up to the limit
     helps. `measure` is the graph's recall with so many candidates."""
-    if pair.recall < GOOD_RECALL:
-        return pair
+    if choice.recall < GOOD_RECALL:
+        return choice
     most = int(passages * MOST_CANDIDATES)
-    for count in (pair.candidates, *(c for c in COUNTS if pair.candidates < c <= most)):
+    for count in (choice.candidates, *(c for c in COUNTS if choice.candidates < c <= most)):
         recall = measure(count)
         if recall is not None and recall >= GOOD_RECALL:
-            return replace(pair, candidates=count)
-    return pair
+            return replace(choice, candidates=count)
+    return choice
 
 
-def scan_is_cheaper(pair: MeasuredKey, passages: int, numbers: int, ef: int) -> bool:
+def scan_is_cheaper(choice: MeasuredKey, passages: int, numbers: int, ef: int) -> bool:
     """Whether reading all memory costs less than the graph and its candidates."""
-    graph = _SCAN_AT_LEAST + cost(pair.key.width, pair.candidates, numbers, ef)
+    graph = _SCAN_AT_LEAST + cost(choice.key.width, choice.candidates, numbers, ef)
     return passages * numbers <= graph
+
+
+def choose_engine(
+    choice: MeasuredKey, graph_recall: float | None, passages: int, numbers: int, ef: int
+) -> str:
+    """The engine questions will use: the graph where it was measured to find what the exact scan
+    finds, from at most 5 % of the corpus and by reading less; else the exact scan."""
+    few = choice.candidates <= MOST_CANDIDATES * passages
+    good = graph_recall is not None and graph_recall >= GOOD_RECALL
+    cheap = not scan_is_cheaper(choice, passages, numbers, ef)
+    return "hnsw" if few and good and cheap else "exact"
+
+
+def describe_choice(
+    engine: str, choice: MeasuredKey, graph_recall: float | None, k: int, passages: int
+) -> str:
+    """The decision, in one line."""
+    figure = "not measured" if graph_recall is None else f"{graph_recall:.3f}"
+    graph = f"key {choice.key.name}, {choice.candidates:,} of {passages:,} passages as candidates"
+    use = "an exact scan" if engine == "exact" else "the graph"
+    return f"{engine}: questions will use {use} (graph: {graph}, recall@{k} {figure})"

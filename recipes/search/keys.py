@@ -25,9 +25,9 @@ from torch import Tensor
 
 from clara_cli import Clara
 from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retriever, passage_texts
-from clara_cli.commands.index import EvaluatedQueries, spread
 from clara_cli.corpus.store import Corpus
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.evaluated_queries import EvaluatedQueries
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.key_selection import (
     COUNTS,
@@ -37,12 +37,10 @@ from clara_cli.search.key_selection import (
     MeasuredKey,
     cheapest,
     cost,
-    keys_to_try,
-    ranks_of_best,
+    measure_keys,
     recall,
     widen,
 )
-from clara_cli.search.keys import sample_size
 from clara_cli.search.label_index import GraphIndex
 
 K = 5
@@ -72,17 +70,6 @@ def read_questions(path: Path, limit: int) -> list[dict]:
     """So many questions, evenly from the whole file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return rows[:: max(1, len(rows) // limit)][:limit]
-
-
-def measure_keys(
-    corpus: Corpus, asked: EvaluatedQueries, seed: int
-) -> tuple[list[Key], list[Tensor]]:
-    """Every key, and where the exact scan's best rows stand in its ranking."""
-    identity = corpus.manifest.identity
-    sample_NMD = spread(corpus, sample_size(identity.memory_tokens, identity.hidden))
-    keys = keys_to_try(sample_NMD, seed)
-    chunks = corpus.memory_chunks()
-    return keys, ranks_of_best(keys, asked.queries_BMD, asked.best_BK, corpus.memory, chunks)
 
 
 def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[GraphIndex, float, int]:
@@ -115,8 +102,7 @@ def systems(
         size = words.save(Path(folder))
 
     def system(engine: str, key: str, stage: FirstStage, index: GraphIndex | None, *rest) -> System:
-        retriever = Retriever(corpus, index)
-        retriever._bm25 = words
+        retriever = Retriever(corpus, index, words)
         return System(engine, key, stage, retriever, *rest, [], [])
 
     yield system("exact", "-", "latent", None, None, 0.0, 0)
@@ -192,7 +178,10 @@ def run(folder: Path, file: Path, limit: int, seed: int) -> str:
     clara = Clara.open(folder, device="cpu")
     corpus = clara.corpus
     questions = read_questions(file, limit)
-    asked = EvaluatedQueries.of(clara, [row["question"] for row in questions], K)
+    identity = corpus.manifest.identity
+    encode = partial(clara.query, slots=identity.memory_tokens)
+    shape = (identity.memory_tokens, identity.hidden)
+    asked = EvaluatedQueries.read([q["question"] for q in questions], encode, corpus, shape, K)
     if len(asked) < len(questions):
         raise SystemExit("a question is longer than the checkpoint reads")
     keys, ranks = measure_keys(corpus, asked, seed)

@@ -18,7 +18,7 @@ from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
 from clara_cli.search.exact import scan
-from clara_cli.search.key_selection import Key, MeasuredKey
+from clara_cli.search.key_selection import Key, MeasuredKey, choose_engine
 from clara_cli.search.keys import make_key
 from clara_cli.search.label_index import GraphIndex
 
@@ -82,7 +82,7 @@ def test_auto_takes_the_graph_only_where_it_finds_enough_and_reads_less(
     passages, candidates, found, engine
 ):
     pair = MeasuredKey(Key("pca", 64, {}), candidates, found or 0.0)
-    assert index.choose(pair, found, passages, 4096, 64) == engine
+    assert choose_engine(pair, found, passages, 4096, 64) == engine
 
 
 def test_recall_is_measured_with_the_users_questions(works, report, corpus):
