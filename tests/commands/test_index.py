@@ -56,7 +56,7 @@ def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
     result = index.run(tiny.index(corpus, engine="hnsw", top_k=4, candidates=4), report)
     clara = Clara.open(corpus, device="cpu")
     built, found = clara.retriever.index, []
-    for question in index.queries(None, clara.corpus):
+    for question in index.questions_to_measure(None, clara.corpus):
         with contextlib.suppress(UsageError):
             query_MD = clara.query(question, 16)
             best_K = scan(query_MD, clara.corpus.memory_chunks(), 4)[1]
