@@ -126,7 +126,7 @@ class PassageMatch:
     passage_id: str
     score: float
     cosine: float
-    slots: tuple[float, ...]
+    token_cosines: tuple[float, ...]
     words: tuple[tuple[str, ...], ...]
 
 

@@ -84,7 +84,7 @@ class Clara:
         """Whether every corpus kept its passages' text."""
         return self.passage_search.has_text
 
-    def slots(self, ratio: int | None) -> int:
+    def memory_tokens_for(self, ratio: int | None) -> int:
         """Memory tokens read per passage; a ratio higher than a corpus's reads the first ones, and
         so do several corpora, each at the highest ratio among them.
 
@@ -94,28 +94,28 @@ class Clara:
         least = min((r.corpus.manifest.identity for r in self.retrievers), key=_memory_tokens)
         if ratio is None:
             return least.memory_tokens
-        slots = self.loaded.info.slots(ratio)
-        if slots > least.memory_tokens:
+        memory_tokens = self.loaded.info.memory_tokens_for(ratio)
+        if memory_tokens > least.memory_tokens:
             raise UsageError(
                 f"--ratio {ratio}: the corpus was compressed at {least.ratio}",
                 f"compress again with --ratio {ratio}, or ask at {least.ratio} or more",
             )
-        return slots
+        return memory_tokens
 
-    def query(self, question: str, slots: int) -> Tensor:
+    def query(self, question: str, memory_tokens: int) -> Tensor:
         """query_MD: the question in memory space.
 
         Raises:
             UsageError: when the question is longer than the query reasoner reads.
         """
-        return self.queries([question], slots)[0]
+        return self.queries([question], memory_tokens)[0]
 
-    def queries(self, questions: Sequence[str], slots: int) -> Tensor:
+    def queries(self, questions: Sequence[str], memory_tokens: int) -> Tensor:
         """query_BMD of several questions, in one batch. Raises ArtefactError where it is not
         finite."""
         rows = [self._question_row(question) for question in questions]
         with torch.inference_mode():
-            query_BMD = self.model.encode(rows, self.query_role, slots).memory_BMD
+            query_BMD = self.model.encode(rows, self.query_role, memory_tokens).memory_BMD
         refuse_nonfinite_outputs(query_BMD, self.model.backbone.name, "memories of questions")
         return query_BMD
 
@@ -181,13 +181,13 @@ class Clara:
         memory."""
         for question in questions:
             self.check_question(question)
-        slots = self.slots(how.ratio)
+        memory_tokens = self.memory_tokens_for(how.ratio)
         rankings = self.passage_search.rank(questions, how, self.encoder(how.ratio))
         return [
             FoundPassages(
                 question=ranking.question,
                 hits=ranking.hits,
-                memory_KMD=self.memory(ranking.hits, slots),
+                memory_KMD=self.memory(ranking.hits, memory_tokens),
                 query_MD=ranking.query_MD,
                 seconds=ranking.seconds,
                 searched=ranking.searched,
@@ -207,18 +207,18 @@ class Clara:
     def encoder(self, ratio: int | None) -> EncodeQuestions:
         """What gives questions their memory, at a ratio; raises UsageError for a question that the
         query reasoner cannot read."""
-        slots = self.slots(ratio)
+        memory_tokens = self.memory_tokens_for(ratio)
 
         def encode(questions: Sequence[str]) -> Tensor:
             for question in questions:
                 self.check_question(question)
-            return self.queries(questions, slots)
+            return self.queries(questions, memory_tokens)
 
         return encode
 
-    def memory(self, hits: Sequence[Hit], slots: int) -> Tensor:
+    def memory(self, hits: Sequence[Hit], memory_tokens: int) -> Tensor:
         """memory_KMD of passages, wherever they are stored."""
-        return self.passage_search.memory(hits, slots, self.corpus.manifest.identity.hidden)
+        return self.passage_search.memory(hits, memory_tokens, self.corpus.manifest.identity.hidden)
 
     def answer(
         self,
@@ -243,7 +243,7 @@ class Clara:
             UsageError: when there is no such passage.
         """
         hit = self.passage(passage_id)
-        (memory_MD,) = self.memory([hit], self.slots(ratio))
+        (memory_MD,) = self.memory([hit], self.memory_tokens_for(ratio))
         return retell(self.model, task, hit.passage, memory_MD, max_new_tokens, instruction)
 
     def passage(self, passage_id: str) -> Hit:

@@ -43,7 +43,7 @@ def matches(
             passage_id=hit.passage.passage_id,
             score=hit.score,
             cosine=sum(parts_M),
-            slots=tuple(parts_M),
+            token_cosines=tuple(parts_M),
             words=words_of(model, memory_MD),
         )
         for hit, parts_M, memory_MD in zip(hits, parts_KM, memory_KMD, strict=True)

@@ -112,13 +112,13 @@ class PassageSearch:
             results.append(SearchResult(one.question, hits, seconds))
         return results
 
-    def memory(self, hits: Sequence[Hit], slots: int, hidden: int) -> Tensor:
+    def memory(self, hits: Sequence[Hit], memory_tokens: int, hidden: int) -> Tensor:
         """memory_KMD of passages, wherever they are stored."""
-        memory_KMD = torch.empty(len(hits), slots, hidden)
+        memory_KMD = torch.empty(len(hits), memory_tokens, hidden)
         for name, retriever in zip(self.names, self.retrievers, strict=True):
             places = [i for i, hit in enumerate(hits) if hit.corpus == name]
             rows = [hits[i].row for i in places]
-            memory_KMD[places] = retriever.corpus.memory(rows)[:, :slots]
+            memory_KMD[places] = retriever.corpus.memory(rows)[:, :memory_tokens]
         return memory_KMD
 
     def _word_weights(self, question: str) -> dict[str, float]:

@@ -59,8 +59,8 @@ def make_prompt(
         ids = prompter.prompt(prompter.text_chat(question, texts))
         return Prompt(ids, None, text_role, len(texts))
     rest_KMD = memory_KMD[len(texts) :]
-    passages, slots = rest_KMD.shape[:2]
-    ids = prompter.prompt(prompter.answer_chat(question, passages, slots, texts))
+    passages, memory_tokens = rest_KMD.shape[:2]
+    ids = prompter.prompt(prompter.answer_chat(question, passages, memory_tokens, texts))
     memory_ND = rest_KMD.flatten(0, 1) if passages else None
     return Prompt(ids, memory_ND, "generator", len(texts))
 

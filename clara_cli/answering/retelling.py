@@ -18,11 +18,11 @@ from clara_cli.records import Passage, Retelling, Task
 
 def task_prompt(model: ClaraModel, task: Task, memory_MD: Tensor, instruction: int) -> Prompt:
     """The stage-1 prompt over one memory; `instruction` picks one of the 13 of a paraphrase."""
-    prompter, slots = model.prompter, memory_MD.shape[0]
+    prompter, memory_tokens = model.prompter, memory_MD.shape[0]
     if task == "paraphrase":
-        chat = prompter.paraphrase_chat(slots, instruction % len(PARAPHRASE_INSTRUCTIONS))
+        chat = prompter.paraphrase_chat(memory_tokens, instruction % len(PARAPHRASE_INSTRUCTIONS))
     else:
-        chat = prompter.list_chat(slots)
+        chat = prompter.list_chat(memory_tokens)
     return Prompt(prompter.prompt(chat), memory_MD, "generator")
 
 

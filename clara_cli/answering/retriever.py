@@ -126,11 +126,11 @@ class Retriever:
             self._filtered = Filtered(where, rows, names)
         return self._filtered
 
-    def scans(self, slots: int, rows: Sequence[int] | None = None) -> bool:
+    def scans(self, memory_tokens: int, rows: Sequence[int] | None = None) -> bool:
         """Whether the latent stage reads memory itself: there is no graph, only some rows are
         wanted, or fewer memory tokens than the graph's keys were made of."""
         stored = self.corpus.manifest.identity.memory_tokens
-        return self.index is None or rows is not None or slots != stored
+        return self.index is None or rows is not None or memory_tokens != stored
 
     def _latent(self, query_MD: Tensor, count: int, rows: Sequence[int] | None) -> list[int]:
         """Rows the latent stage proposes: by the graph over narrow keys, else by exact scan."""
@@ -149,16 +149,16 @@ class Retriever:
         ]
 
     def _chunks(
-        self, slots: int, rows: Sequence[int] | None = None
+        self, memory_tokens: int, rows: Sequence[int] | None = None
     ) -> Iterator[tuple[int | Sequence[int], Tensor]]:
         """The first memory tokens of all passages in order, or of some, a block at a time."""
         if rows is None:
             for first, memory_NMD in self.corpus.memory_chunks():
-                yield first, memory_NMD[:, :slots]
+                yield first, memory_NMD[:, :memory_tokens]
             return
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            yield block, self.corpus.memory(block)[:, :slots]
+            yield block, self.corpus.memory(block)[:, :memory_tokens]
 
     @property
     def bm25(self) -> BM25:

@@ -158,14 +158,14 @@ class ClaraSession(Session):
         Raises:
             UsageError: for one that checkpoint or corpus does not serve.
         """
-        self.clara.slots(ratio)
+        self.clara.memory_tokens_for(ratio)
         self.ratio = ratio
 
     def change_corpus(self, folders: list[Path]) -> None:
         """Ask other corpora from now on; on an error the present ones stay."""
         clara = Clara(self.clara.loaded, *(Retriever.open(folder) for folder in folders))
         refuse_unreadable(clara, self.config, self._report)
-        clara.slots(self.ratio)
+        clara.memory_tokens_for(self.ratio)
         self.clara = clara
 
     def check_question(self, question: str) -> None:
@@ -227,7 +227,7 @@ class PassageSession(Session):
 
     def read_at(self, ratio: int) -> None:
         """Compare questions and passages at another ratio from now on."""
-        self.clara.slots(ratio)
+        self.clara.memory_tokens_for(ratio)
         self.ratio = ratio
 
     def change_corpus(self, folders: list[Path]) -> None:
@@ -315,6 +315,7 @@ def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
         if stage == "auto" and words:
             how += ", else by the compressor reading the question"
         report.note(f"this checkpoint has no query reasoner: passages are {how}")
-    slots = clara.slots(config.ratio)
-    if any(one.index and one.scans(slots) for one in clara.retrievers):
-        report.note(f"a graph is of another ratio than {slots} memory tokens: memory is scanned")
+    memory_tokens = clara.memory_tokens_for(config.ratio)
+    if any(one.index and one.scans(memory_tokens) for one in clara.retrievers):
+        scanned = f"a graph is of another ratio than {memory_tokens} memory tokens"
+        report.note(f"{scanned}: memory is scanned")

@@ -117,18 +117,22 @@ def measure_speed(config: BenchConfig, report: Report) -> SpeedResult:
         where = pick_device(config.device)
         dtype = pick_dtype(config.dtype, where)
         ratio = 16 if ratio is None else ratio
-        if not random_backbones.SLOTS >= random_backbones.PASSAGE_TOKENS // max(ratio, 1) >= 1:
+        if (
+            not random_backbones.MEMORY_TOKENS
+            >= random_backbones.PASSAGE_TOKENS // max(ratio, 1)
+            >= 1
+        ):
             raise UsageError(f"--ratio {ratio}", "4 to 256")
         report.note(f"making a {config.shape} backbone of random weights")
         model = random_backbones.random_model(config.shape, where, dtype, config.seed)
         name, weights = str(config.shape), "random weights"
-        slots = random_backbones.PASSAGE_TOKENS // ratio
+        memory_tokens = random_backbones.PASSAGE_TOKENS // ratio
     else:
         loaded = load_checkpoint(config, None, report)
         ratio = loaded.info.ratio if ratio is None else ratio
-        model, slots = loaded.model, loaded.info.slots(ratio)
+        model, memory_tokens = loaded.model, loaded.info.memory_tokens_for(ratio)
         name, weights = loaded.name, f"checkpoint {loaded.info.fingerprint[:12]}"
-    done = run_speed(model, (name, weights), ratio, slots, config.seed, report)
+    done = run_speed(model, (name, weights), ratio, memory_tokens, config.seed, report)
     if config.out is None:
         return done
     make_folder(config.out)
@@ -177,14 +181,14 @@ def measure_survival(plan: Plan) -> tuple[FactRetention, ...]:
         if role not in plan.loaded.model.roles:
             what = f"--control survival: no {role} in {plan.loaded.path}"
             raise ArtefactError(what, "use another --model")
-    return survival(plan.cases, plan.slots, plan.loaded, plan.memories)
+    return survival(plan.cases, plan.tokens_by_ratio, plan.loaded, plan.memories)
 
 
 def measure_lens(plan: Plan, seed: int) -> tuple[LogitLens, ...]:
     """What query memories name, where asked for."""
     if "lens" not in plan.controls:
         return ()
-    return logit_lens(plan.cases, plan.slots, Reader(plan.loaded, 1), seed)
+    return logit_lens(plan.cases, plan.tokens_by_ratio, Reader(plan.loaded, 1), seed)
 
 
 def measure_break_even(config: BenchConfig, plan: Plan, report: Report) -> tuple[BreakEven, ...]:
@@ -192,7 +196,7 @@ def measure_break_even(config: BenchConfig, plan: Plan, report: Report) -> tuple
     if not config.break_even:
         return ()
     check_roles(["scp"], plan.loaded)
-    return break_even(plan.cases, plan.slots, plan.loaded, plan.memories, report)
+    return break_even(plan.cases, plan.tokens_by_ratio, plan.loaded, plan.memories, report)
 
 
 def result(config: BenchConfig, plan: Plan, scored: Sequence[Scored]) -> BenchResult:

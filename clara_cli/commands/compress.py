@@ -185,7 +185,7 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, out: Path) -> Identi
         options["load_in"] = config.load_in
     return Identity(
         checkpoint=checkpoint,
-        memory_tokens=loaded.info.slots(config.ratio),
+        memory_tokens=loaded.info.memory_tokens_for(config.ratio),
         hidden=loaded.model.hidden,
         ratio=config.ratio or loaded.info.ratio,
         dtype=named if config.store_dtype == "auto" else config.store_dtype,

@@ -63,6 +63,6 @@ def of_training(
         plan = Plan(**{**vars(plan), "roles": there})
     else:
         tokens = getattr(config, "passage_tokens", None) or 256
-        slots = tokens // min(config.ratios or (16,))
-        plan = fresh_plan(str(config.backbone), tokens, slots, fresh)
+        memory_tokens = tokens // min(config.ratios or (16,))
+        plan = fresh_plan(str(config.backbone), tokens, memory_tokens, fresh)
     return computed(config, plan, report, 0, roles, config.train_memory)

@@ -63,7 +63,7 @@ def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) ->
     identity, ef = corpus.manifest.identity, HnswSettings().ef
     shape = (identity.memory_tokens, identity.hidden)
     questions = questions_to_measure(config.queries, corpus)
-    encode = partial(clara.query, slots=identity.memory_tokens)
+    encode = partial(clara.query, memory_tokens=identity.memory_tokens)
     queries = EvaluatedQueries.read(questions, encode, corpus, shape, config.top_k)
     choice = choose_key(corpus, queries, config.seed, ef, config.candidates, CANDIDATES_PER_K)
     index = build(corpus, choice, queries.k, config, report)

@@ -38,7 +38,7 @@ class Batch:
     every record, for messages; examples of equal `contexts` read the same passages.
     """
 
-    slots: int
+    memory_tokens: int
     passages: list[list[int]] = field(default_factory=list)
     pools: list[list[int]] = field(default_factory=list)
     picks: list[int] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Positions computed: passages with their memory, queries with theirs, decoder rows."""
-        encoded = sum(len(row) + self.slots for row in [*self.passages, *self.queries])
+        encoded = sum(len(row) + self.memory_tokens for row in [*self.passages, *self.queries])
         return encoded + sum(map(len, self.rows))
 
     def add_passages(self, rows: Sequence[list[int]]) -> None:
@@ -113,18 +113,27 @@ def example_length(example: AnswerExample) -> int:
 
 
 def scp_batch(
-    prompter: Prompter, pairs: Sequence[Pair], instructions: Sequence[int], slots: int, limit: int
+    prompter: Prompter,
+    pairs: Sequence[Pair],
+    instructions: Sequence[int],
+    memory_tokens: int,
+    limit: int,
 ) -> Batch:
     """SCP: each pair's passage, and its question-answer list or paraphrase as the target
     (paper section 3.1). `instructions[b]` picks the paraphrase instruction of example b."""
-    batch = Batch(slots)
+    batch = Batch(memory_tokens)
     for pair, instruction in zip(pairs, instructions, strict=True):
         batch.sources.append(pair.source)
         if pair.kind == "paraphrase":
-            chat = prompter.paraphrase_chat(slots, instruction % len(PARAPHRASE_INSTRUCTIONS))
+            chat = prompter.paraphrase_chat(
+                memory_tokens, instruction % len(PARAPHRASE_INSTRUCTIONS)
+            )
             target = pair.answers[0]
         else:
-            chat, target = prompter.list_chat(slots), list_target(pair.questions, pair.answers)
+            chat, target = (
+                prompter.list_chat(memory_tokens),
+                list_target(pair.questions, pair.answers),
+            )
         if batch.add_target(prompter, chat, target, limit):
             batch.add_passages([prompter.passage(pair.texts[0])])
             batch.picks.append(1)
@@ -134,18 +143,18 @@ def scp_batch(
 def answer_batch(
     prompter: Prompter,
     examples: Sequence[AnswerExample],
-    slots: int,
+    memory_tokens: int,
     limit: int,
     top_k: int | None = None,
 ) -> Batch:
     """Questions over memories: instruct gives every passage (`top_k` None), e2e encodes the
     question as a query and leaves `top_k` places in the prompt."""
-    batch = Batch(slots)
+    batch = Batch(memory_tokens)
     for example in examples:
         batch.sources.append(example.source)
         passages = len(example.texts) or len(example.rows)
         picks = passages if top_k is None else min(top_k, passages)
-        chat = prompter.answer_chat(example.question, picks, slots)
+        chat = prompter.answer_chat(example.question, picks, memory_tokens)
         if not batch.add_target(prompter, chat, example.answer, limit):
             continue
         if example.rows:
@@ -165,7 +174,7 @@ def text_batch(
     prompter: Prompter, examples: Sequence[AnswerExample], limit: int, top_k: int
 ) -> Batch:
     """Questions over the text of their first `top_k` passages: nothing is compressed."""
-    batch = Batch(slots=0)
+    batch = Batch(memory_tokens=0)
     for example in examples:
         batch.sources.append(example.source)
         texts = example.texts[:top_k]
@@ -175,9 +184,11 @@ def text_batch(
     return batch
 
 
-def retrieval_batch(prompter: Prompter, examples: Sequence[AnswerExample], slots: int) -> Batch:
+def retrieval_batch(
+    prompter: Prompter, examples: Sequence[AnswerExample], memory_tokens: int
+) -> Batch:
     """Questions and the passages to tell apart for them; nothing is answered."""
-    batch = Batch(slots)
+    batch = Batch(memory_tokens)
     for example in examples:
         batch.sources.append(example.source)
         batch.add_passages([prompter.passage(text) for text in example.texts])

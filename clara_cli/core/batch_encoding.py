@@ -25,15 +25,15 @@ _NEVER = 2**31 - 1
 def encode_rows(
     model: ClaraModel,
     rows: Sequence[list[int]],
-    slots: int,
+    memory_tokens: int,
     budget: int,
     done: Callable[[int, int], None] = lambda rows, tokens: None,
 ) -> Tensor:
     """memory (N, M, D) of token rows, in their order, on the CPU; at most `budget` positions a
     batch. `done` hears how many rows and tokens each batch had."""
-    memory_NMD = torch.empty(len(rows), slots, model.hidden, dtype=model.dtype)
-    for batch in length_batches([len(row) + slots for row in rows], budget):
-        encoded = model.encode([rows[i] for i in batch], "compressor", slots)
+    memory_NMD = torch.empty(len(rows), memory_tokens, model.hidden, dtype=model.dtype)
+    for batch in length_batches([len(row) + memory_tokens for row in rows], budget):
+        encoded = model.encode([rows[i] for i in batch], "compressor", memory_tokens)
         memory_NMD[batch] = encoded.memory_BMD.cpu()
         trim_heap()
         done(len(batch), sum(len(rows[i]) for i in batch))

@@ -78,7 +78,7 @@ class CheckpointInfo:
         """Where a released checkpoint came from, however long ago; None for this program's own."""
         return self.provenance[0].get("origin") if self.provenance else None
 
-    def slots(self, ratio: int | None) -> int:
+    def memory_tokens_for(self, ratio: int | None) -> int:
         """M at a ratio (default: the checkpoint's own).
 
         Raises:
@@ -185,8 +185,8 @@ def _check(info: CheckpointInfo, fields: Fields) -> None:
     if len(info.ratios) > MOST_NAMES:
         raise fields.wrong("ratios", f"{len(info.ratios)} of them, the most is {MOST_NAMES}")
     for ratio in (info.ratio, *info.ratios):
-        slots = info.max_passage_tokens // ratio if ratio > 0 else 0
-        if not 1 <= slots <= info.memory_tokens:
+        memory_tokens = info.max_passage_tokens // ratio if ratio > 0 else 0
+        if not 1 <= memory_tokens <= info.memory_tokens:
             raise fields.wrong("ratios", f"{ratio} with {info.memory_tokens} memory tokens")
     if not info.roles or set(info.roles) - set(ROLES):
         raise fields.wrong("roles", f"{list(info.roles)}, known: {', '.join(ROLES)}")

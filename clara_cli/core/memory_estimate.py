@@ -53,8 +53,8 @@ def read_plan(options: LoadOptions) -> Plan:
         bundled = path / "backbone"
         source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
         revision = None if backbone else info.revision
-        slots, tokens = info.slots(options.ratio), info.max_passage_tokens
-        return Plan(source, revision, info.roles, info.lora.rank, slots, tokens)
+        memory_tokens, tokens = info.memory_tokens_for(options.ratio), info.max_passage_tokens
+        return Plan(source, revision, info.roles, info.lora.rank, memory_tokens, tokens)
     config = read_config(path / "config.json")
     source = backbone or find_backbone(config, path)
     reasons = str(config.get("training_stage", "stage2")).startswith("stage2")
@@ -144,6 +144,6 @@ def need(
     )
 
 
-def fresh_plan(backbone: str, tokens: int, slots: int, lora: LoraSettings) -> Plan:
+def fresh_plan(backbone: str, tokens: int, memory_tokens: int, lora: LoraSettings) -> Plan:
     """The plan of fresh roles on a backbone."""
-    return Plan(backbone, None, ("compressor", "generator"), lora.rank, slots, tokens)
+    return Plan(backbone, None, ("compressor", "generator"), lora.rank, memory_tokens, tokens)

@@ -113,7 +113,7 @@ class ClaraModel(nn.Module):
         return "query_reasoner" if "query_reasoner" in self.roles else "compressor"
 
     @property
-    def slots(self) -> int:
+    def memory_tokens(self) -> int:
         """M: memory tokens of the longest memory."""
         return self.memory_MD.shape[0]
 
@@ -244,30 +244,35 @@ class ClaraModel(nn.Module):
             raise ValueError(f"{len(index[0])} memory positions, {memory_ND.shape[0]} vectors")
         return embeds_BTD.index_put(index, memory_ND.to(embeds_BTD.dtype))
 
-    def encode(self, rows: Sequence[Sequence[int]], role: str, slots: int | None = None) -> Encoded:
-        """Read token rows and return their memory: hidden states at `slots` positions that follow
-        the text directly. Slots see the text and the slots before them, never later ones, so the
-        first m rows of a longer memory are the memory of m slots."""
-        slots = slots or self.slots
+    def encode(
+        self, rows: Sequence[Sequence[int]], role: str, memory_tokens: int | None = None
+    ) -> Encoded:
+        """Read token rows and return their memory: hidden states at `memory_tokens`
+        positions that follow the text directly. A memory token sees the text and the memory tokens
+        before it, never later ones, so the first m rows of a longer memory are the memory of m."""
+        memory_tokens = memory_tokens or self.memory_tokens
         placeholders = [
-            self.prompter.memory_ids[i % len(self.prompter.memory_ids)] for i in range(slots)
+            self.prompter.memory_ids[i % len(self.prompter.memory_ids)]
+            for i in range(memory_tokens)
         ]
         ids_BT = pad([[*row, *placeholders] for row in rows], 0, self.device)
-        memory_ND = self.memory_MD[:slots].repeat(len(rows), 1)
+        memory_ND = self.memory_MD[:memory_tokens].repeat(len(rows), 1)
         hidden_BTD = self(role, self.embed(ids_BT, memory_ND))
         starts_B = torch.tensor([len(row) for row in rows], device=self.device)
-        index_BM = starts_B[:, None] + torch.arange(slots, device=self.device)
+        index_BM = starts_B[:, None] + torch.arange(memory_tokens, device=self.device)
         memory_BMD = hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
         mask_BT = torch.arange(hidden_BTD.shape[1], device=self.device) < starts_B[:, None]
         return Encoded(memory_BMD, hidden_BTD, mask_BT)
 
-    def encode_frozen(self, rows: Sequence[Sequence[int]], role: str, slots: int) -> Encoded:
+    def encode_frozen(
+        self, rows: Sequence[Sequence[int]], role: str, memory_tokens: int
+    ) -> Encoded:
         """The same as reading gives it: no gradient, and no dropout even while training."""
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self.encode(rows, role, slots)
+                return self.encode(rows, role, memory_tokens)
         finally:
             self.train(training)
 
@@ -384,7 +389,7 @@ class ClaraModel(nn.Module):
 
 
 def fresh_memory(
-    slots: int, embedding: Tensor, generator: torch.Generator, scale: float = 1.0
+    memory_tokens: int, embedding: Tensor, generator: torch.Generator, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Memory tokens (M, D) and the two marker rows (2, D) for a new checkpoint.
 
@@ -393,6 +398,6 @@ def fresh_memory(
     other (resizing a table gives every new row the same mean, 4 % of a word's spread away).
     """
     table = embedding.detach().float().cpu() * scale
-    rows = torch.randn(slots + 2, table.shape[1], generator=generator)
+    rows = torch.randn(memory_tokens + 2, table.shape[1], generator=generator)
     rows = rows * table.std(dim=0) + table.mean(dim=0)
-    return rows[:slots].clone(), rows[slots:].clone()
+    return rows[:memory_tokens].clone(), rows[memory_tokens:].clone()

@@ -136,28 +136,28 @@ class Prompter:
         """What the query reasoner reads: a question in a passage's form, at its own length."""
         return self.ids(f"{self.markers.encode}{self.bos}{self.plain(text)}{self.eos}")
 
-    def memory_block(self, passages: int, slots: int) -> str:
+    def memory_block(self, passages: int, memory_tokens: int) -> str:
         """Placeholders for the memory of several passages, each followed by a separator."""
         names = self.markers.memory
-        one = "".join(names[i % len(names)] for i in range(slots)) + self.markers.separator
+        one = "".join(names[i % len(names)] for i in range(memory_tokens)) + self.markers.separator
         return one * passages
 
-    def list_chat(self, slots: int) -> tuple[str, str]:
+    def list_chat(self, memory_tokens: int) -> tuple[str, str]:
         """(system, user): SCP question-answer lists from one memory."""
-        return LIST_SYSTEM, f"Background:\n{self.memory_block(1, slots)}"
+        return LIST_SYSTEM, f"Background:\n{self.memory_block(1, memory_tokens)}"
 
-    def paraphrase_chat(self, slots: int, instruction: int) -> tuple[str, str]:
+    def paraphrase_chat(self, memory_tokens: int, instruction: int) -> tuple[str, str]:
         """(system, user): SCP paraphrase, by one of the 13 instructions."""
-        user = PARAPHRASE_INSTRUCTIONS[instruction].format(docs=self.memory_block(1, slots))
+        user = PARAPHRASE_INSTRUCTIONS[instruction].format(docs=self.memory_block(1, memory_tokens))
         return PARAPHRASE_SYSTEM, user
 
     def answer_chat(
-        self, question: str, passages: int, slots: int, texts: Sequence[str] = ()
+        self, question: str, passages: int, memory_tokens: int, texts: Sequence[str] = ()
     ) -> tuple[str, str]:
         """(system, user): a question over the memory of several passages, after the `texts` of
         others, better ranked, that are given as they are."""
         docs = "".join(f"{self.plain(text)}\n\n" for text in texts)
-        docs += self.memory_block(passages, slots)
+        docs += self.memory_block(passages, memory_tokens)
         return ANSWER_SYSTEM, f"Background:\n{docs}\n\nQuestion:{self.plain(question)}"
 
     def text_chat(self, question: str, texts: Sequence[str]) -> tuple[str, str]:

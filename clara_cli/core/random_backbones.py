@@ -14,7 +14,7 @@ from clara_cli.core.loading import new_config, new_model
 from clara_cli.core.model import ROLES, ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 
-PASSAGE_TOKENS, SLOTS = 256, 64
+PASSAGE_TOKENS, MEMORY_TOKENS = 256, 64
 
 # architecture and sizes from each model's published config.json; constants of position encodings
 # and the like, which cost nothing, stay at the library's defaults
@@ -87,7 +87,7 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype, seed: int
     causal_lm.eval().requires_grad_(False)
     seeded = torch.Generator().manual_seed(seed)
     backbone = Backbone(causal_lm, tokenizer, shape, None)
-    memory, markers = fresh_memory(SLOTS, backbone.table_VD, seeded)
+    memory, markers = fresh_memory(MEMORY_TOKENS, backbone.table_VD, seeded)
     prompter = Prompter(tokenizer, PASSAGE_TOKENS)
     return ClaraModel(backbone, prompter, LoraSettings(), ROLES, memory, markers)
 

@@ -42,7 +42,7 @@ def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Loss
     """SCP and instruct: compress, align, splice, answer. loss = CE + mse_weight x MSE
     (paper eq. 5); compressor and generator both get gradient where they train. A passage is
     encoded once and aligned as often as it is read."""
-    encoded = encode(model, batch.passages, "compressor", batch.slots)
+    encoded = encode(model, batch.passages, "compressor", batch.memory_tokens)
     read = [passage for pool in batch.pools for passage in pool]
     memory_BMD = encoded.memory_BMD[read]
     ce = model.nll(batch.rows, batch.labels, memory_BMD.flatten(0, 1), batch.contexts)
@@ -56,10 +56,10 @@ def read_text_loss(model: ClaraModel, batch: Batch) -> Losses:
     return Losses(ce, ce.item(), None)
 
 
-def encode(model: ClaraModel, rows: list[list[int]], role: str, slots: int) -> Encoded:
+def encode(model: ClaraModel, rows: list[list[int]], role: str, memory_tokens: int) -> Encoded:
     """Read rows in a role, with gradient and dropout only where it trains."""
     how = model.encode if model.trains(role) else model.encode_frozen
-    return in_groups(model, rows, partial(how, role=role, slots=slots))
+    return in_groups(model, rows, partial(how, role=role, memory_tokens=memory_tokens))
 
 
 def in_groups(
@@ -86,9 +86,9 @@ def rank_pools(
     gradient (paper section 3.2), and a corpus's may stand in for them (`stored_BMD`)."""
     memory_BMD = stored_BMD
     if memory_BMD is None:
-        frozen = partial(model.encode_frozen, role="compressor", slots=batch.slots)
+        frozen = partial(model.encode_frozen, role="compressor", memory_tokens=batch.memory_tokens)
         memory_BMD = in_groups(model, batch.passages, frozen).memory_BMD
-    query_BMD = encode(model, batch.queries, "query_reasoner", batch.slots).memory_BMD
+    query_BMD = encode(model, batch.queries, "query_reasoner", batch.memory_tokens).memory_BMD
     scores = [
         flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]
         for b, pool in enumerate(batch.pools)

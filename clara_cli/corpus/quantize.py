@@ -33,10 +33,10 @@ def described(dtype: str) -> dict[str, Any] | None:
     return {"scheme": "absmax", "group": group, "scales": SCALES[dtype]}
 
 
-def passage_bytes(dtype: str, slots: int, hidden: int) -> int:
+def passage_bytes(dtype: str, memory_tokens: int, hidden: int) -> int:
     """Bytes of one passage's memory, scales included."""
     scales = groups(dtype, hidden) * BYTES[SCALES.get(dtype, "F16")]
-    return slots * (hidden * BYTES[DTYPES[dtype]] + scales)
+    return memory_tokens * (hidden * BYTES[DTYPES[dtype]] + scales)
 
 
 def pack(memory_NMD: Tensor, dtype: str) -> dict[str, Tensor]:

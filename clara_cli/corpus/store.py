@@ -212,11 +212,11 @@ class Corpus:
             if found != size:
                 raise self._damaged(path, f"{found:,} bytes, recorded {size:,}")
         path = self.folder / shard.memory
-        slots, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
-        memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, slots, hidden]}
+        memory_tokens, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
+        memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, memory_tokens, hidden]}
         wanted = {"memory": memory}
         if groups := quantize.groups(dtype, hidden):
-            shape = [shard.rows, slots, groups]
+            shape = [shard.rows, memory_tokens, groups]
             wanted["scales"] = {"dtype": quantize.SCALES[dtype], "shape": shape}
         header = _header(path)
         if header != wanted:

@@ -51,7 +51,7 @@ class _AnswerMode:
 
 def break_even(
     cases: Sequence[Case],
-    slots: Mapping[int, int],
+    tokens_by_ratio: Mapping[int, int],
     loaded: Loaded,
     memories: Memories,
     report: Report,
@@ -67,7 +67,9 @@ def break_even(
         raise DataError("--break-even: no question comes with a passage", "use another --setting")
     question, reader = cases[0].question.question, Reader(loaded, 1)
     text = _AnswerMode("text", None, TextSystem("text", reader, AllGiven()))
-    ways = [way for ratio, m in slots.items() for way in _ways(reader, memories, ratio, m)]
+    ways = [
+        way for ratio, m in tokens_by_ratio.items() for way in _ways(reader, memories, ratio, m)
+    ]
     points: dict[tuple[str, int | None], list[BreakEvenPoint]] = {}
     counts = [count for count in PASSAGES if count <= len(pieces)]
     report.progress(Progress("break-even", 0, len(counts), "sizes"))

@@ -30,7 +30,7 @@ def names(text: str) -> set[str]:
 
 
 def survival(
-    cases: Sequence[Case], slots: dict[int, int], loaded: Loaded, memories: Memories
+    cases: Sequence[Case], tokens_by_ratio: dict[int, int], loaded: Loaded, memories: Memories
 ) -> tuple[FactRetention, ...]:
     """Each ratio's share of facts kept, over the first gold passages."""
     pieces = {
@@ -40,18 +40,18 @@ def survival(
         if piece.given in case.gold and piece.text
     }
     chosen = list(pieces.values())[:PASSAGES]
-    return tuple(_at(ratio, m, chosen, loaded, memories) for ratio, m in slots.items())
+    return tuple(_at(ratio, m, chosen, loaded, memories) for ratio, m in tokens_by_ratio.items())
 
 
 def _at(
-    ratio: int, slots: int, pieces: Sequence[Piece], loaded: Loaded, memories: Memories
+    ratio: int, memory_tokens: int, pieces: Sequence[Piece], loaded: Loaded, memories: Memories
 ) -> FactRetention:
     prompter = loaded.model.prompter
-    ids = prompter.prompt(prompter.paraphrase_chat(slots, 0))
+    ids = prompter.prompt(prompter.paraphrase_chat(memory_tokens, 0))
     found, kept = {"numbers": 0, "names": 0}, {"numbers": 0, "names": 0}
     for piece in pieces:
         reader = Reader(loaded, piece.tokens)  # a paraphrase is about as long
-        (said,) = reader.generate([ids], [memories.rows([piece.row], slots)])
+        (said,) = reader.generate([ids], [memories.rows([piece.row], memory_tokens)])
         for kind, facts in (("numbers", numbers(piece.text)), ("names", names(piece.text))):
             found[kind] += len(facts)
             kept[kind] += sum(_stands(fact, said) for fact in facts)

@@ -36,12 +36,12 @@ class _Probe:
 
 
 def logit_lens(
-    cases: Sequence[Case], slots: Mapping[int, int], reader: Reader, seed: int
+    cases: Sequence[Case], tokens_by_ratio: Mapping[int, int], reader: Reader, seed: int
 ) -> tuple[LogitLens, ...]:
     """Each ratio's share of questions whose memory names a word of their gold passages, over those
     whose gold passages have a text."""
     probes = _probes(cases)
-    return tuple(_at(ratio, m, probes, reader, seed) for ratio, m in slots.items())
+    return tuple(_at(ratio, m, probes, reader, seed) for ratio, m in tokens_by_ratio.items())
 
 
 def _probes(cases: Sequence[Case]) -> list[_Probe]:

@@ -22,16 +22,16 @@ from clara_cli.corpus.store import Corpus
 class Memories(Protocol):
     """Memory by row, float32 on the CPU."""
 
-    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+    def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
 
-    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+    def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order, as (first row, memory_NMD)."""
 
-    def seconds(self, rows: Sequence[int], slots: int) -> float:
+    def seconds(self, rows: Sequence[int], memory_tokens: int) -> float:
         """What compressing these passages took, 0 where it was done before."""
 
-    def bytes_per_passage(self, slots: int) -> int:
+    def bytes_per_passage(self, memory_tokens: int) -> int:
         """Bytes of one passage's memory as stored."""
 
 
@@ -51,42 +51,44 @@ class ComputedMemories:
         self._batch, self._keep = batch, keep
         self._kept: dict[int, OrderedDict[int, tuple[Tensor, float]]] = {}
 
-    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+    def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
         if not rows:
-            return torch.empty(0, slots, self._model.memory_MD.shape[1])
-        memories = [self._made(row // self._batch, slots)[0][row % self._batch] for row in rows]
+            return torch.empty(0, memory_tokens, self._model.memory_MD.shape[1])
+        memories = [
+            self._made(row // self._batch, memory_tokens)[0][row % self._batch] for row in rows
+        ]
         return torch.stack(memories).float()
 
-    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+    def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""
         for first in range(0, len(self._texts), self._batch):
-            yield first, self._made(first // self._batch, slots)[0].float()
+            yield first, self._made(first // self._batch, memory_tokens)[0].float()
 
-    def seconds(self, rows: Sequence[int], slots: int) -> float:
+    def seconds(self, rows: Sequence[int], memory_tokens: int) -> float:
         """What compressing these passages took: each one's share of its batch."""
-        return sum(self._made(row // self._batch, slots)[1] for row in rows)
+        return sum(self._made(row // self._batch, memory_tokens)[1] for row in rows)
 
-    def bytes_per_passage(self, slots: int) -> int:
+    def bytes_per_passage(self, memory_tokens: int) -> int:
         """Bytes of one passage's memory."""
-        return slots * self._model.memory_MD.shape[1] * self._dtype.itemsize
+        return memory_tokens * self._model.memory_MD.shape[1] * self._dtype.itemsize
 
-    def _made(self, number: int, slots: int) -> tuple[Tensor, float]:
+    def _made(self, number: int, memory_tokens: int) -> tuple[Tensor, float]:
         """A batch's memory_NMD and the seconds a passage of it took."""
-        kept = self._kept.setdefault(slots, OrderedDict())
+        kept = self._kept.setdefault(memory_tokens, OrderedDict())
         if number not in kept:
-            kept[number] = self._compress(number, slots)
+            kept[number] = self._compress(number, memory_tokens)
             if self._keep is not None and len(kept) > self._keep:
                 kept.popitem(last=False)
         kept.move_to_end(number)
         return kept[number]
 
-    def _compress(self, number: int, slots: int) -> tuple[Tensor, float]:
+    def _compress(self, number: int, memory_tokens: int) -> tuple[Tensor, float]:
         texts = self._texts[number * self._batch : (number + 1) * self._batch]
         began = time.monotonic()
         rows = [self._model.prompter.passage(text) for text in texts]
         with torch.inference_mode():
-            memory_NMD = self._model.encode(rows, "compressor", slots).memory_BMD
+            memory_NMD = self._model.encode(rows, "compressor", memory_tokens).memory_BMD
         memory_NMD = memory_NMD.to(self._dtype).cpu()
         return memory_NMD, (time.monotonic() - began) / len(texts)
 
@@ -97,20 +99,20 @@ class StoredMemories:
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
 
-    def rows(self, rows: Sequence[int], slots: int) -> Tensor:
+    def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
-        return self._corpus.memory(rows)[:, :slots]
+        return self._corpus.memory(rows)[:, :memory_tokens]
 
-    def chunks(self, slots: int) -> Iterator[tuple[int, Tensor]]:
+    def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""
         for first, memory_NMD in self._corpus.memory_chunks():
-            yield first, memory_NMD[:, :slots]
+            yield first, memory_NMD[:, :memory_tokens]
 
-    def seconds(self, rows: Sequence[int], slots: int) -> float:
+    def seconds(self, rows: Sequence[int], memory_tokens: int) -> float:
         """Nothing: the corpus was compressed before."""
         return 0.0
 
-    def bytes_per_passage(self, slots: int) -> int:
+    def bytes_per_passage(self, memory_tokens: int) -> int:
         """Bytes of one passage's memory."""
         identity = self._corpus.manifest.identity
-        return passage_bytes(identity.dtype, slots, identity.hidden)
+        return passage_bytes(identity.dtype, memory_tokens, identity.hidden)

@@ -41,7 +41,7 @@ class Plan:
     rows: list[Row]
     loaded: Loaded
     memories: Memories
-    slots: dict[int, int]
+    tokens_by_ratio: dict[int, int]
     controls: tuple[str, ...]
     corpus: Corpus | None
     rivals: tuple[str, ...] = ()
@@ -79,14 +79,14 @@ def prepare(
     cases = [settings_cases.case(number) for number in range(len(settings_cases))]
     if settings_cases.unknown_gold:
         report.warn(f"{settings_cases.unknown_gold:,} gold paragraphs are not in {config.corpus}")
-    slots = pick_slots(config, loaded, corpus)
+    tokens_by_ratio = tokens_of_ratios(config, loaded, corpus)
     memories = make_memories(config, loaded, library, corpus)
     torch.manual_seed(config.seed)
     reader = Reader(loaded, config.max_new_tokens)
     bench = Workbench(
         reader=reader,
         memories=memories,
-        slots=slots,
+        tokens_by_ratio=tokens_by_ratio,
         top_k=config.top_k,
         timeout=config.answer_timeout,
         seed=config.seed,
@@ -98,7 +98,7 @@ def prepare(
         rows += control_rows(control, rows, cases, settings_cases, library, config)
     note_unusual_settings(config, loaded, systems, cases, report)
     rivals = tuple(spec.identity for spec in specs if not spec.own)
-    return Plan(dataset, cases, rows, loaded, memories, slots, wanted, corpus, rivals)
+    return Plan(dataset, cases, rows, loaded, memories, tokens_by_ratio, wanted, corpus, rivals)
 
 
 def control_rows(
@@ -152,7 +152,7 @@ def check_corpus(
         )
 
 
-def pick_slots(config: BenchConfig, loaded: Loaded, corpus: Corpus | None) -> dict[int, int]:
+def tokens_of_ratios(config: BenchConfig, loaded: Loaded, corpus: Corpus | None) -> dict[int, int]:
     """M of every ratio asked for."""
     stored = None if corpus is None else corpus.manifest.identity
     ratios = [loaded.info.ratio if stored is None else stored.ratio]
@@ -163,12 +163,12 @@ def pick_slots(config: BenchConfig, loaded: Loaded, corpus: Corpus | None) -> di
         ratios = [int(part) for part in parts]
     if len(set(ratios)) < len(ratios):
         raise UsageError(f"--ratio {config.ratio}: one is named twice", "name each once")
-    slots = {ratio: loaded.info.slots(ratio) for ratio in ratios}
-    for ratio, m in slots.items():
+    tokens_by_ratio = {ratio: loaded.info.memory_tokens_for(ratio) for ratio in ratios}
+    for ratio, m in tokens_by_ratio.items():
         if stored is not None and m > stored.memory_tokens:
             what = f"--ratio {ratio}: {config.corpus} was compressed at {stored.ratio}"
             raise UsageError(what, f"compress it with --ratio {ratio}, or ask for more")
-    return slots
+    return tokens_by_ratio
 
 
 def make_memories(

@@ -37,8 +37,8 @@ Timed = Callable[[], dict[str, float]]
 class Speed:
     """The timed_tasks that are timed, on one model at one memory size."""
 
-    def __init__(self, model: ClaraModel, slots: int, seed: int) -> None:
-        self.model, self.slots = model, slots
+    def __init__(self, model: ClaraModel, memory_tokens: int, seed: int) -> None:
+        self.model, self.memory_tokens = model, memory_tokens
         self.batch = 32 if model.device.type == "cuda" else 4
         prompter = model.prompter
         special = {prompter.encode_id, prompter.separator_id, *prompter.memory_ids}
@@ -57,7 +57,7 @@ class Speed:
 
     def _memory_prompt(self) -> list[int]:
         prompter, named = self.model.prompter, self.model.prompter.memory_ids
-        block = [*(named[i % len(named)] for i in range(self.slots)), prompter.separator_id]
+        block = [*(named[i % len(named)] for i in range(self.memory_tokens)), prompter.separator_id]
         return [*self._draw(INSTRUCTION), *block * PASSAGES, *self._draw(QUESTION)]
 
     def timed_tasks(self) -> dict[str, Timed]:
@@ -76,18 +76,18 @@ class Speed:
 
     def lengths(self) -> dict[str, list[int]]:
         """Positions of the rows each thing reads."""
-        passage = len(self._passage()) + self.slots
-        step = INSTRUCTION + self.slots + 1 + ANSWER
+        passage = len(self._passage()) + self.memory_tokens
+        step = INSTRUCTION + self.memory_tokens + 1 + ANSWER
         return {
             "compress": [passage] * self.batch,
             "train": [*[passage] * self.batch, *[step] * self.batch],
-            "memory": [INSTRUCTION + PASSAGES * (self.slots + 1) + QUESTION],
+            "memory": [INSTRUCTION + PASSAGES * (self.memory_tokens + 1) + QUESTION],
             "text": [INSTRUCTION + PASSAGES * PASSAGE + QUESTION],
         }
 
     def _encode(self, rows: list[list[int]], role: str = "compressor") -> Tensor:
         with torch.inference_mode():
-            return self.model.encode(rows, role, self.slots).memory_BMD
+            return self.model.encode(rows, role, self.memory_tokens).memory_BMD
 
     def _timed(self, work: Callable[[], Any]) -> dict[str, float]:
         synchronise(self.model.device)
@@ -109,8 +109,8 @@ class Speed:
 
     def _training(self, passages: list[list[int]]) -> Timed:
         """A step of pretraining on whole passages, each with 32 tokens to answer."""
-        named, batch = self.model.prompter.memory_ids, Batch(self.slots)
-        block = [named[i % len(named)] for i in range(self.slots)]
+        named, batch = self.model.prompter.memory_ids, Batch(self.memory_tokens)
+        block = [named[i % len(named)] for i in range(self.memory_tokens)]
         for row in passages:
             batch.add_passages([row])
             prompt = [*self._draw(INSTRUCTION), *block, self.model.prompter.separator_id]
@@ -211,10 +211,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def run_speed(
-    model: ClaraModel, named: tuple[str, str], ratio: int, slots: int, seed: int, report: Report
+    model: ClaraModel,
+    named: tuple[str, str],
+    ratio: int,
+    memory_tokens: int,
+    seed: int,
+    report: Report,
 ) -> SpeedResult:
     """Measure a model; `named` is what it is called and where its weights come from."""
-    speed = Speed(model, slots, seed)
+    speed = Speed(model, memory_tokens, seed)
     rounds = 5 if model.device.type == "cuda" else 3
     seconds = measure(speed, rounds, report)
     name, lengths = device_name(model.device), speed.lengths()
@@ -232,7 +237,7 @@ def run_speed(
             p.numel() for n, p in model.causal_lm.named_parameters() if "lora_" not in n
         ),
         ratio=ratio,
-        memory_tokens=slots,
+        memory_tokens=memory_tokens,
         rounds=rounds,
         threads=torch.get_num_threads(),
         compress=_throughput(speed.batch, once.get("compress")),

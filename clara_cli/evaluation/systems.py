@@ -101,11 +101,11 @@ class Reader:
         """The same reader with another role over text."""
         return Reader(self.loaded, self.max_new_tokens, text_role)
 
-    def queries(self, questions: Sequence[str], role: str, slots: int) -> Tensor:
+    def queries(self, questions: Sequence[str], role: str, memory_tokens: int) -> Tensor:
         """query_BMD; a question longer than a passage is read to a passage's length."""
         with torch.inference_mode():
             rows = [self.prompter.passage(question) for question in questions]
-            return self.model.encode(rows, role, slots).memory_BMD.float().cpu()
+            return self.model.encode(rows, role, memory_tokens).memory_BMD.float().cpu()
 
     def fit(
         self, question: str, count: int, prompt: Callable[[int], list[int]]
@@ -184,19 +184,24 @@ class MemorySystem:
         name: str,
         reader: Reader,
         memories: Memories,
-        slots: int,
+        memory_tokens: int,
         ratio: int,
         pick: tuple[str, int] | None = None,
     ) -> None:
         self.name = name
         self.ratio: int | None = ratio
         self.chooses = pick is not None
-        self._reader, self._memories, self._slots, self._pick = reader, memories, slots, pick
+        self._reader, self._memories, self._memory_tokens, self._pick = (
+            reader,
+            memories,
+            memory_tokens,
+            pick,
+        )
         self._compressed = False
 
     def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
         """Memory as stored."""
-        return float(self._memories.bytes_per_passage(self._slots))
+        return float(self._memories.bytes_per_passage(self._memory_tokens))
 
     def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction]:
         """Rank (clara, sup), fit, splice, generate."""
@@ -207,7 +212,7 @@ class MemorySystem:
         for one in picked:
             self._fit(one)
         memories = [
-            self._memories.rows([p.row for p in one.pieces[: one.kept]], self._slots)
+            self._memories.rows([p.row for p in one.pieces[: one.kept]], self._memory_tokens)
             for one in picked
         ]
         texts = self._reader.generate([one.prompt for one in picked], memories)
@@ -215,12 +220,12 @@ class MemorySystem:
         for one in picked:
             one.seconds["generate"] = share
         pairs = zip(picked, texts, strict=True)
-        return [one.said(text, one.kept * self._slots) for one, text in pairs]
+        return [one.said(text, one.kept * self._memory_tokens) for one, text in pairs]
 
     def _given(self, asked: PooledQuestion) -> _Picked:
         rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
         seconds = dict.fromkeys(PHASES, 0.0)
-        seconds["compress"] = self._memories.seconds(rows, self._slots)
+        seconds["compress"] = self._memories.seconds(rows, self._memory_tokens)
         return _Picked(asked, asked.pool.pieces, seconds)
 
     def _fit(self, one: _Picked) -> None:
@@ -228,14 +233,14 @@ class MemorySystem:
         one.prompt, one.kept = self._reader.fit(
             question,
             len(one.pieces),
-            lambda n: prompter.prompt(prompter.answer_chat(question, n, self._slots)),
+            lambda n: prompter.prompt(prompter.answer_chat(question, n, self._memory_tokens)),
         )
 
     def _choose(self, picked: Sequence[_Picked], role: str, top_k: int) -> None:
         """Leave each question the passages of highest cosine, best first."""
         began = time.monotonic()
         questions = [one.asked.question for one in picked]
-        query_BMD = self._reader.queries(questions, role, self._slots)
+        query_BMD = self._reader.queries(questions, role, self._memory_tokens)
         share = (time.monotonic() - began) / len(picked)
         for one, query_MD in zip(picked, query_BMD, strict=True):
             one.seconds["query"] = share
@@ -246,13 +251,15 @@ class MemorySystem:
         """The passages of highest cosine, best first, and the seconds the search took."""
         if pool.whole:
             if not self._compressed:
-                for _ in self._memories.chunks(self._slots):  # before the clock starts
+                for _ in self._memories.chunks(self._memory_tokens):  # before the clock starts
                     pass
                 self._compressed = True
             began = time.monotonic()
-            _, rows_K = scan(query_MD, self._memories.chunks(self._slots), top_k + pool.spare)
+            _, rows_K = scan(
+                query_MD, self._memories.chunks(self._memory_tokens), top_k + pool.spare
+            )
             return list(pool.at_rows(rows_K.tolist(), top_k)), time.monotonic() - began
-        memory_NMD = self._memories.rows([piece.row for piece in pool.pieces], self._slots)
+        memory_NMD = self._memories.rows([piece.row for piece in pool.pieces], self._memory_tokens)
         began = time.monotonic()
         scores_N = rescore(query_MD, memory_NMD)
         order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
@@ -417,14 +424,14 @@ def check_roles(names: Sequence[str], loaded: Loaded) -> None:
 
 
 def build(
-    name: str, slots: dict[int, int], reader: Reader, memories: Memories, top_k: int
+    name: str, tokens_by_ratio: dict[int, int], reader: Reader, memories: Memories, top_k: int
 ) -> list[System]:
-    """One of our own systems; one that reads memory once per ratio (`slots` gives each one's M)."""
+    """One of our own systems; one that reads memory once per ratio, each with its M."""
     if name in MEMORY:
         picks = {"clara": (reader.model.query_role, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
         return [
             MemorySystem(name, reader, memories, m, ratio, picks[name])
-            for ratio, m in slots.items()
+            for ratio, m in tokens_by_ratio.items()
         ]
     pickers: dict[str, Picker] = {
         "closed-book": NoneGiven(),

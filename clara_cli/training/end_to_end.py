@@ -47,7 +47,7 @@ class EndToEnd(QuestionStage):
         if self.pools is None:
             report.note("pools: labelled, gold passages included")
         else:
-            self.pools.check_slots(self.memory_tokens)
+            self.pools.check_memory_tokens(self.memory_tokens)
             report.note(self.pools.description())
 
     def ratios(self) -> Sequence[int]:

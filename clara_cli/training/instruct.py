@@ -35,6 +35,6 @@ class Instruct(QuestionStage):
 
     def read(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
         """The memory of every passage; nothing is ranked."""
-        encoded = self.model.encode_frozen(batch.passages, "compressor", batch.slots)
+        encoded = self.model.encode_frozen(batch.passages, "compressor", batch.memory_tokens)
         memory_BMD = encoded.memory_BMD
         return torch.cat([memory_BMD[pool].flatten(0, 1) for pool in batch.pools]), []

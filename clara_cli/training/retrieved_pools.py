@@ -96,7 +96,7 @@ class RetrievedPools:
             self.retriever.bm25  # noqa: B018  (a corpus without text is refused before the run)
 
     @property
-    def slots(self) -> int:
+    def memory_tokens(self) -> int:
         """Memory tokens stored per passage."""
         return self.retriever.corpus.manifest.identity.memory_tokens
 
@@ -105,15 +105,16 @@ class RetrievedPools:
         """The ratio the corpus was compressed at."""
         return self.retriever.corpus.manifest.identity.ratio
 
-    def check_slots(self, slots: Sequence[int]) -> None:
+    def check_memory_tokens(self, memory_tokens: Sequence[int]) -> None:
         """A ratio below the corpus's needs memory tokens it does not have.
 
         Raises:
             UsageError: naming both.
         """
-        if max(slots) > self.slots:
+        if max(memory_tokens) > self.memory_tokens:
             raise UsageError(
-                f"ratios ask for {max(slots)} memory tokens, the corpus keeps {self.slots}",
+                f"ratios ask for {max(memory_tokens)} memory tokens, "
+                f"the corpus keeps {self.memory_tokens}",
                 f"train at ratio {self.ratio} or more, or compress again at a lower one",
             )
 
@@ -151,7 +152,7 @@ class RetrievedPools:
 
     def memory(self, batch: Batch) -> Tensor:
         """memory_BMD of a batch's rows, as the corpus keeps it."""
-        memory_BMD = self.retriever.corpus.memory(batch.stored)[:, : batch.slots]
+        memory_BMD = self.retriever.corpus.memory(batch.stored)[:, : batch.memory_tokens]
         return memory_BMD.to(self.model.device)
 
     def _serve(self, step: int) -> None:
@@ -174,7 +175,7 @@ class RetrievedPools:
 
     def _search(self, numbers: Sequence[int]) -> dict[int, list[int]]:
         """Pools of questions by the query reasoner as it is now."""
-        width = self.slots * self.model.memory_MD.shape[1]
+        width = self.memory_tokens * self.model.memory_MD.shape[1]
         together = max(1, QUERY_VALUES // width)
         pools: dict[int, list[int]] = {}
         self.report.progress(Progress("pools", 0, len(numbers), "questions"))
@@ -205,7 +206,7 @@ class RetrievedPools:
         rows = [self.model.prompter.query(question) for question in questions]
         parts = [
             self.model.encode_frozen(
-                rows[i : i + together], "query_reasoner", self.slots
+                rows[i : i + together], "query_reasoner", self.memory_tokens
             ).memory_BMD
             for i in range(0, len(rows), together)
         ]

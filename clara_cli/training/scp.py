@@ -179,10 +179,10 @@ def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loa
         if ratio < 1 or ratio > tokens:
             message = f"ratio {ratio} of {tokens}-token passages leaves no memory"
             raise UsageError(message, f"ratios go from 1 to {tokens}")
-    slots = max(tokens // ratio for ratio in ratios)
+    memory_tokens = max(tokens // ratio for ratio in ratios)
     lora = fresh_lora(config, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)
-    memory_MD, markers_2D = fresh_memory(slots, base.table_VD, seeded, base.word_scale)
+    memory_MD, markers_2D = fresh_memory(memory_tokens, base.table_VD, seeded, base.word_scale)
     prompter = Prompter(base.tokenizer, tokens)
     prompter.check_template(f"backbone {base.name}")
     model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
@@ -191,7 +191,7 @@ def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loa
         revision=base.revision,
         backbone_digest=base.digest,
         max_passage_tokens=tokens,
-        memory_tokens=slots,
+        memory_tokens=memory_tokens,
         ratio=DEFAULT_RATIO if DEFAULT_RATIO in ratios else ratios[0],
         ratios=tuple(sorted(ratios)),
         lora=lora,

@@ -104,4 +104,4 @@ def memory_tokens_of(info: CheckpointInfo, ratios: Sequence[int]) -> list[int]:
             raise UsageError(
                 f"ratios: {ratio} is not served by this checkpoint", f"it has {served}"
             )
-    return [info.slots(ratio) for ratio in (ratios or (info.ratio,))]
+    return [info.memory_tokens_for(ratio) for ratio in (ratios or (info.ratio,))]

@@ -70,7 +70,7 @@ def export(run: Path, data: Path, out: Path, dtype: torch.dtype) -> CheckpointIn
         revision=None,
         backbone_digest=base.digest,
         max_passage_tokens=PASSAGE_TOKENS,
-        memory_tokens=clara.slots,
+        memory_tokens=clara.memory_tokens,
         ratio=RATIO,
         ratios=RATIOS,
         lora=settings,

@@ -179,7 +179,7 @@ def run(folder: Path, file: Path, limit: int, seed: int) -> str:
     corpus = clara.corpus
     questions = read_questions(file, limit)
     identity = corpus.manifest.identity
-    encode = partial(clara.query, slots=identity.memory_tokens)
+    encode = partial(clara.query, memory_tokens=identity.memory_tokens)
     shape = (identity.memory_tokens, identity.hidden)
     asked = EvaluatedQueries.read([q["question"] for q in questions], encode, corpus, shape, K)
     if len(asked) < len(questions):

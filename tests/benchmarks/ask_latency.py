@@ -50,13 +50,15 @@ def first_token(rounds: int) -> dict[str, object]:
     def over_text() -> None:
         model.generate([prompter.prompt(prompter.text_chat(QUESTION, texts))], None, 1, None)
 
-    def over_memory(slots: int) -> Callable[[], None]:
-        memory_ND = torch.randn(PASSAGES * slots, model.memory_MD.shape[1], generator=seeded)
+    def over_memory(memory_tokens: int) -> Callable[[], None]:
+        memory_ND = torch.randn(
+            PASSAGES * memory_tokens, model.memory_MD.shape[1], generator=seeded
+        )
 
         def read() -> None:
             with torch.inference_mode():
-                model.encode([prompter.passage(QUESTION)], "query_reasoner", slots)
-            chat = prompter.answer_chat(QUESTION, PASSAGES, slots)
+                model.encode([prompter.passage(QUESTION)], "query_reasoner", memory_tokens)
+            chat = prompter.answer_chat(QUESTION, PASSAGES, memory_tokens)
             model.generate([prompter.prompt(chat)], memory_ND, 1)
 
         return read

@@ -52,12 +52,12 @@ def backbone_33m(folder: Path, texts: Iterable[str], shape: str) -> Path:
 
 
 def random_model(
-    folder: Path, roles: tuple[str, ...], slots: int, dropout: float = 0.1
+    folder: Path, roles: tuple[str, ...], memory_tokens: int, dropout: float = 0.1
 ) -> ClaraModel:
     """A backbone's roles with random LoRA weights, float32 on the CPU, seed 0."""
     base = load_backbone(str(folder), torch.device("cpu"), torch.float32)
     seeded = torch.Generator().manual_seed(0)
-    memory = fresh_memory(slots, base.model.get_input_embeddings().weight, seeded)
+    memory = fresh_memory(memory_tokens, base.model.get_input_embeddings().weight, seeded)
     prompter = Prompter(base.tokenizer, PASSAGE_TOKENS)
     model = ClaraModel(base, prompter, LoraSettings(dropout=dropout), roles, *memory)
     with torch.no_grad():

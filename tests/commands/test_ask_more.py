@@ -175,9 +175,9 @@ def test_a_word_counts_as_rare_as_it_is_in_all_corpora(works, tmp_path):
 
 def test_the_highest_ratio_among_corpora_is_read(halves):
     both = Clara.open(halves, device="cpu", dtype="float32")
-    assert both.slots(None) == 4
+    assert both.memory_tokens_for(None) == 4
     with pytest.raises(UsageError, match="compressed at 16"):
-        both.slots(4)
+        both.memory_tokens_for(4)
 
 
 def test_corpora_of_two_memory_spaces_are_refused(works, report, tmp_path):

@@ -143,9 +143,9 @@ def test_one_checkpoint_serves_from_4_to_64(works, report, tmp_path, monkeypatch
     row = model.prompter.passage(tiny.sentence(*tiny.FACTS[0]))
     with torch.no_grad():
         longest = model.encode([row], "compressor", 16).memory_BMD
-        for slots in (8, 4, 2, 1):
-            shorter = model.encode([row], "compressor", slots).memory_BMD
-            assert (shorter - longest[:, :slots]).abs().max() < 1e-5
+        for memory_tokens in (8, 4, 2, 1):
+            shorter = model.encode([row], "compressor", memory_tokens).memory_BMD
+            assert (shorter - longest[:, :memory_tokens]).abs().max() < 1e-5
     corpus = tmp_path / "four.clara"
     compress.run(tiny.compress(works.documents, out, corpus), report)
     for ratio in ratios:

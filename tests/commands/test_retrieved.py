@@ -132,9 +132,9 @@ def test_nothing_is_compressed_and_what_is_read_is_the_corpus(
     """The compressor is never run; the memory a step reads is the corpus's, to the bit."""
     encode, read, ranked = ClaraModel.encode, [], []
 
-    def spy(model, rows, role, slots=None):
+    def spy(model, rows, role, memory_tokens=None):
         read.append(role)
-        return encode(model, rows, role, slots)
+        return encode(model, rows, role, memory_tokens)
 
     rank = stages.rank_pools
 

@@ -44,14 +44,18 @@ def test_a_task_is_greedy_text_over_the_stored_memory(works, heard, task, system
     row = next(r for r, p in enumerate(corpus.passages()) if p.passage_id == "d1#0")
     model = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32")).model
     memory_MD = corpus.memory([row])[0]
-    prompter, slots = model.prompter, len(memory_MD)
-    chat = prompter.list_chat(slots) if task == "qa" else prompter.paraphrase_chat(slots, 3)
+    prompter, memory_tokens = model.prompter, len(memory_MD)
+    chat = (
+        prompter.list_chat(memory_tokens)
+        if task == "qa"
+        else prompter.paraphrase_chat(memory_tokens, 3)
+    )
     assert chat[0] == system
     prompt = prompter.prompt(chat)
     (ids,) = model.generate([prompt], memory_MD, 8)
     assert made.answer == prompter.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert (made.task, made.passage) == (task, corpus.passage(row))
-    assert (made.memory_tokens, made.prompt_tokens) == (slots, len(prompt))
+    assert (made.memory_tokens, made.prompt_tokens) == (memory_tokens, len(prompt))
     assert made.text_tokens_replaced == corpus.passage(row).tokens
 
 
@@ -262,7 +266,7 @@ def test_prompts_of_tasks_are_the_recorded_ones(released):
             ids = tensors[f"{prefix}dec_input_ids"][number]
             unlabelled = tensors[f"{prefix}labels"][number] == -100
             real = tensors[f"{prefix}dec_attention_mask"][number].bool()
-            prompt = task_prompt(model, task, torch.zeros(model.slots, 1), instruction).ids
+            prompt = task_prompt(model, task, torch.zeros(model.memory_tokens, 1), instruction).ids
             assert prompt == ids[unlabelled & real].tolist()
             compared.add(task)
         assert compared

@@ -157,7 +157,8 @@ def test_answers_likelihoods_and_lens_are_those_of_transformers(opened) -> None:
         memory_ND = model.encode([model.prompter.passage("Ann Lee founded Elmgate.")], "compressor")
         memory_MD = memory_ND.memory_BMD[0].detach()
         chats = [
-            model.prompter.answer_chat(q, 1, model.slots) for q in ("Who founded Elmgate?", "Why?")
+            model.prompter.answer_chat(q, 1, model.memory_tokens)
+            for q in ("Who founded Elmgate?", "Why?")
         ]
         rows = [model.prompter.prompt(chat) for chat in chats]
         memory = torch.cat([memory_MD, memory_MD])

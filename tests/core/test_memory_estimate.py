@@ -139,9 +139,9 @@ def test_the_table_of_released_checkpoints_is_what_the_code_computes():
         assert ratios.strip() == "16, 128"
         assert ("research" in licence) == (name != "E2E")
         shown = [float(figure) for figure in re.findall(r"[\d.]+", figures)]
-        for slots in (16, 2):
-            plan = Plan("mistral", None, RELEASED[name], 16, slots, 256)
-            positions = 5 * (slots + 1) + 256 + 128
+        for memory_tokens in (16, 2):
+            plan = Plan("mistral", None, RELEASED[name], 16, memory_tokens, 256)
+            positions = 5 * (memory_tokens + 1) + 256 + 128
             found = [
                 need(causal_lm, plan, dtype, load_in, positions).bytes for dtype, load_in in COLUMNS
             ]

@@ -21,15 +21,19 @@ def model(tiny_backbone) -> ClaraModel:
     return build(tiny_backbone)
 
 
-def encode(model: ClaraModel, texts: list[str], role: str = "compressor", slots: int | None = None):
+def encode(
+    model: ClaraModel, texts: list[str], role: str = "compressor", memory_tokens: int | None = None
+):
     with torch.no_grad():
-        return model.encode([model.prompter.passage(t) for t in texts], role, slots).memory_BMD
+        return model.encode(
+            [model.prompter.passage(t) for t in texts], role, memory_tokens
+        ).memory_BMD
 
 
 def test_the_first_rows_of_a_longer_memory_are_the_shorter_memory(model):
     """Compress at 4x and cut to a quarter equals compress at 16x."""
     assert (
-        encode(model, TEXTS, slots=16)[:, :4] - encode(model, TEXTS, slots=4)
+        encode(model, TEXTS, memory_tokens=16)[:, :4] - encode(model, TEXTS, memory_tokens=4)
     ).abs().max() < 1e-5
 
 
@@ -43,7 +47,7 @@ def test_memory_tokens_begin_apart_from_each_other(model):
     memory = torch.nn.functional.normalize(model.memory_MD.detach(), dim=-1)
     cosine = memory @ memory.T - torch.eye(len(memory))
     assert cosine.abs().max() < 0.8
-    assert len(model.memory_MD.unique(dim=0)) == model.slots
+    assert len(model.memory_MD.unique(dim=0)) == model.memory_tokens
 
 
 def test_roles_differ_and_the_bare_backbone_is_the_backbone(model, tiny_backbone):
@@ -191,7 +195,7 @@ def test_merging_changes_nothing_but_speed(tiny_backbone):
 
 def test_generation_stops_and_repeats(model):
     prompt = model.prompter.prompt(model.prompter.answer_chat("Who?", 2, 4))
-    memory = encode(model, TEXTS[:2], slots=4).flatten(0, 1)
+    memory = encode(model, TEXTS[:2], memory_tokens=4).flatten(0, 1)
     first = model.generate([prompt], memory, 12)
     assert first == model.generate([prompt], memory, 12)
     assert len(first[0]) <= 12 and not set(first[0]) & set(model.end_ids())
@@ -200,7 +204,7 @@ def test_generation_stops_and_repeats(model):
 def test_a_prompt_with_the_wrong_number_of_memories_is_refused(model):
     prompt = model.prompter.prompt(model.prompter.answer_chat("Who?", 2, 4))
     with pytest.raises(ValueError, match="8 memory positions, 4 vectors"):
-        model.generate([prompt], encode(model, TEXTS[:1], slots=4).flatten(0, 1), 2)
+        model.generate([prompt], encode(model, TEXTS[:1], memory_tokens=4).flatten(0, 1), 2)
 
 
 @settings(max_examples=60, deadline=None)

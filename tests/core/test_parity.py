@@ -86,7 +86,7 @@ def test_encoder_ids_memory_and_mse(case):
     for row, ids, mask in zip(
         rows, case.tensors["enc.input_ids"], case.tensors["enc.attention_mask"], strict=True
     ):
-        assert row == real(ids, mask)[: -model.slots]
+        assert row == real(ids, mask)[: -model.memory_tokens]
     with torch.no_grad():
         encoded = model.encode(rows, "compressor")
     assert (encoded.memory_BMD - case.tensors["stage1.compressed"]).abs().max() < 1e-4
@@ -102,7 +102,7 @@ def stage1_batch(model: ClaraModel, items: list) -> Batch:
         instructions.append(
             rng.choice(range(len(PARAPHRASE_INSTRUCTIONS))) if kind == "paraphrase" else 0
         )
-    return scp_batch(model.prompter, pairs, instructions, model.slots, 2048)
+    return scp_batch(model.prompter, pairs, instructions, model.memory_tokens, 2048)
 
 
 def assert_rows(batch: Batch, tensors: dict, prefix: str) -> None:
@@ -153,7 +153,7 @@ def test_stage1_2_loss_and_norms(case, checkpointing):
     model = case.load("stage1_2", checkpointing)
     model.train_only(("compressor", "generator"))
     items = case.facts["stage1_2_batch"]["items"]
-    batch = answer_batch(model.prompter, answer_examples(items), model.slots, 2048)
+    batch = answer_batch(model.prompter, answer_examples(items), model.memory_tokens, 2048)
     assert_rows(batch, case.tensors, "stage1_2.")
     result = read_memory_loss(model, batch, mse_weight=0.1)
     assert abs(result.ce - case.tensors["stage1_2.loss"].item()) < 1e-4
@@ -176,7 +176,7 @@ def test_stage2_choice_loss_and_gradients(case, checkpointing):
     facts = case.facts["stage2_batch"]
     k = case.facts["stage2_generation_top_k"]
     examples = answer_examples(facts["items"])
-    batch = answer_batch(model.prompter, examples, model.slots, facts["dec_max_len"], k)
+    batch = answer_batch(model.prompter, examples, model.memory_tokens, facts["dec_max_len"], k)
     assert_rows(batch, case.tensors, "stage2.")
     _, indices, scores = choose(model, batch, 0.02, "released")
     assert [i.tolist() for i in indices] == case.tensors["stage2.topk_idx"].tolist()
@@ -200,7 +200,7 @@ def test_infonce_gradient(case, checkpointing):
         AnswerExample(question, "", tuple(docs), golds=tuple(golds))
         for docs, question, _, _, golds, *_ in items
     ]
-    batch = retrieval_batch(model.prompter, examples, model.slots)
+    batch = retrieval_batch(model.prompter, examples, model.memory_tokens)
     loss = contrastive_loss(model, batch, 0.02).loss
     expected = case.tensors["stage2_pretrain_retrieval.loss"].item()
     assert abs(loss.item() - expected) < 1e-4
@@ -223,7 +223,7 @@ def test_greedy_ids_from_questions(case):
         AnswerExample(q, "-", tuple(docs))
         for q, docs in zip(facts["questions"], facts["documents"], strict=True)
     ]
-    batch = answer_batch(model.prompter, examples, model.slots, 1024, k)
+    batch = answer_batch(model.prompter, examples, model.memory_tokens, 1024, k)
     _, indices, _ = choose(model, batch, 0.02, "released")
     assert [i.tolist() for i in indices] == facts["topk_idx"]
     chosen = [
@@ -236,7 +236,7 @@ def test_greedy_ids_from_questions(case):
 def assert_greedy(model: ClaraModel, facts: dict, documents: list[list[str]]) -> None:
     prompter = model.prompter
     for i, (question, texts) in enumerate(zip(facts["questions"], documents, strict=True)):
-        chat = prompter.answer_chat(question, len(texts), model.slots)
+        chat = prompter.answer_chat(question, len(texts), model.memory_tokens)
         prompt = prompter.prompt(chat)
         assert prompter.render(chat, None) == facts["prompts"][i]
         with torch.no_grad():

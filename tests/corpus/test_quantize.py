@@ -8,9 +8,9 @@ import torch
 from clara_cli.corpus.quantize import BYTES, DTYPES, groups, pack, passage_bytes, unpack
 
 
-def memory(n: int = 64, slots: int = 4, hidden: int = 320) -> torch.Tensor:
+def memory(n: int = 64, memory_tokens: int = 4, hidden: int = 320) -> torch.Tensor:
     """Like hidden states: most values near one, a few channels thirty times as large."""
-    memory_NMD = torch.randn(n, slots, hidden, generator=torch.Generator().manual_seed(0))
+    memory_NMD = torch.randn(n, memory_tokens, hidden, generator=torch.Generator().manual_seed(0))
     memory_NMD[..., :3] *= 30
     return memory_NMD
 

@@ -28,11 +28,13 @@ TEXTS = [
 ]
 
 
-def build(folder, slots: int = 16, passage_tokens: int = 64, dropout: float = 0.0) -> ClaraModel:
+def build(
+    folder, memory_tokens: int = 16, passage_tokens: int = 64, dropout: float = 0.0
+) -> ClaraModel:
     """All three roles with random, distinct LoRA weights."""
     base = load_backbone(str(folder), CPU, torch.float32)
     seeded = torch.Generator().manual_seed(1)
-    memory, markers = fresh_memory(slots, base.model.get_input_embeddings().weight, seeded)
+    memory, markers = fresh_memory(memory_tokens, base.model.get_input_embeddings().weight, seeded)
     prompter = Prompter(base.tokenizer, passage_tokens)
     roles = ("compressor", "query_reasoner", "generator")
     model = ClaraModel(base, prompter, LoraSettings(4, 8, dropout), roles, memory, markers)
@@ -57,12 +59,13 @@ QUESTIONS = [
 ]
 
 
-def batch_of(model: ClaraModel, stage: str, slots: int = 4) -> Batch:
+def batch_of(model: ClaraModel, stage: str, memory_tokens: int = 4) -> Batch:
     if stage == "scp":
-        return scp_batch(model.prompter, PAIRS, [0, 3, 0], slots, 512)
+        return scp_batch(model.prompter, PAIRS, [0, 3, 0], memory_tokens, 512)
     if stage == "retrieval":
-        return retrieval_batch(model.prompter, QUESTIONS, slots)
-    return answer_batch(model.prompter, QUESTIONS, slots, 512, 2 if stage == "e2e" else None)
+        return retrieval_batch(model.prompter, QUESTIONS, memory_tokens)
+    top_k = 2 if stage == "e2e" else None
+    return answer_batch(model.prompter, QUESTIONS, memory_tokens, 512, top_k)
 
 
 def loss_of(model: ClaraModel, stage: str) -> Losses:

@@ -353,7 +353,7 @@ def test_the_exported_model_reads_what_the_backbone_read(run, packed_folder, pie
     """Same memory and the same prompt from the training script and from the product."""
     module("export").export(run / "weights", packed_folder, tmp_path / "out", torch.float32)
     loaded = load(LoadOptions(str(tmp_path / "out"), device="cpu", dtype="float32"))
-    assert loaded.info.ratios == (4, 8, 16, 32, 64) and loaded.model.slots == 64
+    assert loaded.info.ratios == (4, 8, 16, 32, 64) and loaded.model.memory_tokens == 64
     shape, state = weights.read(run / "weights")
     net = network.Network(network.build_model(**shape), network.Memory(64, shape["hidden"]))
     net.load_state_dict(state)

@@ -29,7 +29,7 @@ from clara_cli.records import (
 
 SENTENCE_CHARACTERS = 400  # of a sentence, at most, around the words that count
 SHORT_WORD = 3  # letters below which a word is marked only where it stands capitalised or in digits
-SLOTS_SHOWN, WORDS_SHOWN = 3, 8
+TOKENS_SHOWN, WORDS_SHOWN = 3, 8
 _WORD = re.compile(r"\w+")
 
 
@@ -251,8 +251,9 @@ def _show_explanation(out: Console, why: Explanation) -> None:
 
 
 def _matched(match: PassageMatch) -> str:
-    order = sorted(range(len(match.slots)), key=lambda i: -match.slots[i])[:SLOTS_SHOWN]
-    parts = ", ".join(f"token {i + 1} {match.slots[i]:+.3f}" for i in order)
+    cosines = match.token_cosines
+    order = sorted(range(len(cosines)), key=lambda i: -cosines[i])[:TOKENS_SHOWN]
+    parts = ", ".join(f"token {i + 1} {cosines[i]:+.3f}" for i in order)
     return f"score {match.score:.3f}, cosine {match.cosine:.3f}: {parts}"
 
 

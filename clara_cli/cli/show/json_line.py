@@ -93,8 +93,8 @@ def _place_json(place: Place) -> dict[str, Any]:
 def _explain_json(explanation: Explanation) -> dict[str, Any]:
     passages = []
     for match in explanation.passages:
-        slots = zip(match.slots, match.words, strict=True)
-        tokens = [{"cosine_part": part, "words": list(words)} for part, words in slots]
+        pairs = zip(match.token_cosines, match.words, strict=True)
+        tokens = [{"cosine_part": part, "words": list(words)} for part, words in pairs]
         passages.append(
             {
                 "rank": match.rank,

@@ -42,13 +42,13 @@ STARTING = 4  # times what an answer may take, to start a program
 
 @dataclass(frozen=True)
 class Workbench:
-    """What systems share. `slots` gives each ratio's M, which is also a text compressor's budget of
+    """What systems share. `tokens_by_ratio` gives the M of each ratio, a text compressor's budget of
     tokens a passage; `timeout` is the seconds that a server or a program may take for an answer;
     `warn` tells the user; what a rival holds open is closed with `resources`."""
 
     reader: Reader
     memories: Memories
-    slots: dict[int, int]
+    tokens_by_ratio: dict[int, int]
     top_k: int
     timeout: float
     seed: int
@@ -86,10 +86,10 @@ def _compressed(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System
         compressor = RecompAbstractive(load(spec, "rewrite", device), count)
     elif spec.name == "llmlingua2":
         weights = load(spec, "label tokens", device)
-        compressor = LLMLingua2(weights, bench.slots[ratio], count)
+        compressor = LLMLingua2(weights, bench.tokens_by_ratio[ratio], count)
     else:
         embedder = Embedder(load(spec, "vectors", device), VectorRule("mean"))
-        compressor = RecompExtractive(embedder, bench.slots[ratio], count)
+        compressor = RecompExtractive(embedder, bench.tokens_by_ratio[ratio], count)
     return TextSystem(spec.label, bench.reader, AllGiven(), compressor, ratio)
 
 
@@ -123,7 +123,7 @@ def _server(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
 def _extractive(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     assert ratio is not None  # it has a row a ratio
     offsets = bench.reader.prompter.offsets
-    compressor = Extractive(bench.slots[ratio], bench.top_k, offsets)
+    compressor = Extractive(bench.tokens_by_ratio[ratio], bench.top_k, offsets)
     return TextSystem(spec.label, bench.reader, PoolPicker(), compressor, ratio)
 
 
@@ -148,10 +148,10 @@ def build_systems(specs: Sequence[SystemSpec], bench: Workbench) -> list[System]
     systems: list[System] = []
     for spec in specs:
         if spec.own:
-            own = (bench.slots, bench.reader, bench.memories, bench.top_k)
+            own = (bench.tokens_by_ratio, bench.reader, bench.memories, bench.top_k)
             systems += build(spec.name, *own)
             continue
-        ratios = list(bench.slots) if spec.info.by_ratio else [spec.info.ratio]
+        ratios = list(bench.tokens_by_ratio) if spec.info.by_ratio else [spec.info.ratio]
         systems += [_rival(spec, bench, ratio) for ratio in ratios]
     return systems
 
