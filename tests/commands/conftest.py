@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import tiny_world as tiny
 
+from clara_cli.answering.engine import Clara
 from clara_cli.commands import compress, pretrain, train
 from clara_cli.training import runner
 
@@ -98,3 +99,9 @@ def works(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Work
             train.run(tiny.train(made.questions, init, out, stage), Heard())
         compress.run(tiny.compress(made.documents, made.e2e, made.corpus), Heard())
     return made
+
+
+@pytest.fixture(scope="module")
+def clara(works) -> Clara:
+    """The corpus of the tiny world, open for questions."""
+    return Clara.open(works.corpus, device="cpu", dtype="float32")

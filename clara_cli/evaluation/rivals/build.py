@@ -42,7 +42,7 @@ STARTING = 4  # times what an answer may take, to start a program
 
 @dataclass(frozen=True)
 class Workbench:
-    """What systems share. `tokens_by_ratio` gives the M of each ratio, a text compressor's budget of
+    """What systems share. `tokens_by_ratio` has each ratio and its M, a text compressor's budget of
     tokens a passage; `timeout` is the seconds that a server or a program may take for an answer;
     `warn` tells the user; what a rival holds open is closed with `resources`."""
 

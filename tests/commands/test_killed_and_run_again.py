@@ -1,7 +1,7 @@
 """compress, its additions and index, killed at random moments; several processes as one.
 
-`CLARA_KILLS=50 pytest tests/commands/test_survival.py` is the long form. The commands run in
-forked processes, which have torch loaded, so that a kill meets the work and not the imports.
+`CLARA_KILLS=50 pytest tests/commands/test_killed_and_run_again.py` is the long form. The commands
+run in forked processes, which have torch loaded: a kill meets the work and not the imports.
 """
 
 from __future__ import annotations
