@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("init", type=Path, help="the exported backbone (export.py)")
-    add("data", type=Path, help="the roles' training files (data.py)")
+    add("data", type=Path, help="the roles' training files (role_data.py)")
     add("--dataset", required=True, help="questions with pools that bench reads")
     add("--out", type=Path, required=True)
     add("--variants", default=",".join(VARIANTS), help="comma-separated; published comes first")

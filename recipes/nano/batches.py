@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from network import ENCODE, MEMORY, SEPARATOR
-from packed import SOURCES, Ragged
+from packed_format import SOURCES, Ragged
 
 TITLE_SHARE = 0.6  # of passages are read with their title
 FIRST_SHARE = 0.7  # of prompts with several passages have the right one first

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import packed
+import packed_format
 import sources
 import tokenizer as nano_tokenizer
 from sources import Source
@@ -102,9 +102,11 @@ def encode_passages(records: Sequence[Source], encode: Encoder) -> dict[str, np.
     whole = encode.many(f"{r.title}\n{r.text}" for r in records)
     heads = encode.many(f"{r.title}\n" for r in records)
     return {
-        **packed.ragged("passage", (ids[:MAX_PASSAGE] for ids in whole)),
+        **packed_format.ragged("passage", (ids[:MAX_PASSAGE] for ids in whole)),
         "passage_head": np.array([min(len(head), 60) for head in heads], np.uint8),
-        "passage_source": np.array([packed.SOURCES.index(r.source) for r in records], np.uint8),
+        "passage_source": np.array(
+            [packed_format.SOURCES.index(r.source) for r in records], np.uint8
+        ),
         "passage_held": np.array([r.held for r in records], np.uint8),
     }
 
@@ -123,8 +125,8 @@ def encode_pairs(records: Sequence[Source], encode: Encoder) -> dict[str, np.nda
                 others = [rows[key] for key in record.also if key in rows][:3]
                 also.append(others + [-1] * (3 - len(others)))
     return {
-        **packed.ragged("question", asked),
-        **packed.ragged("answer", said),
+        **packed_format.ragged("question", asked),
+        **packed_format.ragged("answer", said),
         "question_passage": np.array(owners, np.uint32),
         "question_also": np.array(also, np.int32).reshape(-1, 3),
     }
@@ -240,10 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "vocabulary": len(tok),
         "pieces": encode.pieces(),
         "seed": args.seed,
-        "passages": {n: sum(r.source == n for r in records) for n in packed.SOURCES},
+        "passages": {n: sum(r.source == n for r in records) for n in packed_format.SOURCES},
         "licences": "SQuAD, Wikipedia, HotpotQA: CC BY-SA; MuSiQue: CC BY 4.0; world: Apache-2.0",
     }
-    manifest = packed.write(args.out, arrays, about)
+    manifest = packed_format.write(args.out, arrays, about)
     tok.save_pretrained(args.out)
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 2**20
     print(f"{args.out}: {len(arrays['passage_tokens']):,} tokens, {size:.1f} MiB")

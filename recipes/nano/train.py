@@ -23,9 +23,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import checks
+import held_out_eval
 import numpy as np
-import packed
+import packed_format
 import torch
 import weights
 from batches import Batch, Builder, Mixture, Rows
@@ -233,12 +233,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cuda = torch.cuda.is_available() and not args.cpu
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_float32_matmul_precision("high")
-    arrays, manifest = packed.read(args.data)
+    arrays, manifest = packed_format.read(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
     trainer, clock, log, shape = prepare(args, manifest["vocabulary"], device)
     mixture = mixture_of(args, cuda)
     builder = Builder(arrays, manifest["pieces"], mixture, args.seed)
-    examiner = checks.Examiner(arrays, manifest["pieces"], mixture, args.checked)
+    examiner = held_out_eval.Examiner(arrays, manifest["pieces"], mixture, args.checked)
     size = sum(p.numel() for p in trainer.network.parameters()) / 1e6
     print(f"{size:.2f} M parameters on {device}, {mixture}", flush=True)
     means: dict[str, Tensor] = {}
@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return log[-1] if log else {}
 
 
-def examined(trainer: Trainer, examiner: checks.Examiner, clock: Clock, means: dict) -> dict:
+def examined(trainer: Trainer, examiner: held_out_eval.Examiner, clock: Clock, means: dict) -> dict:
     """Held-out figures, printed and returned with the losses of the moment."""
     with trainer.autocast():
         scores = examiner.scores(trainer.network)

@@ -31,7 +31,7 @@ def module(name: str):
         sys.path.remove(str(NANO))
 
 
-world, data, sources, packed = map(module, ("world", "data", "sources", "packed"))
+world, data, sources, packed = map(module, ("world", "role_data", "sources", "packed_format"))
 pack, batches, network = map(module, ("pack", "batches", "network"))
 schedule, weights, train = map(module, ("schedule", "weights", "train"))
 PACKING = ("--tokenizer", str(BUNDLED / "backbone"), "--world", "80", "--mib", "1")

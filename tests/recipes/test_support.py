@@ -26,7 +26,7 @@ def module(name: str):
         sys.path.remove(str(RECIPES))
 
 
-recipe, controls = module("support"), module("controls")
+recipe, controls = module("support"), module("support_data")
 
 
 def test_nanos_calibration_is_of_its_memory_space():

@@ -1,6 +1,6 @@
 """Writes the corpora and questions on which `support.py` calibrates and `ask --read` is measured.
 
-    python recipes/nano/controls.py runs/controls [--squad dev.jsonl.xz]
+    python recipes/nano/support_data.py runs/controls [--squad dev.jsonl.xz]
 
 `world`: held-out invented entities, a question each. `squad`: the passages of a file of passage
 lines (`title`, `text`, `qas`), the first question of every fifth. Follows from the seed alone.

@@ -2,7 +2,7 @@
 for `clara train`, and the pools' passages as documents. Invented (world.py), and real where
 `--real` names a folder with squad/train.
 
-    python recipes/nano/data.py runs/nano-data --pairs 6000 --questions 8000 --real DATA
+    python recipes/nano/role_data.py runs/nano-data --pairs 6000 --questions 8000 --real DATA
 
 Pools are in the order a first stage gives them, BM25's, and say which passage is gold; with
 `clara train --pool retrieved` nobody looks at that. Everything follows from the seed.
