@@ -31,7 +31,7 @@ from clara_cli.errors import ArtefactError, Interrupted, UsageError
 from clara_cli.evaluation.break_even import break_even
 from clara_cli.evaluation.compare import compare_runs
 from clara_cli.evaluation.data import datasets, published
-from clara_cli.evaluation.fact_retention import survival
+from clara_cli.evaluation.fact_retention import fact_retention
 from clara_cli.evaluation.logit_lens import logit_lens
 from clara_cli.evaluation.plan import Plan, check, identity, prepare, split_list
 from clara_cli.evaluation.predictions import PREDICTIONS, AnsweredRows, Row, answer_all
@@ -86,7 +86,7 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
         ranks.agree(settings)
         try:
             answered = answer_all(plan.rows, plan.cases, config.out, settings, ranks, report)
-            facts = measure_survival(plan) if ranks.first else ()
+            facts = measure_fact_retention(plan) if ranks.first else ()
             named = measure_lens(plan, config.seed) if ranks.first else ()
             times = measure_break_even(config, plan, report) if ranks.first else ()
         except KeyboardInterrupt:
@@ -173,15 +173,15 @@ def score_row(row: Row, answered: AnsweredRows, config: BenchConfig, plan: Plan)
     )
 
 
-def measure_survival(plan: Plan) -> tuple[FactRetention, ...]:
-    """Fact survival, where asked for."""
+def measure_fact_retention(plan: Plan) -> tuple[FactRetention, ...]:
+    """Facts kept in memory, where `--control survival` asks for it."""
     if "survival" not in plan.controls:
         return ()
     for role in ("compressor", "generator"):
         if role not in plan.loaded.model.roles:
             what = f"--control survival: no {role} in {plan.loaded.path}"
             raise ArtefactError(what, "use another --model")
-    return survival(plan.cases, plan.tokens_by_ratio, plan.loaded, plan.memories)
+    return fact_retention(plan.cases, plan.tokens_by_ratio, plan.loaded, plan.memories)
 
 
 def measure_lens(plan: Plan, seed: int) -> tuple[LogitLens, ...]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clara_cli.core.backbone import head_logits
 from clara_cli.core.finite import refuse_nonfinite_outputs
-from clara_cli.core.length_grouping import pad, until
+from clara_cli.core.length_grouping import pad_rows, until_end
 from clara_cli.core.losses import IGNORE, chunk_size, labelled
 from clara_cli.core.model import ClaraModel
 
@@ -37,13 +37,13 @@ class TextStream:
     def put(self, ids: Tensor) -> None:
         """New ids; the prompt, which comes first, has none here (it is embeddings)."""
         self._ids += ids.flatten().tolist()
-        text = self._decode(until(self._ids, self._ends)).strip()
+        text = self._decode(until_end(self._ids, self._ends)).strip()
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             self._say(text)
 
     def end(self) -> None:
         """The last id has come."""
-        self._say(self._decode(until(self._ids, self._ends)).strip())
+        self._say(self._decode(until_end(self._ids, self._ends)).strip())
 
     def _say(self, text: str) -> None:
         if text != self._told and text.startswith(self._told):
@@ -102,11 +102,11 @@ def log_likelihoods(
     Raises ArtefactError where a likelihood is not finite.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    hidden_BTD = model(role, model.embed(pad(rows, 0, model.device), memory_ND))
+    hidden_BTD = model(role, model.embed(pad_rows(rows, 0, model.device), memory_ND))
     labels = [
         [*[IGNORE] * len(prompt), *answer] for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    hidden_PD, targets_P = labelled(hidden_BTD, pad(labels, IGNORE, model.device))
+    hidden_PD, targets_P = labelled(hidden_BTD, pad_rows(labels, IGNORE, model.device))
     size = chunk_size(model.causal_lm.get_output_embeddings().weight.shape[0])
     parts = zip(hidden_PD.split(size), targets_P.split(size), strict=True)
     nll_P = torch.cat(

@@ -14,18 +14,18 @@ GPU_PASS_COST = 4096
 """The same where kernels are launched: an estimate that leaves all but very long rows together."""
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
     """Rows as one tensor, padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=device)
 
 
-def until(ids: list[int], ends: list[int]) -> list[int]:
+def until_end(ids: list[int], ends: list[int]) -> list[int]:
     """Ids before the first end token."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def alike(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], pass_cost: int) -> list[list[int]]:
     """Indices of rows in groups of like length, ascending in each: the split with the fewest padded
     positions where every group costs `pass_cost` of them."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])

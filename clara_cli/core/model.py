@@ -27,7 +27,13 @@ from clara_cli.core.backbone import (
     sliding_window,
 )
 from clara_cli.core.finite import LargestLogits
-from clara_cli.core.length_grouping import GPU_PASS_COST, PASS_COST, alike, pad, until
+from clara_cli.core.length_grouping import (
+    GPU_PASS_COST,
+    PASS_COST,
+    group_by_length,
+    pad_rows,
+    until_end,
+)
 from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
@@ -226,7 +232,7 @@ class ClaraModel(nn.Module):
         number of passes, so there all rows share one."""
         if self.sharded:
             return [list(range(len(lengths)))]
-        return alike(lengths, PASS_COST.get(self.device.type, GPU_PASS_COST))
+        return group_by_length(lengths, PASS_COST.get(self.device.type, GPU_PASS_COST))
 
     def embed(self, ids_BT: Tensor, memory_ND: Tensor | None) -> Tensor:
         """Input embeddings (B, T, D); memory positions take the rows of `memory_ND` in reading
@@ -255,7 +261,7 @@ class ClaraModel(nn.Module):
             self.prompter.memory_ids[i % len(self.prompter.memory_ids)]
             for i in range(memory_tokens)
         ]
-        ids_BT = pad([[*row, *placeholders] for row in rows], 0, self.device)
+        ids_BT = pad_rows([[*row, *placeholders] for row in rows], 0, self.device)
         memory_ND = self.memory_MD[:memory_tokens].repeat(len(rows), 1)
         hidden_BTD = self(role, self.embed(ids_BT, memory_ND))
         starts_B = torch.tensor([len(row) for row in rows], device=self.device)
@@ -292,11 +298,11 @@ class ClaraModel(nn.Module):
         hidden, targets = [], []
         for group in self.groups([len(row.ids) for row in packed]):
             chosen = [packed[i] for i in group]
-            ids_BT = pad([row.ids for row in chosen], 0, self.device)
+            ids_BT = pad_rows([row.ids for row in chosen], 0, self.device)
             spliced = [self._memory_of(row, rows, memories) for row in chosen]
             embeds_BTD = self.embed(ids_BT, None if memory_ND is None else torch.cat(spliced))
             hidden_BTD = self._hidden_of_packed(chosen, embeds_BTD)
-            targets_BT = pad([row.targets for row in chosen], IGNORE, self.device)
+            targets_BT = pad_rows([row.targets for row in chosen], IGNORE, self.device)
             hidden.append(hidden_BTD[targets_BT != IGNORE])
             targets.append(targets_BT[targets_BT != IGNORE])
         head = partial(head_logits, self.causal_lm)
@@ -307,7 +313,7 @@ class ClaraModel(nn.Module):
         if all(len(row.sources) == 1 for row in packed):
             return self("generator", embeds_BTD)
         mask_B1TT = attention_mask(packed, embeds_BTD.dtype, self.device)
-        positions_BT = pad([row.positions for row in packed], 0, self.device)
+        positions_BT = pad_rows([row.positions for row in packed], 0, self.device)
         return self("generator", embeds_BTD, mask_B1TT, positions_BT)
 
     def _memory_by_row(
@@ -380,7 +386,7 @@ class ClaraModel(nn.Module):
                 stop=stop,
             )
         largest.refuse_nonfinite(self.backbone.name)
-        return [until(ids, ends) for ids in out_BT.tolist()]
+        return [until_end(ids, ends) for ids in out_BT.tolist()]
 
     def end_ids(self) -> list[int]:
         """Tokens that end an answer: the tokenizer's EOS and the backbone's own."""

@@ -29,7 +29,7 @@ def names(text: str) -> set[str]:
     return set(_NAME.findall(text))
 
 
-def survival(
+def fact_retention(
     cases: Sequence[Case], tokens_by_ratio: dict[int, int], loaded: Loaded, memories: Memories
 ) -> tuple[FactRetention, ...]:
     """Each ratio's share of facts kept, over the first gold passages."""

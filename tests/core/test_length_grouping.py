@@ -9,7 +9,7 @@ from helpers.tiny_roles import build, gradients, loss_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara_cli.core.length_grouping import alike
+from clara_cli.core.length_grouping import group_by_length
 from clara_cli.core.stages import TRAINED
 
 
@@ -20,7 +20,7 @@ def positions(lengths: list[int], groups: list[list[int]], pass_cost: int) -> in
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=7), st.integers(0, 60))
 def test_no_split_of_sorted_rows_takes_fewer_positions(lengths, pass_cost):
-    groups = alike(lengths, pass_cost)
+    groups = group_by_length(lengths, pass_cost)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     least = positions(lengths, groups, pass_cost)
@@ -31,7 +31,7 @@ def test_no_split_of_sorted_rows_takes_fewer_positions(lengths, pass_cost):
 
 
 def test_no_rows_have_no_group():
-    assert alike([], 64) == []
+    assert group_by_length([], 64) == []
 
 
 @pytest.mark.parametrize("stage", TRAINED)

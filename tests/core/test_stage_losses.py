@@ -8,7 +8,7 @@ from helpers.tiny_roles import QUESTIONS, TEXTS, batch_of, build, gradients, los
 
 from clara_cli.core.backbone import check_head, head_logits, inner_model
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch
-from clara_cli.core.length_grouping import pad
+from clara_cli.core.length_grouping import pad_rows
 from clara_cli.core.losses import answer_nll
 from clara_cli.core.stages import (
     TRAINED,
@@ -249,7 +249,10 @@ def test_the_generators_loss_is_that_of_all_logits(tiny_backbone):
     memory_ND = torch.randn(batch.read * 4, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = model.nll(batch.rows, batch.labels, memory_ND)
-        ids_BT, labels_BT = pad(batch.rows, 0, model.device), pad(batch.labels, -100, model.device)
+        ids_BT, labels_BT = (
+            pad_rows(batch.rows, 0, model.device),
+            pad_rows(batch.labels, -100, model.device),
+        )
         with model.role("generator"):
             logits = model.causal_lm(inputs_embeds=model.embed(ids_BT, memory_ND)).logits
     assert found.item() == pytest.approx(answer_nll(logits, labels_BT).item(), rel=1e-5)
