@@ -281,7 +281,7 @@ class ChatClient:
                 ) as response:
                     if response.status_code == 200:
                         return await protocol.read_reply(response, prompt.text, on_text)
-                    reason = await self._said(response)
+                    reason = await self._error_text(response)
                     raise self._failure(url, response, reason)
         except TimeoutError as error:
             message = f"{url} did not answer within {settings.timeout:g} s"
@@ -293,7 +293,7 @@ class ChatClient:
             reason = self.guard.refusal(str(error)) or type(error).__name__
             raise _Transient(f"{url} broke off its answer: {reason}") from error
 
-    async def _said(self, response: httpx2.Response) -> str:
+    async def _error_text(self, response: httpx2.Response) -> str:
         """What the server says of its refusal, one line, the key cut out."""
         raw, _ = await protocol.read_bounded(response, 65_536)
         text = raw.decode(errors="replace")

@@ -99,7 +99,7 @@ class ClaraGroup(TyperGroup):
             code = int(ExitCode.OK)
         except (Exception, KeyboardInterrupt) as error:
             named = next((word for word in words if word in self.commands), "")
-            code = _failed(error, named, traced=_wants_traceback(words))
+            code = _show_failure(error, named, traced=_wants_traceback(words))
         sys.exit(code)
 
     def get_params(self, ctx: Any) -> Any:
@@ -120,7 +120,7 @@ def _switches_untyped(found: list[Any]) -> list[Any]:
     return found
 
 
-def _failed(error: BaseException, command: str, *, traced: bool) -> int:
+def _show_failure(error: BaseException, command: str, *, traced: bool) -> int:
     """Show what escaped a command; the exit code it leads to."""
     if isinstance(error, typer.Exit):
         return error.exit_code
@@ -137,7 +137,7 @@ def _failed(error: BaseException, command: str, *, traced: bool) -> int:
     if not isinstance(error, ClaraError) and interrupts.is_interrupt(error):
         error = Interrupted("interrupted")
     shown = terminal.explain(error, command)
-    launch.tell(shown, terminal.show_error)
+    launch.hand_over_error(shown, terminal.show_error)
     return int(shown.code)
 
 
@@ -187,7 +187,7 @@ def command(name: str, config: type[Common]) -> Callable[..., None]:
             return
         if hasattr(settings, "recipe"):
             settings = with_recipe(settings, named)
-        if launch.needed(getattr(settings, "nproc", None)):
+        if launch.must_launch(getattr(settings, "nproc", None)):
             launch.run(ctx.find_root().obj, settings.nproc)
         elif isinstance(settings, AskConfig):
             _ask(settings, as_json=shared["json"], quiet=shared["quiet"])
@@ -229,7 +229,7 @@ def _run(name: str, config: Common, *, as_json: bool, quiet: bool) -> None:
 
     with terminal.TerminalReport(quiet=quiet) as report:
         module = importlib.import_module(f"clara_cli.commands.{name}")
-        result = module.run(config, launch.heard(report))
+        result = module.run(config, launch.report_of_first(report))
     if launch.world().rank != 0:
         return
     if as_json:

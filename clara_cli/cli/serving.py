@@ -206,7 +206,7 @@ def completion(answer: Answer) -> dict[str, Any]:
     content = ABSTENTION if answer.abstained else answer.answer
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {**_head("chat.completion"), "choices": [choice], **_beside(answer)}
+    return {**_head("chat.completion"), "choices": [choice], **_result_fields(answer)}
 
 
 def _head(kind: str) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _head(kind: str) -> dict[str, Any]:
     return {**head, "created": int(time.time()), "model": MODEL}
 
 
-def _beside(answer: Answer) -> dict[str, Any]:
+def _result_fields(answer: Answer) -> dict[str, Any]:
     record = json_line.answer_json(answer)
     return {key: record[key] for key in ("sources", "support", "supported")}
 
@@ -356,7 +356,7 @@ class Server:
             content = ABSTENTION if answer.abstained else answer.answer
             if content.startswith(sent) and content != sent:
                 yield event({"content": content[len(sent) :]})
-            yield event({}, "stop", **_beside(answer))
+            yield event({}, "stop", **_result_fields(answer))
         except Refusal as refusal:
             error = {"message": refusal.message, "type": refusal.kind}
             yield f"data: {json.dumps({'error': error})}\n\n"

@@ -22,7 +22,7 @@ from clara_cli.answering.session import (
 from clara_cli.bundled import choose_model
 from clara_cli.chat.client import ChatClient, ChatSettings, read_key
 from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
-from clara_cli.commands.dry_run import of_answering
+from clara_cli.commands.dry_run import need_of_answering
 from clara_cli.commands.question_files import (
     STDIN,
     AskedQuestion,
@@ -117,10 +117,10 @@ def needed(config: AskConfig, report: Report) -> MemoryNeed:
     """The memory that answering from the corpora, or from documents, takes."""
     if config.documents:
         model = choose_model(config.model, report.note)
-        return of_answering(config, model, config.ratio, report)
+        return need_of_answering(config, model, config.ratio, report)
     corpus = Corpus.open(find_corpora(config.corpus)[0])
     ratio = config.ratio or corpus.manifest.identity.ratio
-    return of_answering(config, named_model(corpus, config.model), ratio, report)
+    return need_of_answering(config, named_model(corpus, config.model), ratio, report)
 
 
 def check_options(config: AskConfig) -> None:

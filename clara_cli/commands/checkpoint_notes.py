@@ -46,7 +46,7 @@ def describe_checkpoint(loaded: Loaded, report: Report) -> Abilities:
     can_do = abilities(loaded)
     whole = set(ROLES) <= set(loaded.model.roles)
     if not whole or loaded.info.origin is not None:
-        report.note(can_do.said())
+        report.note(can_do.sentence())
     if loaded.info.origin is not None:
         report.note(f"from {loaded.info.origin}, licence {loaded.info.licence}")
     return can_do

@@ -20,7 +20,7 @@ import torch
 from clara_cli.answering.engine import recorded_model
 from clara_cli.bundled import choose_model
 from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
-from clara_cli.commands.dry_run import of_compressing
+from clara_cli.commands.dry_run import need_of_compressing
 from clara_cli.config import CompressConfig
 from clara_cli.config.documents import changed_options
 from clara_cli.core.batch_encoding import encode_rows
@@ -105,7 +105,7 @@ def prepare(config: CompressConfig, report: Report, ranks: Ranks) -> Job:
     out = config.into or config.out or default_out(config.inputs)
     model = choose_model(config.model, report.note)
     if config.dry_run and ranks.first:
-        needed = of_compressing(config, model, report)
+        needed = need_of_compressing(config, model, report)
         report.note(f"weights and adapters take {needed.bytes / 1e9:,.2f} GB")
     if ranks.size > 1 and config.device_map is not None:
         raise UsageError("--device-map with several processes", "omit one of them")

@@ -18,7 +18,7 @@ from clara_cli.records import MemoryNeed, Report
 GB = 1e9
 
 
-def computed(
+def memory_need(
     config: PlacementOptions,
     plan: Plan,
     report: Report,
@@ -40,20 +40,22 @@ def computed(
     return memory
 
 
-def of_answering(config: AskConfig, model: str, ratio: int | None, report: Report) -> MemoryNeed:
+def need_of_answering(
+    config: AskConfig, model: str, ratio: int | None, report: Report
+) -> MemoryNeed:
     """What `ask` needs: the longest question, its passages and the longest answer in the cache."""
     plan = read_plan(LoadOptions.of(config, model, ratio))
     read = (config.top_k or AskOptions.top_k) * (plan.memory_tokens + 1)
     positions = read + plan.passage_tokens + config.max_new_tokens
-    return computed(config, plan, report, positions)
+    return memory_need(config, plan, report, positions)
 
 
-def of_compressing(config: CompressConfig, model: str, report: Report) -> MemoryNeed:
+def need_of_compressing(config: CompressConfig, model: str, report: Report) -> MemoryNeed:
     """What `compress` needs; no cache is kept."""
-    return computed(config, read_plan(LoadOptions.of(config, model, config.ratio)), report)
+    return memory_need(config, read_plan(LoadOptions.of(config, model, config.ratio)), report)
 
 
-def of_training(
+def need_of_training(
     config: LearnConfig, init: str | None, roles: Sequence[str], fresh: LoraSettings, report: Report
 ) -> MemoryNeed:
     """What training these roles needs, those that the checkpoint lacks included."""
@@ -65,4 +67,4 @@ def of_training(
         tokens = getattr(config, "passage_tokens", None) or 256
         memory_tokens = tokens // min(config.ratios or (16,))
         plan = fresh_plan(str(config.backbone), tokens, memory_tokens, fresh)
-    return computed(config, plan, report, 0, roles, config.train_memory)
+    return memory_need(config, plan, report, 0, roles, config.train_memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older, note_probe
-from clara_cli.commands.dry_run import of_training
+from clara_cli.commands.dry_run import need_of_training
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import check_head
 from clara_cli.distributed.ranks import join
@@ -24,7 +24,7 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
     if config.dry_run:
         if config.init is None and config.backbone is None:
             raise UsageError(*NO_START)
-        return of_training(config, config.init, roles, fresh_lora(config), report)
+        return need_of_training(config, config.init, roles, fresh_lora(config), report)
     check_validation(config, Scp.name, Scp.figures)
     pairs, held_out = Scp.read_records(config)
     torch.manual_seed(config.seed)

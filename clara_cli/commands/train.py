@@ -7,7 +7,7 @@ import time
 import torch
 
 from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
-from clara_cli.commands.dry_run import of_training
+from clara_cli.commands.dry_run import need_of_training
 from clara_cli.config import TrainConfig
 from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import check_head
@@ -46,7 +46,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     stage_class = None if config.stage is None else STAGES[config.stage]
     if config.dry_run:
         roles = () if stage_class is None else stage_class.trained_roles(config)
-        return of_training(config, config.init, roles, LoraSettings(), report)
+        return need_of_training(config, config.init, roles, LoraSettings(), report)
     if config.steps == 0:
         return ranks.lead(lambda: convert(config, report))
     if stage_class is None or not config.questions:

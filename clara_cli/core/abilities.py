@@ -51,7 +51,7 @@ class Abilities:
         """Whether questions have a role of their own."""
         return "query_reasoner" in self.roles
 
-    def said(self) -> str:
+    def sentence(self) -> str:
         """All of it in one sentence."""
         can = ["compresses documents"] if "compressor" in self.roles else []
         if self.answers:

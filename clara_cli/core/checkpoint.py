@@ -265,13 +265,13 @@ def save(
             save_config(model.adapters, role, folder, info.backbone)
             save_tensors(part_file(work, role), role_tensors(model, role))
         save_tensors(part_file(work, MEMORY), extra)
-        info = identified(model, info, work)
+        info = info_with_digests(model, info, work)
         described = json.dumps(describe(info), indent=2, ensure_ascii=False)
         write_atomic(work, "clara.json", f"{described}\n".encode())
     return info
 
 
-def identified(model: ClaraModel, info: CheckpointInfo, folder: Path) -> CheckpointInfo:
+def info_with_digests(model: ClaraModel, info: CheckpointInfo, folder: Path) -> CheckpointInfo:
     """What a checkpoint says of itself, with the digests of its backbone and of its parts, which
     lie in `folder`."""
     base = model.backbone

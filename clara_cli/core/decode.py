@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from clara_cli.core.backbone import head_logits
 from clara_cli.core.finite import refuse_nonfinite_outputs
 from clara_cli.core.length_grouping import pad_rows, until_end
-from clara_cli.core.losses import IGNORE, chunk_size, labelled
+from clara_cli.core.losses import IGNORE, chunk_size, labelled_positions
 from clara_cli.core.model import ClaraModel
 
 
@@ -106,7 +106,7 @@ def log_likelihoods(
     labels = [
         [*[IGNORE] * len(prompt), *answer] for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    hidden_PD, targets_P = labelled(hidden_BTD, pad_rows(labels, IGNORE, model.device))
+    hidden_PD, targets_P = labelled_positions(hidden_BTD, pad_rows(labels, IGNORE, model.device))
     size = chunk_size(model.causal_lm.get_output_embeddings().weight.shape[0])
     parts = zip(hidden_PD.split(size), targets_P.split(size), strict=True)
     nll_P = torch.cat(

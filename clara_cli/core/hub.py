@@ -50,7 +50,7 @@ def fetch(name: str, ratio: int | None, configs_only: bool = False) -> Path:
     patterns = NATIVE if native else RELEASED
     wanted = [prefix + pattern for pattern in (CONFIGS if configs_only else patterns)]
     if not native and f"{prefix}adapters.pth" not in files:
-        served = ", ".join(sorted(released(files).values()))
+        served = ", ".join(sorted(released_folders(files).values()))
         raise ArtefactError(
             f"{name}: no checkpoint there (neither clara.json nor adapters.pth)",
             f"folders with one: {served}" if served else BARE,
@@ -66,7 +66,7 @@ def origin(path: Path) -> tuple[str, str] | None:
     return (f"{match[1]}/{match[2]}{match[4] or ''}", match[3]) if match else None
 
 
-def released(files: list[str]) -> dict[int, str]:
+def released_folders(files: list[str]) -> dict[int, str]:
     """Ratio -> sub-folder of the released checkpoints among a repository's files."""
     matches = (SUBFOLDER.match(file) for file in files)
     return {int(match[2]): match[1] for match in matches if match}
@@ -74,7 +74,7 @@ def released(files: list[str]) -> dict[int, str]:
 
 def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
     """The sub-folder a ratio means; the root where the checkpoint lies there, or no part of one."""
-    ratios = released(files)
+    ratios = released_folders(files)
     if not ratios or "clara.json" in files or "adapters.pth" in files:
         return ""
     served = ", ".join(map(str, sorted(ratios)))
@@ -107,11 +107,11 @@ def list_files(repository: str) -> list[str]:
         siblings = HfApi().model_info(repository, revision="main").siblings  # tried once
         return [file.rfilename for file in siblings or []]
     except HfHubHTTPError as error:
-        raise refused(repository, error) from error
+        raise refused_error(repository, error) from error
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:
         if here := cached_files(repository):
             return here
-        raise unreached(repository, error) from error
+        raise not_reached_error(repository, error) from error
 
 
 def cached_files(repository: str) -> list[str]:
@@ -177,17 +177,17 @@ def download(
     try:
         return Path(snapshot_download(repository, revision=revision, **wanted))
     except HfHubHTTPError as error:
-        raise refused(label, error) from error
+        raise refused_error(label, error) from error
     except (LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
         if not cached_files(repository):
-            raise unreached(label, error) from error
+            raise not_reached_error(label, error) from error
         raise ArtefactError(
             f"{label}: the download stopped: {first_line(error)}",
             "run the same command again: it goes on where it stopped",
         ) from error
 
 
-def unreached(label: str, error: Exception) -> ArtefactError:
+def not_reached_error(label: str, error: Exception) -> ArtefactError:
     """The error where nothing is here and the Hub cannot be asked."""
     return ArtefactError(
         f"{label}: not downloaded yet, and the Hub cannot be reached ({first_line(error)})",
@@ -195,7 +195,7 @@ def unreached(label: str, error: Exception) -> ArtefactError:
     )
 
 
-def refused(repository: str, error: Exception) -> ArtefactError:
+def refused_error(repository: str, error: Exception) -> ArtefactError:
     """The Hub's refusal in one sentence."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):

@@ -45,7 +45,7 @@ def answer_nll(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV[:, :-1][wanted_BT].float(), targets_BT[wanted_BT])
 
 
-def labelled(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+def labelled_positions(hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
     """(hidden_PD, targets_P): the hidden states whose next token is labelled, and that token."""
     targets_BT = labels_BT[:, 1:]
     wanted_BT = targets_BT != IGNORE

@@ -43,12 +43,12 @@ def world() -> World:
     return World(*(int(os.environ[name]) for name in names))
 
 
-def heard(report: Report) -> Report:
+def report_of_first(report: Report) -> Report:
     """The report this process may use: the first one speaks for all."""
     return report if world().rank == 0 else NullReport()
 
 
-def needed(nproc: int | None) -> bool:
+def must_launch(nproc: int | None) -> bool:
     """Whether `--nproc` still has to be obeyed.
 
     Raises:
@@ -95,7 +95,7 @@ def run(words: Sequence[str], nproc: int) -> None:
             del os.environ[ERRORS]
 
 
-def tell(error: ClaraError, show: Callable[[ClaraError], None]) -> None:
+def hand_over_error(error: ClaraError, show: Callable[[ClaraError], None]) -> None:
     """Leave this process's error to the launching one, which shows one for all; `show` it where
     there is none."""
     folder = os.environ.get(ERRORS)

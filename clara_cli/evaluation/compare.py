@@ -37,11 +37,11 @@ def compare_runs(first: Path, second: Path, seed: int) -> CompareResult:
             if one["golden_answers"] != two["golden_answers"]:
                 what = f"question {one['id']!r} has other gold answers in {second} than in {first}"
                 raise DataError(what, "compare runs over the same data")
-        comparisons += _compared(key, lines, seed)
+        comparisons += _compare_rows(key, lines, seed)
     return CompareResult(str(first), str(second), tuple(comparisons))
 
 
-def _compared(key: RowKey, lines: Sequence[Sequence[Line]], seed: int) -> list[Comparison]:
+def _compare_rows(key: RowKey, lines: Sequence[Sequence[Line]], seed: int) -> list[Comparison]:
     one, two = (per_answer(run) for run in lines)
     comparisons = []
     for metric in one:

@@ -160,7 +160,7 @@ def _ids(pieces: Sequence[Piece]) -> tuple[str, ...]:
 
 
 @dataclass
-class _Picked:
+class _PickedPassages:
     """A question on its way: what it is given, in order, and the seconds spent so far."""
 
     asked: PooledQuestion
@@ -169,7 +169,7 @@ class _Picked:
     prompt: list[int] = field(default_factory=list)
     kept: int = 0
 
-    def said(self, text: str, context_tokens: int) -> Prediction:
+    def prediction(self, text: str, context_tokens: int) -> Prediction:
         given, cut = self.pieces[: self.kept], self.kept < len(self.pieces)
         return Prediction(text, _ids(given), context_tokens, cut, self.seconds)
 
@@ -220,15 +220,15 @@ class MemorySystem:
         for one in picked:
             one.seconds["generate"] = share
         pairs = zip(picked, texts, strict=True)
-        return [one.said(text, one.kept * self._memory_tokens) for one, text in pairs]
+        return [one.prediction(text, one.kept * self._memory_tokens) for one, text in pairs]
 
-    def _given(self, asked: PooledQuestion) -> _Picked:
+    def _given(self, asked: PooledQuestion) -> _PickedPassages:
         rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
         seconds = dict.fromkeys(PHASES, 0.0)
         seconds["compress"] = self._memories.seconds(rows, self._memory_tokens)
-        return _Picked(asked, asked.pool.pieces, seconds)
+        return _PickedPassages(asked, asked.pool.pieces, seconds)
 
-    def _fit(self, one: _Picked) -> None:
+    def _fit(self, one: _PickedPassages) -> None:
         prompter, question = self._reader.prompter, one.asked.question
         one.prompt, one.kept = self._reader.fit(
             question,
@@ -236,7 +236,7 @@ class MemorySystem:
             lambda n: prompter.prompt(prompter.answer_chat(question, n, self._memory_tokens)),
         )
 
-    def _choose(self, picked: Sequence[_Picked], role: str, top_k: int) -> None:
+    def _choose(self, picked: Sequence[_PickedPassages], role: str, top_k: int) -> None:
         """Leave each question the passages of highest cosine, best first."""
         began = time.monotonic()
         questions = [one.asked.question for one in picked]

@@ -76,7 +76,7 @@ async def linked(library: Library, row: int, llm: LLM, settings: Settings, key: 
         else:
             rows = [shown[number] for number in golds]
             _keep(worker, "e2e", pair, _pool(library, pair, rows, settings))
-    return _closed(worker, "e2e")
+    return _finished(worker, "e2e")
 
 
 async def _check_linked(
@@ -86,7 +86,7 @@ async def _check_linked(
     chosen = [texts[number] for number in golds]
     if len(golds) < 2:
         return worker.count(Verdict("single", "names fewer than two passages"))
-    verdict = check_golds(pair, chosen) or check_duplicate(pair, _asked(worker))
+    verdict = check_golds(pair, chosen) or check_duplicate(pair, _questions_kept(worker))
     if verdict is not None:
         return worker.count(verdict)
     return await worker.verdict("\n\n".join(chosen), pair)
@@ -133,7 +133,7 @@ async def instruct(library: Library, row: int, llm: LLM, settings: Settings, key
         else:
             pool = [library.paragraph(r, gold=r == row) for r in rows]
             _keep(worker, "instruct", pair, pool)
-    return _closed(worker, "instruct")
+    return _finished(worker, "instruct")
 
 
 async def _answer(
@@ -141,7 +141,7 @@ async def _answer(
 ) -> tuple[Candidate, Verdict | None]:
     """A question with the answer the model reads from texts, tried twice, and what speaks
     against it."""
-    verdict = worker.count(check_duplicate(Candidate(draft.question, ""), _asked(worker)))
+    verdict = worker.count(check_duplicate(Candidate(draft.question, ""), _questions_kept(worker)))
     if verdict is not None or not texts:
         return draft, verdict or Verdict("alone", "the search finds no passage")
     pair = draft
@@ -166,7 +166,7 @@ def _open_worker(
     return PassageWorker(llm, settings, passage, Outcome(key, passage.passage_id))
 
 
-def _asked(worker: PassageWorker) -> list[Candidate]:
+def _questions_kept(worker: PassageWorker) -> list[Candidate]:
     return [Candidate(line["question"], line["answers"][0]) for line in worker.outcome.lines]
 
 
@@ -183,7 +183,7 @@ def _keep(worker: PassageWorker, kind: str, pair: Candidate, pool: list[dict[str
     )
 
 
-def _closed(worker: PassageWorker, kind: str) -> Outcome:
+def _finished(worker: PassageWorker, kind: str) -> Outcome:
     accepted = [(kind, 1) for _ in worker.outcome.lines]
     if not accepted:
         worker.drop(worker.nothing("no question passed"))

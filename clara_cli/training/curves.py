@@ -34,13 +34,13 @@ def draw_losses(
         at = [line["step"] for line in steps if line[name] is not None]
         axes.plot(at, values, **_FAINT)
         axes.plot(at, smoothed(values), color="#0072B2", label="training, smoothed")
-        _checked(axes, checks, name, "#D55E00", "validation")
+        _draw_checks(axes, checks, name, "#D55E00", "validation")
         axes.set(ylabel=name, ylim=(0, None))
         axes.legend(frameon=False)
     if others:
         axes = figure.add_subplot(count, 1, count)
         for name, colour in zip(others, _COLOURS, strict=False):
-            _checked(axes, checks, name, colour, name)
+            _draw_checks(axes, checks, name, colour, name)
         axes.set(ylabel="validation", ylim=(0, 1))
         axes.legend(frameon=False)
     axes.set(xlabel="step")
@@ -49,7 +49,7 @@ def draw_losses(
     write_atomic(file.parent, file.name, image.getvalue())
 
 
-def _checked(
+def _draw_checks(
     axes: Any, checks: Sequence[dict[str, Any]], name: str, colour: str, label: str
 ) -> None:
     points = [(line["step"], line[name]) for line in checks if name in line]

@@ -212,7 +212,7 @@ def weigh(step: int, micro: Sequence[Batch], ranks: Ranks) -> list[tuple[Batch, 
         raise KeyboardInterrupt
     rounds = max(ranks.gathered(len(useful))) if ranks.sharded else len(useful)
     trouble = ClaraError(
-        f"step {step + 1}: no labelled token in the batch ({named(micro)})",
+        f"step {step + 1}: no labelled token in the batch ({record_names(micro)})",
         "answers are empty or do not fit; raise max_length or drop such records",
     )
     ranks.refuse(trouble if labelled == 0 or len(useful) < min(rounds, 1) else None)
@@ -227,13 +227,13 @@ def infinite(step: int, what: str, value: float, micro: Sequence[Batch]) -> Clar
     if math.isfinite(value):
         return None
     return ClaraError(
-        f"step {step + 1}: the {what} is {value} on {named(micro)}; "
+        f"step {step + 1}: the {what} is {value} on {record_names(micro)}; "
         "the state before this step is kept",
         "lower learning_rate (and use another --out), or look at these records",
     )
 
 
-def named(micro: Sequence[Batch]) -> str:
+def record_names(micro: Sequence[Batch]) -> str:
     """The records of a step, as the user can find them."""
     sources = list(dict.fromkeys(source for batch in micro for source in batch.sources))
     more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""

@@ -25,7 +25,7 @@ import torch
 import xllamacpp
 
 from clara_cli.answering.engine import Clara
-from clara_cli.answering.passage_search import Asking
+from clara_cli.answering.passage_search import AskOptions
 
 PASSAGES, WRITTEN, READ = 5, 32, 8
 
@@ -63,7 +63,7 @@ def timed(run: Callable[[], object]) -> float:
 
 def first_tokens(clara: Clara, llama: LlamaCpp, question: str) -> dict[str, float]:
     """Seconds to the first token over the same five passages, by way of reading them."""
-    hits = clara.search(question, Asking(top_k=PASSAGES)).sources
+    hits = clara.search(question, AskOptions(top_k=PASSAGES)).sources
     texts = [hit.passage.text for hit in hits]
     prompter = clara.prompter
     prompt = prompter.render(prompter.text_chat(question, texts), None)
@@ -85,7 +85,7 @@ def rates(clara: Clara, llama: LlamaCpp, question: str, texts: list[str]) -> dic
     rows = [prompter.passage(text) for text in texts]
     tokens = sum(len(row) for row in rows)
     with torch.inference_mode():
-        compress = timed(lambda: model.encode(rows, "compressor", model.slots // 4))
+        compress = timed(lambda: model.encode(rows, "compressor", model.memory_tokens // 4))
     prompts = [llama.complete(text, 1)["timings"] for text in texts]
     read = sum(timing["prompt_n"] for timing in prompts)
     ids = prompter.prompt(prompter.text_chat(question, texts[:1]))

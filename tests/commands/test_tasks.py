@@ -225,7 +225,7 @@ def load_fingerprint(model: Path) -> str:
     ],
 )
 def test_abilities_follow_from_roles_and_stage(roles, stage, said):
-    assert Abilities("x", roles, stage).said() == f"x ({stage}): {said}"
+    assert Abilities("x", roles, stage).sentence() == f"x ({stage}): {said}"
 
 
 # --- the recorded released checkpoints, stage by stage ---

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_cli.core import losses
-from clara_cli.core.losses import IGNORE, alignment_mse, answer_nll, hidden_nll, infonce, labelled
+from clara_cli.core.losses import (
+    IGNORE,
+    alignment_mse,
+    answer_nll,
+    hidden_nll,
+    infonce,
+    labelled_positions,
+)
 
 
 def test_alignment_is_between_means_over_attended_positions():
@@ -100,17 +107,17 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_all_logits(monkeypatch, 
         return 3 * torch.tanh(hidden @ weight.T / 3)
 
     found, expected = (torch.randn(3, 5, 6, generator=seeded.manual_seed(1)) for _ in range(2))
-    made = hidden_nll(*labelled(found.requires_grad_(), labels), head)
+    made = hidden_nll(*labelled_positions(found.requires_grad_(), labels), head)
     plain = answer_nll(head(expected.requires_grad_()), labels)
     assert made.item() == pytest.approx(plain.item(), rel=1e-6)
     (made * 0.3).backward()
     (plain * 0.3).backward()
     assert (found.grad - expected.grad).abs().max() < 1e-7
     with torch.no_grad():
-        again = hidden_nll(*labelled(found, labels), head)
+        again = hidden_nll(*labelled_positions(found, labels), head)
     assert again.item() == pytest.approx(plain.item(), rel=1e-6)
     with pytest.raises(ValueError, match="no labelled token"):
-        hidden_nll(*labelled(found, torch.full((3, 5), IGNORE)), head)
+        hidden_nll(*labelled_positions(found, torch.full((3, 5), IGNORE)), head)
 
 
 def test_the_chunked_loss_never_holds_all_logits(monkeypatch):

@@ -28,24 +28,24 @@ def world(monkeypatch):
 
 def test_without_a_launcher_there_is_one_process():
     assert launch.world() == launch.World(0, 1, 0, 1)
-    assert [launch.needed(n) for n in (None, 1, 2)] == [False, False, True]
+    assert [launch.must_launch(n) for n in (None, 1, 2)] == [False, False, True]
 
 
 def test_a_launched_process_knows_its_place_and_does_not_launch_again(world):
     world(5, 8, 1, 4)
     assert launch.world() == launch.World(5, 8, 1, 4)
-    assert not launch.needed(4) and not launch.needed(None)
+    assert not launch.must_launch(4) and not launch.must_launch(None)
     for wrong in (1, 2):
         with pytest.raises(UsageError, match=f"--nproc {wrong}, but the launcher started 4"):
-            launch.needed(wrong)
+            launch.must_launch(wrong)
 
 
 def test_only_the_first_process_speaks(world):
     report = object()
     world(0, 2, 0, 2)
-    assert launch.heard(report) is report
+    assert launch.report_of_first(report) is report
     world(1, 2, 1, 2)
-    assert isinstance(launch.heard(report), launch.NullReport)
+    assert isinstance(launch.report_of_first(report), launch.NullReport)
 
 
 def test_the_first_error_of_all_processes_is_the_one_shown(world, monkeypatch, tmp_path):
@@ -54,13 +54,13 @@ def test_the_first_error_of_all_processes_is_the_one_shown(world, monkeypatch, t
     told = [(2, Interrupted("stopped by the launcher")), (1, DataError("bad line", "look at it"))]
     for rank, error in [*told, (0, UsageError("later"))]:
         world(rank, 3, rank, 3)
-        launch.tell(error, shown.append)
+        launch.hand_over_error(error, shown.append)
     assert not shown and len(list(tmp_path.iterdir())) == 3
     first = launch.first_error(tmp_path)
     assert isinstance(first, DataError)
     assert (first.message, first.hint) == ("bad line", "look at it")
     world(0, 1, 0, 1)
-    launch.tell(told[0][1], shown.append)
+    launch.hand_over_error(told[0][1], shown.append)
     assert shown == [told[0][1]]
 
 

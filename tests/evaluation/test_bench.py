@@ -494,7 +494,7 @@ def test_two_processes_write_what_one_does(
 
     def work(rank: int) -> list[str]:
         for folder in (two, begun):
-            go(mayors, checkpoint, launch.heard(Heard()), out=folder, **more)
+            go(mayors, checkpoint, launch.report_of_first(Heard()), out=folder, **more)
         return sorted(path.name for path in two.iterdir()) if rank == 0 else []
 
     written, _ = forked.ranks(work)
@@ -511,7 +511,7 @@ def test_an_error_of_the_first_process_is_everyones(
     go(mayors, checkpoint, out=tmp_path / "o", **more)
 
     def work(rank: int) -> None:
-        go(mayors, checkpoint, launch.heard(Heard()), out=tmp_path / "o", top_k=2, **more)
+        go(mayors, checkpoint, launch.report_of_first(Heard()), out=tmp_path / "o", top_k=2, **more)
 
     for kind, message, _ in forked.ranks(work):
         assert (kind, "top_k = 5, this command has 2" in message) == ("ArtefactError", True), (

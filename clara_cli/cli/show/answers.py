@@ -237,10 +237,14 @@ def _show_explanation(out: Console, why: Explanation) -> None:
     """The why, below an answer."""
     dim = "dim"
     out.print(Text("why", style="cyan"))
-    out.print(Text(f"   the question's memory says: {_said(why.query_words)}"), soft_wrap=False)
+    out.print(
+        Text(f"   the question's memory says: {_word_list(why.query_words)}"), soft_wrap=False
+    )
     for match in why.passages:
-        out.print(Text(f"{match.rank}. {_matched(match)}"), soft_wrap=False)
-        out.print(Text(f"   its memory says: {_said(match.words)}", style=dim), soft_wrap=False)
+        out.print(Text(f"{match.rank}. {_match_line(match)}"), soft_wrap=False)
+        out.print(
+            Text(f"   its memory says: {_word_list(match.words)}", style=dim), soft_wrap=False
+        )
     as_text = "" if why.tokens_as_text is None else f", {why.tokens_as_text:,} had it been text"
     out.print(Text(f"   {why.tokens_read:,} positions read{as_text}", style=dim), soft_wrap=False)
     seconds = ", ".join(f"{name} {value:.3f} s" for name, value in why.seconds.items())
@@ -250,14 +254,14 @@ def _show_explanation(out: Console, why: Explanation) -> None:
         out.print(Text(f"   support: {signals}", style=dim), soft_wrap=False)
 
 
-def _matched(match: PassageMatch) -> str:
+def _match_line(match: PassageMatch) -> str:
     cosines = match.token_cosines
     order = sorted(range(len(cosines)), key=lambda i: -cosines[i])[:TOKENS_SHOWN]
     parts = ", ".join(f"token {i + 1} {cosines[i]:+.3f}" for i in order)
     return f"score {match.score:.3f}, cosine {match.cosine:.3f}: {parts}"
 
 
-def _said(words: tuple[tuple[str, ...], ...]) -> str:
+def _word_list(words: tuple[tuple[str, ...], ...]) -> str:
     """The nearest words of all memory tokens, the commonest first."""
     counts = Counter(word.strip() for row in words for word in row if word.strip())
     return clean(" ".join(word for word, _ in counts.most_common(WORDS_SHOWN)))

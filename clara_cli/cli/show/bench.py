@@ -30,7 +30,7 @@ from clara_cli.printable import shell_word
 WIDE = 100  # columns the whole table takes; below, it shows the scores alone
 
 
-def _benched(r: BenchResult, only: str | None) -> list[Any]:
+def _bench_lines(r: BenchResult, only: str | None) -> list[Any]:
     width = Console().width if sys.stdout.isatty() else WIDE
     lines: list[Any] = [f"{r.dataset}: {r.n:,} questions, setting {r.setting}, seed {r.seed}"]
     lines.append(_table(r.systems, wide=width >= WIDE))
@@ -53,18 +53,18 @@ def _benched(r: BenchResult, only: str | None) -> list[Any]:
             lines.append(f"{row.name}: no answer to {row.unanswered:,} questions: {row.error}")
     if r.survival:
         lines += ["facts a paraphrase from memory still has (numbers and names found by rule)"]
-        lines += [_survived(entry) for entry in r.survival]
+        lines += [_retention_line(entry) for entry in r.survival]
     if r.lens:
         lines += [
             "questions whose query memory names a word of the gold passage, not the question's"
         ]
-        lines += [_named(entry) for entry in r.lens]
+        lines += [_lens_line(entry) for entry in r.lens]
     if r.break_even:
         lines += ["time to the first token as a share of reading the same passages as text"]
-        lines += [_even(entry) for entry in r.break_even]
+        lines += [_break_even_line(entry) for entry in r.break_even]
     if r.published:
         lines += ["", "reported by papers: other corpus and model, not to be mixed with the above"]
-        lines += _published(r.published)
+        lines += _published_lines(r.published)
     if r.report:
         folder = shell_word(r.report)
         lines.append(f"report: {folder}/report.md, {folder}/report.html")
@@ -123,7 +123,7 @@ def _score(value: float | None, more: str, *, marked: bool) -> Text:
     return Text(f"{100 * value:.1f}{more}{'*' * marked}", style="bold" if marked else "")
 
 
-def _survived(entry: FactRetention) -> str:
+def _retention_line(entry: FactRetention) -> str:
     parts = (
         ("numbers", entry.numbers_kept, entry.numbers),
         ("names", entry.names_kept, entry.names),
@@ -132,7 +132,7 @@ def _survived(entry: FactRetention) -> str:
     return f"  {entry.ratio}x, {entry.passages} passages: {', '.join(shares) or 'none to find'}"
 
 
-def _named(entry: LogitLens) -> str:
+def _lens_line(entry: LogitLens) -> str:
     if entry.share is None or entry.chance is None or entry.difference95 is None:
         return f"  {entry.ratio}x: no question has a gold passage with a text"
     low, high = (100 * end for end in entry.difference95)
@@ -143,7 +143,7 @@ def _named(entry: LogitLens) -> str:
     )
 
 
-def _even(entry: BreakEven) -> str:
+def _break_even_line(entry: BreakEven) -> str:
     name = entry.way if entry.ratio is None else f"{entry.way} {entry.ratio}x"
     first, last = entry.points[0], entry.points[-1]
     ends = ", ".join(
@@ -155,7 +155,7 @@ def _even(entry: BreakEven) -> str:
     return f"  {name}: {ends}; faster from {entry.faster_from:,} on"
 
 
-def _published(rows: Sequence[PublishedRow]) -> list[Any]:
+def _published_lines(rows: Sequence[PublishedRow]) -> list[Any]:
     """One table a source, a column a data set."""
     shown: list[Any] = []
     for source in dict.fromkeys(row.source for row in rows):
@@ -172,12 +172,12 @@ def _published(rows: Sequence[PublishedRow]) -> list[Any]:
     return shown
 
 
-def _reported(r: PublishedResult, only: str | None) -> list[Any]:
+def _published_result_lines(r: PublishedResult, only: str | None) -> list[Any]:
     heading = "reported by papers: other corpus and model, not to be mixed with figures of yours"
-    return [heading, *_published(r.published)]
+    return [heading, *_published_lines(r.published)]
 
 
-def _listed(r: SystemsResult, only: str | None) -> list[Any]:
+def _systems_lines(r: SystemsResult, only: str | None) -> list[Any]:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=WIDE)
     for name, width in (("system", 21), ("state", 14), ("licence", 21), ("what it is", None)):
         table.add_column(name, width=width)
@@ -192,7 +192,7 @@ def _listed(r: SystemsResult, only: str | None) -> list[Any]:
     ]
 
 
-def _compared(r: CompareResult, only: str | None) -> list[Any]:
+def _comparison_lines(r: CompareResult, only: str | None) -> list[Any]:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("system", "ratio", "metric", "n", "first", "second", "change", "p"):
         table.add_column(name, justify="left" if name in ("system", "metric") else "right")
@@ -204,7 +204,7 @@ def _compared(r: CompareResult, only: str | None) -> list[Any]:
     return [f"first: {r.first}", f"second: {r.second}", table]
 
 
-def _sped(r: SpeedResult, only: str | None) -> list[Any]:
+def _speed_lines(r: SpeedResult, only: str | None) -> list[Any]:
     about = f"{r.shape} ({r.weights}), {r.parameters / 1e6:,.1f} M parameters, {r.dtype}"
     where = f"{r.device}, {r.threads} threads" if r.device == "cpu" else r.device
     lines: list[Any] = [f"{about}, on {where}"]
@@ -249,9 +249,9 @@ def _speeds(r: SpeedResult) -> Iterator[tuple[str, str]]:
 
 
 LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {
-    BenchResult: _benched,
-    CompareResult: _compared,
-    PublishedResult: _reported,
-    SpeedResult: _sped,
-    SystemsResult: _listed,
+    BenchResult: _bench_lines,
+    CompareResult: _comparison_lines,
+    PublishedResult: _published_result_lines,
+    SpeedResult: _speed_lines,
+    SystemsResult: _systems_lines,
 }

@@ -39,7 +39,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     its `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained
     from, `answer` says so and `generated` is what was not shown."""
     record = dataclasses.asdict(answer)
-    record = _identified(record.pop("id")) | record
+    record = _id_field(record.pop("id")) | record
     record["sources"] = [_source_json(hit) for hit in answer.sources]
     if record.pop("abstained") and answer.answer != ABSTENTION:
         record |= {"answer": ABSTENTION, "generated": answer.answer}
@@ -58,10 +58,10 @@ def search_json(result: SearchResult) -> dict[str, Any]:
     """The JSON object of the passages of a question alone (a contract with scripts)."""
     sources = [_source_json(hit) for hit in result.sources]
     record = {"question": result.question, "sources": sources, "seconds": result.seconds}
-    return _identified(result.id) | record
+    return _id_field(result.id) | record
 
 
-def _identified(id: Any) -> dict[str, Any]:
+def _id_field(id: Any) -> dict[str, Any]:
     return {} if id is None else {"id": id}
 
 

@@ -15,7 +15,7 @@ POOLED = ("e2e", "instruct")
 SHOWN = 160  # characters of a sample
 
 
-def _synthesised(r: SynthResult, only: str | None) -> list[str]:
+def _synth_lines(r: SynthResult, only: str | None) -> list[str]:
     total = r.accepted + r.rejected
     share = f" ({r.accepted / total:.0%})" if total else ""
     counts = (
@@ -55,4 +55,4 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {SynthResult: _synthesised}
+LINES: dict[type, Callable[[Any, str | None], list[Any]]] = {SynthResult: _synth_lines}

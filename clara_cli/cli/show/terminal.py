@@ -234,8 +234,8 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     """What a command made, its figures, and the command to run next. `only` names the flag
     (`dry_run`, `check`) that made it do less."""
     lines: dict[type, Callable[[Any, str | None], list[Any]]]
-    lines = {CompressResult: _compressed, IndexResult: _indexed, TrainResult: _trained}
-    lines[MemoryNeed] = _needed
+    lines = {CompressResult: _compress_lines, IndexResult: _index_lines, TrainResult: _train_lines}
+    lines[MemoryNeed] = _memory_lines
     out = console(stderr=False)
     for line in {**lines, **bench.LINES, **synth.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
@@ -250,7 +250,7 @@ def show_settings(settings: Sequence[Setting]) -> None:
         out.print(Text(f"{one.name} = {one.default}"))
 
 
-def _compressed(r: CompressResult, only: str | None) -> list[str]:
+def _compress_lines(r: CompressResult, only: str | None) -> list[str]:
     contents = f"{r.documents:,} documents, {r.passages:,} passages"
     left = {"empty": r.empty, "skipped": r.skipped, "truncated": r.truncated}
     odd = "".join(f", {number:,} {name}" for name, number in left.items() if number)
@@ -269,7 +269,7 @@ def _compressed(r: CompressResult, only: str | None) -> list[str]:
     return [f"{r.corpus}: {contents}{odd}", *left_out, shape, speed, following]
 
 
-def _needed(r: MemoryNeed, only: str | None) -> list[str]:
+def _memory_lines(r: MemoryNeed, only: str | None) -> list[str]:
     how = f"in {r.load_in}" if r.load_in else f"in {r.dtype}"
     parts = {
         f"weights {how}": r.weights,
@@ -282,7 +282,7 @@ def _needed(r: MemoryNeed, only: str | None) -> list[str]:
     return [f"{r.backbone}: {r.parameters:,} parameters need {size(r.bytes)}", listed]
 
 
-def _indexed(r: IndexResult, only: str | None) -> list[str]:
+def _index_lines(r: IndexResult, only: str | None) -> list[str]:
     following = f'next: clara ask "..." --corpus {shell_word(r.corpus)}'
     if only == "check":
         return [f"{r.corpus}: every file matches its checksum, {duration(r.seconds)}", following]
@@ -295,7 +295,7 @@ def _indexed(r: IndexResult, only: str | None) -> list[str]:
     return [f"{r.corpus}: {description}", f"{size(r.bytes)}, {duration(r.seconds)}", following]
 
 
-def _trained(r: TrainResult, only: str | None) -> list[str]:
+def _train_lines(r: TrainResult, only: str | None) -> list[str]:
     losses = (("ce", r.ce), ("mse", r.mse))
     figures = "".join(f", {name} {x:.4g}" for name, x in losses if x is not None)
     place = shell_word(r.checkpoint)

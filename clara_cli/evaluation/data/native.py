@@ -39,7 +39,7 @@ def hotpotqa(where: str, record: Record) -> Iterator[Question]:
             raise wrong(where, f"context[{number}] has no list of sentences")
         pool.append(PoolPassage(str(number), str(title), _join(sentences), str(title) in gold))
     key = str(record.get("_id") or record.get("id") or where)
-    yield Question(key, *_asked(where, record, ["answer"]), tuple(pool), where, named)
+    yield Question(key, *_text_and_answers(where, record, ["answer"]), tuple(pool), where, named)
 
 
 def _pairs(where: str, record: Record, key: str, second: str) -> list[tuple[Any, Any]]:
@@ -75,7 +75,7 @@ def musique(where: str, record: Record) -> Iterator[Question]:
         title = str(entry.get("title") or "")
         pool.append(PoolPassage(str(number), title, entry["paragraph_text"], gold))
     if record.get("answerable", True):
-        text_and_answers = _asked(where, record, ["answer", "answer_aliases"])
+        text_and_answers = _text_and_answers(where, record, ["answer", "answer_aliases"])
         yield Question(id_of(record, where), *text_and_answers, tuple(pool), where)
 
 
@@ -112,7 +112,7 @@ def _squad_question(
         raise wrong(where, f"answers is {repr(answers)[:40]}, wanted a list of objects")
     if qa.get("is_impossible") or not answers:
         return
-    text_and_answers = _asked(
+    text_and_answers = _text_and_answers(
         where, {**qa, "answers": [a.get("text") for a in answers]}, ["answers"]
     )
     yield Question(id_of(qa, where), *text_and_answers, pool, where)
@@ -121,7 +121,7 @@ def _squad_question(
 def triviaqa(where: str, record: Record) -> Iterator[Question]:
     """TriviaQA: `answer` with `value` and `aliases`; no passages."""
     flat = {**record, **{key: record["answer"].get(key) for key in ("value", "aliases")}}
-    text_and_answers = _asked(where, flat, ["value", "aliases"])
+    text_and_answers = _text_and_answers(where, flat, ["value", "aliases"])
     yield Question(id_of(record, where, "question_id"), *text_and_answers, (), where)
 
 
@@ -136,7 +136,9 @@ def triviaqa_official(where: str, record: Record) -> Iterator[Question]:
     keys = ["Value", "Aliases", "HumanAnswers"]
     flat = {"question": record.get("Question"), **{key: answer.get(key) for key in keys}}
     named = _evidence(record) if record.get("Domain") in ("Wikipedia", "Web") else ()
-    yield Question(id_of(record, where, "QuestionId"), *_asked(where, flat, keys), (), where, named)
+    yield Question(
+        id_of(record, where, "QuestionId"), *_text_and_answers(where, flat, keys), (), where, named
+    )
 
 
 def _evidence(record: Record) -> tuple[GoldName, ...]:
@@ -223,7 +225,7 @@ def _with_contexts(where: str, record: Record, pool: Sequence[PoolPassage]) -> I
     ids = {passage.id for passage in pool}
     if "" in ids or len(ids) < len(pool):
         pool = [replace(passage, id=str(number)) for number, passage in enumerate(pool)]
-    text_and_answers = _asked(where, record, ["answers", "answer", "target"])
+    text_and_answers = _text_and_answers(where, record, ["answers", "answer", "target"])
     yield Question(id_of(record, where), *text_and_answers, tuple(pool), where)
 
 
@@ -235,13 +237,15 @@ def popqa(where: str, record: Record) -> Iterator[Question]:
             answers = json.loads(answers)
         except ValueError as error:
             raise wrong(where, f"possible_answers is not JSON: {error}") from error
-    text_and_answers = _asked(where, {**record, "possible_answers": answers}, ["possible_answers"])
+    text_and_answers = _text_and_answers(
+        where, {**record, "possible_answers": answers}, ["possible_answers"]
+    )
     yield Question(id_of(record, where), *text_and_answers, (), where)
 
 
 def open_question(where: str, record: Record) -> Iterator[Question]:
     """A question with its answers and nothing else (NQ-open, FlashRAG)."""
-    text_and_answers = _asked(
+    text_and_answers = _text_and_answers(
         where, record, ["answer", "answers", "golden_answers", "answer_aliases"]
     )
     yield Question(id_of(record, where), *text_and_answers, (), where)
@@ -273,7 +277,7 @@ def _list(where: str, record: Record, key: str) -> list[Any]:
     return record[key]
 
 
-def _asked(where: str, record: Record, keys: list[str]) -> tuple[str, tuple[str, ...]]:
+def _text_and_answers(where: str, record: Record, keys: list[str]) -> tuple[str, tuple[str, ...]]:
     question = record.get("question")
     if not isinstance(question, str) or not question.strip():
         raise wrong(where, f"question is {question!r}, wanted a string")

@@ -98,7 +98,7 @@ def draw(
     bars = {"controls": len(plain), "time": len(plain)}
     with matplotlib.rc_context(_STYLE):
         heights = {name: 1.1 + 0.3 * bars[name] if name in bars else 3.7 for name in plots}
-        pages = {name: _written(folder, name, plots[name], heights[name]) for name in plots}
+        pages = {name: _draw_plot(folder, name, plots[name], heights[name]) for name in plots}
         if times:
             pages["break-even"] = _break_even(folder, times, answered, hardware)
         return pages
@@ -115,7 +115,7 @@ def _break_even(
     if text is not None:
         _quality_shares(figure.add_subplot(count, 1, 1), rows, text)
     _time_shares(figure.add_subplot(count, 1, count), times, hardware)
-    return _saved(folder, "break-even", figure)
+    return _save_plot(folder, "break-even", figure)
 
 
 def _quality_shares(axes: Any, rows: Sequence[Scored], text: Scored) -> None:
@@ -163,7 +163,7 @@ def _time_shares(axes: Any, times: Sequence[BreakEven], hardware: str) -> None:
     axes.grid(axis="y")
 
 
-def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float) -> str:
+def _draw_plot(folder: Path, name: str, plot: Callable[[Any], None], height: float) -> str:
     """Write one plot as SVG and PNG; its SVG for a page."""
     figure = Figure(figsize=(6, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -171,10 +171,10 @@ def _written(folder: Path, name: str, plot: Callable[[Any], None], height: float
     axes.grid(axis="x" if name in ("controls", "time") else "y")
     axes.set_axisbelow(True)
     plot(axes)
-    return _saved(folder, name, figure)
+    return _save_plot(folder, name, figure)
 
 
-def _saved(folder: Path, name: str, figure: Any) -> str:
+def _save_plot(folder: Path, name: str, figure: Any) -> str:
     for kind in ("svg", "png"):
         write_atomic(folder, f"{name}.{kind}", _image(figure, kind, transparent=False))
     page = _image(figure, "svg", transparent=True).decode()

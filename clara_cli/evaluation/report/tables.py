@@ -67,13 +67,13 @@ def tables(
     if tests:
         sections.append(_tests(tests))
     if result.published:
-        sections.append(_published(result.published))
+        sections.append(_published_figures(result.published))
     sections.append(_facts("Settings", settings))
     sections.append(_facts("Machine and versions", machine))
     return sections
 
 
-def _made(
+def _table(
     heading: str, columns: Sequence[str], rows: Sequence[Sequence[Cell | str]], about: str = "",
     **more: bool,
 ) -> Table:  # fmt: skip
@@ -96,7 +96,7 @@ def _scores(heading: str, about: str, rows: Sequence[Scored]) -> Table:
         cells.append([*line, _figure(card.answer_words), percent(card.empty_share)])
     columns = ["system", "n", "EM", "F1", "Cover-EM", "words", "empty"]
     about += "; words: the mean length of an answer; empty: % of answers without a word"
-    return _made(heading, columns, cells, about)
+    return _table(heading, columns, cells, about)
 
 
 def _retrieval(rows: Sequence[Scored]) -> Table:
@@ -111,7 +111,7 @@ def _retrieval(rows: Sequence[Scored]) -> Table:
     ]
     short = [name.replace("precision", "P").replace("mrr", "MRR") for name in names]
     columns = ["system", "R@1", "R@3", "R@5", *(n.replace("ndcg", "nDCG") for n in short)]
-    return _made("Passages given", columns, cells, "% of the gold paragraphs; order as given")
+    return _table("Passages given", columns, cells, "% of the gold paragraphs; order as given")
 
 
 def _cost(rows: Sequence[Scored]) -> Table:
@@ -124,7 +124,7 @@ def _cost(rows: Sequence[Scored]) -> Table:
     columns = ["system", "context tokens", "bytes a passage", "truncated", "out of memory"]
     about = "truncated: questions whose last passages did not fit the window; questions out of "
     about += "memory and unanswered ones are in no figure"
-    return _made("Cost of a question", [*columns, "unanswered"], cells, about)
+    return _table("Cost of a question", [*columns, "unanswered"], cells, about)
 
 
 def _errors(rows: Sequence[Scored]) -> Table:
@@ -135,7 +135,7 @@ def _errors(rows: Sequence[Scored]) -> Table:
     ]
     about = "their questions are in no figure of the row and in no paired test with it; the same "
     about += "command asks them again"
-    return _made("Unanswered", ["system", "questions", "first error"], cells, about)
+    return _table("Unanswered", ["system", "questions", "first error"], cells, about)
 
 
 def _time(rows: Sequence[Scored]) -> Table:
@@ -151,7 +151,7 @@ def _time(rows: Sequence[Scored]) -> Table:
     about = "milliseconds; questions are answered in batches, each taking an equal share of what "
     about += "was done together; compressing was done before and is no part of answering"
     columns = ["system", "answering", *phases[:3], "compress (before)"]
-    return _made("Time of a question", columns, cells, about)
+    return _table("Time of a question", columns, cells, about)
 
 
 def _survival(result: BenchResult) -> Table:
@@ -166,7 +166,7 @@ def _survival(result: BenchResult) -> Table:
     ]
     about = "% of the numbers and names of gold passages, found by rule, that a paraphrase written "
     about += "from their memory still has: a lower bound"
-    return _made("Facts kept", ["ratio", "passages", "numbers", "names"], cells, about)
+    return _table("Facts kept", ["ratio", "passages", "numbers", "names"], cells, about)
 
 
 def _lens(result: BenchResult) -> Table:
@@ -180,7 +180,7 @@ def _lens(result: BenchResult) -> Table:
     columns = ["ratio", "questions", "words named", "gold passage", "chance", "difference"]
     about = "% of questions whose query memory names, by the logit lens, a word that stands in the "
     about += "gold passage and not in the question; chance: in other questions' gold passages"
-    return _made("Logit lens", columns, cells, about)
+    return _table("Logit lens", columns, cells, about)
 
 
 def _break_even(result: BenchResult, machine: Mapping[str, Any]) -> Table:
@@ -195,7 +195,7 @@ def _break_even(result: BenchResult, machine: Mapping[str, Any]) -> Table:
     about = "seconds to the first token as a share of those over the same passages as text, by the "
     about += f"tokens these have, on {hardware(machine)}; faster from: the tokens from which on it "
     about += "is below 1; finding the passages is left out"
-    return _made("Break-even with text", columns, cells, about)
+    return _table("Break-even with text", columns, cells, about)
 
 
 def hardware(machine: Mapping[str, Any]) -> str:
@@ -219,10 +219,10 @@ def _tests(tests: Sequence[Difference]) -> Table:
     ]
     columns = ["first", "second", "n", "F1 of first", "F1 of second", "difference", "p"]
     about = "F1 on the questions both answered, two-sided, not corrected for their number"
-    return _made("Paired permutation tests", columns, cells, about, aside=True)
+    return _table("Paired permutation tests", columns, cells, about, aside=True)
 
 
-def _published(rows: Sequence[PublishedRow]) -> Table:
+def _published_figures(rows: Sequence[PublishedRow]) -> Table:
     datasets = list(dict.fromkeys(name for row in rows for name in row.values))
     cells = []
     for r in rows:
@@ -231,12 +231,12 @@ def _published(rows: Sequence[PublishedRow]) -> Table:
         cells.append([r.system, ratio, r.metric, *figures, r.source])
     columns = ["system", "ratio", "metric", *datasets, "source"]
     about = "another corpus and another model: not to be compared with the figures above"
-    return _made("Reported by papers", columns, cells, about, apart=True, aside=True)
+    return _table("Reported by papers", columns, cells, about, apart=True, aside=True)
 
 
 def _facts(heading: str, facts: Mapping[str, Any]) -> Table:
-    cells = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
-    return _made(heading, ["", ""], cells, aside=True)
+    cells = [[key.replace("_", " "), _setting_text(value)] for key, value in facts.items()]
+    return _table(heading, ["", ""], cells, aside=True)
 
 
 def percent(value: float | None) -> str:
@@ -248,7 +248,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
 
 
-def _shown(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(
             " ".join(map(str, (part for part in item if part is not None)))

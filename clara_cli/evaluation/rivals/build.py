@@ -78,7 +78,7 @@ def _rerank(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     return TextSystem(spec.label, bench.reader, CrossEncoderPicker(weights, bench.top_k))
 
 
-def _compressed(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+def _compressor_row(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     """A text compressor before the backbone, with the memory's budget at this ratio."""
     device, count = _device(bench), bench.reader.count_tokens
     compressor: TextCompressor
@@ -93,7 +93,7 @@ def _compressed(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System
     return TextSystem(spec.label, bench.reader, AllGiven(), compressor, ratio)
 
 
-def _tuned(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
+def _tuned_row(spec: SystemSpec, bench: Workbench, ratio: int | None) -> System:
     weights = load(spec, "generate", _device(bench), bench.reader.model.dtype)
     if spec.name == "rankzephyr":
         return TextSystem(spec.label, bench.reader, ListwisePicker(weights, bench.top_k))
@@ -133,10 +133,10 @@ OPENERS: dict[str, tuple[bool, Opener]] = {
     "text+dense": (True, _dense),
     "text+hybrid": (True, _dense),
     "text+rerank": (True, _rerank),
-    "llmlingua2": (False, _compressed),
-    "recomp-extractive": (False, _compressed),
-    "recomp-abstractive": (False, _compressed),
-    **{name: (name == "rankzephyr", _tuned) for name in (*TEMPLATES, "rankzephyr")},
+    "llmlingua2": (False, _compressor_row),
+    "recomp-extractive": (False, _compressor_row),
+    "recomp-abstractive": (False, _compressor_row),
+    **{name: (name == "rankzephyr", _tuned_row) for name in (*TEMPLATES, "rankzephyr")},
     **{info.name: (info.kind == "memory", _program) for info in SYSTEMS if info.argument == "DIR"},
     "extractive": (True, _extractive),
 }
