@@ -43,6 +43,7 @@ HELPERS = {
         "dry_run",
         "question_files",
         "checkpoint_notes",
+        "index_measurement",
     )
 }
 ONLY_IN = {

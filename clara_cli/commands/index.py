@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +15,11 @@ from torch import Tensor
 from clara_cli.answering.engine import Clara, mismatch, named_model
 from clara_cli.answering.retriever import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
 from clara_cli.commands.checkpoint_notes import OLDER, note_older
+from clara_cli.commands.index_measurement import (
+    keep_measurement,
+    measurement_key,
+    read_measurement,
+)
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored, load
 from clara_cli.corpus.manifest import read_manifest
@@ -50,10 +56,19 @@ def run(config: IndexConfig, report: Report) -> IndexResult:
     corpus = Corpus.open(config.corpus)
     make_folder(corpus.folder, INDEX)
     with locked(corpus.folder, f"{INDEX}/.lock", corpus.folder / INDEX):
-        return make(corpus, config, report, started)
+        key = measurement_key(config, corpus)
+        result = None if key is None else read_measurement(key, corpus)
+        if result is not None:
+            report.note(f"{config.corpus}: nothing changed since this was measured")
+        else:
+            result = make(corpus, config, report)
+            if key is not None:
+                keep_measurement(key, corpus, result)
+    seconds = round(time.monotonic() - started, 3)
+    return replace(result, corpus=str(config.corpus), seconds=seconds)
 
 
-def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) -> IndexResult:
+def make(corpus: Corpus, config: IndexConfig, report: Report) -> IndexResult:
     """Build the index, measure it, and put it in place of the one before."""
     model = named_model(corpus, config.model)
     ratio = corpus.manifest.identity.ratio
@@ -63,9 +78,11 @@ def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) ->
     identity, ef = corpus.manifest.identity, HnswSettings().ef
     shape = (identity.memory_tokens, identity.hidden)
     questions = questions_to_measure(config.queries, corpus)
-    encode = partial(clara.query, memory_tokens=identity.memory_tokens)
-    queries = EvaluatedQueries.read(questions, encode, corpus, shape, config.top_k)
-    choice = choose_key(corpus, queries, config.seed, ef, config.candidates, CANDIDATES_PER_K)
+    query = partial(clara.query, memory_tokens=identity.memory_tokens)
+    encode = with_progress(query, len(questions), report)
+    scanned, keyed = (ShownMemory(corpus, task, report) for task in ("scan", "keys"))
+    queries = EvaluatedQueries.read(questions, encode, scanned, shape, config.top_k)
+    choice = choose_key(keyed, queries, config.seed, ef, config.candidates, CANDIDATES_PER_K)
     index = build(corpus, choice, queries.k, config, report)
     if config.candidates is None:
         choice = widen(choice, len(corpus), partial(queries.recall, index))
@@ -84,7 +101,7 @@ def make(corpus: Corpus, config: IndexConfig, report: Report, started: float) ->
         recall_at_k=recall,
         k=config.top_k,
         queries=len(queries),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=0.0,
         bytes=size,
     )
 
@@ -139,15 +156,54 @@ def check_weights(config: IndexConfig, corpus: Corpus, report: Report) -> None:
         raise mismatch(corpus, name, stored.info.fingerprint)
 
 
+class ShownMemory:
+    """The memory of a corpus, with the progress of the task that reads all of it."""
+
+    def __init__(self, corpus: Corpus, task: str, report: Report) -> None:
+        self._corpus, self._task, self._report = corpus, task, report
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def memory(self, rows: Sequence[int]) -> Tensor:
+        """memory_NMD of these rows."""
+        return self._corpus.memory(rows)
+
+    def memory_chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order, as (first row, memory_NMD)."""
+        self._show(0)
+        for first, memory_NMD in self._corpus.memory_chunks():
+            yield first, memory_NMD
+            self._show(first + len(memory_NMD))
+
+    def _show(self, done: int) -> None:
+        self._report.progress(Progress(self._task, done, len(self), "passages"))
+
+
+def with_progress(
+    encode: Callable[[str], Tensor], total: int, report: Report
+) -> Callable[[str], Tensor]:
+    """The same function of one question, with the progress over so many."""
+    numbers = count(1)
+    report.progress(Progress("questions", 0, total, "questions"))
+
+    def encode_next(question: str) -> Tensor:
+        try:
+            return encode(question)
+        finally:
+            report.progress(Progress("questions", next(numbers), total, "questions"))
+
+    return encode_next
+
+
 def build(
     corpus: Corpus, choice: MeasuredKey, k: int, config: IndexConfig, report: Report
 ) -> GraphIndex:
     """The graph over every passage's narrow key, in Milvus where that was asked for."""
 
     def keys() -> Iterator[Tensor]:
-        for first, memory_NMD in corpus.memory_chunks():
+        for _, memory_NMD in ShownMemory(corpus, "index", report).memory_chunks():
             yield choice.key.of(memory_NMD)
-            report.progress(Progress("index", first + len(memory_NMD), len(corpus), "passages"))
 
     def new_graph(width: int, most: int) -> Graph:
         if config.uri is None:

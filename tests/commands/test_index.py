@@ -46,7 +46,8 @@ def test_every_engine_is_measured_and_used(works, report, corpus, engine):
     found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256, rows)
     assert (found is not None) == (engine == "hnsw")
     assert report.notes and result.engine in report.notes[-1]
-    assert report.steps >= 1
+    assert report.begun == {"questions", "scan", "keys", "index"}
+    assert report.steps >= result.queries + 3
 
 
 def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
@@ -149,6 +150,55 @@ FILES = [
     "index/*/tables.safetensors",
     "index/bm25/*/bm25.safetensors",
 ]
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[int]:
+    """The sizes of the corpora that were measured from now on."""
+    corpora: list[int] = []
+    make = index.make
+
+    def count(corpus, *rest):
+        corpora.append(len(corpus))
+        return make(corpus, *rest)
+
+    monkeypatch.setattr(index, "make", count)
+    return corpora
+
+
+@pytest.mark.parametrize("engine", ["auto", "hnsw"])
+def test_an_index_is_not_measured_again_where_nothing_changed(
+    works, report, corpus, measured, engine
+):
+    first = index.run(tiny.index(corpus, engine=engine), report)
+    before = tiny.files(corpus)
+    report.notes.clear()
+    again = index.run(tiny.index(corpus, engine=engine), report)
+    assert len(measured) == 1 and tiny.files(corpus) == before
+    assert report.notes == [f"{corpus}: nothing changed since this was measured"]
+    assert dataclasses.replace(again, seconds=first.seconds) == first and again.seconds > 0
+
+
+def test_an_index_is_measured_again_where_anything_changed(
+    works, report, corpus, measured, tmp_path, monkeypatch
+):
+    def run(**changes):
+        before = len(measured)
+        index.run(tiny.index(corpus, engine="hnsw", **changes), report)
+        return len(measured) - before
+
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "Who is mayor of Pinewick?"}\n')
+    assert [run(), run(), run(top_k=3), run(candidates=4)] == [1, 0, 1, 1]
+    assert [run(queries=questions), run(queries=questions)] == [1, 0]
+    questions.write_text('{"question": "Who is mayor of Frostmouth?"}\n')
+    assert run(queries=questions) == 1
+    assert [run(candidates=4), run(), run()] == [1, 1, 0]  # another index stood there meanwhile
+    (graph,) = corpus.glob("index/*/graph.bin")
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert [run(), run()] == [1, 0]  # damaged, and mended
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "another user's"))
+    assert run() == 1  # what comes with a corpus is not believed
 
 
 @pytest.mark.parametrize("name", FILES)
