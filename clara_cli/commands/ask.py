@@ -43,16 +43,42 @@ from clara_cli.records import Answer, MemoryNeed, Progress, Report, Retelling, S
 from clara_cli.search.where import parse
 
 IDLE_IN_TASK = (
-    *("question", "file", "top_k", "candidates", "first_stage", "where", "read", "text_tokens"),
-    *("explain", "require_support", "search", "abstain", "llm", "llm_model"),
-    *("answer_only", "log"),
+    "question",
+    "file",
+    "top_k",
+    "candidates",
+    "first_stage",
+    "where",
+    "read",
+    "text_tokens",
+    "explain",
+    "require_support",
+    "search",
+    "abstain",
+    "llm",
+    "llm_model",
+    "answer_only",
+    "log",
 )
 IDLE_IN_SEARCH = (
-    *("max_new_tokens", "read", "explain", "require_support", "abstain"),
-    *("llm", "llm_model", "dry_run", "answer_only"),
+    "max_new_tokens",
+    "read",
+    "explain",
+    "require_support",
+    "abstain",
+    "llm",
+    "llm_model",
+    "dry_run",
+    "answer_only",
 )
 IDLE_IN_SERVE = (
-    *("question", "file", "answer_only", "require_support", "task", "passage", "dry_run"),
+    "question",
+    "file",
+    "answer_only",
+    "require_support",
+    "task",
+    "passage",
+    "dry_run",
     "explain",
 )
 IDLE_WITH_LLM = ("read", "explain", "require_support", "abstain", "dry_run")

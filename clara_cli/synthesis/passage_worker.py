@@ -181,7 +181,8 @@ class PassageWorker:
         """Why nothing came of the passage, in the server's words where it refused."""
         if self.unfit is not None:
             return Verdict(self.unfit.gate, self.unfit.detail)
-        bad = {k.partition(".")[2]: n for k, n in self.outcome.counts.items() if k[:4] == "malf"}
+        counts, prefix = self.outcome.counts, "malformed."
+        bad = {k.removeprefix(prefix): n for k, n in counts.items() if k.startswith(prefix)}
         listed = ", ".join(f"{number} {why}" for why, number in sorted(bad.items()))
         return Verdict("nothing", f"{said}; malformed replies: {listed}" if listed else said)
 

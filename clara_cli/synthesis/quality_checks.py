@@ -55,13 +55,29 @@ class Limits:
 
 
 PAIR_GATES = (
-    *("empty", "question_length", "answer_length", "no_answer", "document", "language"),
-    *("numbers", "names", "echo", "unsupported", "ungrounded"),
+    "empty",
+    "question_length",
+    "answer_length",
+    "no_answer",
+    "document",
+    "language",
+    "numbers",
+    "names",
+    "echo",
+    "unsupported",
+    "ungrounded",
 )
 DUPLICATE = "duplicate"
 PARAPHRASE_GATES = (
-    *("empty", "no_answer", "document", "language", "length", "numbers", "names"),
-    *("incomplete", "copy"),
+    "empty",
+    "no_answer",
+    "document",
+    "language",
+    "length",
+    "numbers",
+    "names",
+    "incomplete",
+    "copy",
 )
 COPY_GRAM = 4
 

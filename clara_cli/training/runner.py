@@ -40,8 +40,19 @@ from clara_cli.training.validation_schedule import ValidationSchedule, best
 
 Record = TypeVar("Record")
 UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
-    *("out", "recipe", "set", "save_minutes", "device", "nproc", "fsdp", "micro_batch"),
-    *("checkpointing", "corpus", "tracker", "device_map", "dry_run"),
+    "out",
+    "recipe",
+    "set",
+    "save_minutes",
+    "device",
+    "nproc",
+    "fsdp",
+    "micro_batch",
+    "checkpointing",
+    "corpus",
+    "tracker",
+    "device_map",
+    "dry_run",
 )
 WINDOW = 50  # batches among which records of like length are put together
 

@@ -163,7 +163,9 @@ def figures_of(
         for text, example in zip(answers, part, strict=True):
             yield "em", metrics.exact_match(text, example.answers), 1.0
             yield "f1", metrics.f1(text, example.answers), 1.0
-    for scores_N, example in zip(scores, part, strict=bool(scores)):
+    if not scores:
+        return
+    for scores_N, example in zip(scores, part, strict=True):
         if example.golds:
             hits = [str(n) for n in scores_N.argsort(descending=True).tolist()]
             for k in (1, 3, 5):
