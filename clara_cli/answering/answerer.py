@@ -25,6 +25,7 @@ from clara_cli.answering.reading import (
 from clara_cli.answering.sentences import with_best_sentences
 from clara_cli.answering.support import Signals
 from clara_cli.core.checkpoint import Loaded
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Answer, Explanation, Hit
@@ -82,7 +83,7 @@ class Answerer:
         self.has_text, self._other = has_text, other
         self.text_role = loaded.info.reading.text_role
         fingerprints = (loaded.info.fingerprint, loaded.info.older_fingerprint)
-        self.calibration = support.read_calibration(loaded.path, *fingerprints)
+        self.calibrations = support.read_calibrations(loaded.path, *fingerprints)
 
     def answer(
         self,
@@ -133,34 +134,42 @@ class Answerer:
     def _judge(
         self, found: Sequence[FoundPassages], answers: Sequence[Generated], how: AskOptions
     ) -> list[Verdict]:
-        """Support of each answer by the checkpoint's calibration, which is one of answers read from
-        memory; without it, or where text was read, nobody can tell."""
-        if self.calibration is None or how.read != "memory":
+        """Support of each answer by the checkpoint's calibration of how it was read; without one
+        nobody can tell."""
+        calibration = self.calibrations.get(how.read)
+        if calibration is None:
             return [UNJUDGED for _ in found]
         verdicts = []
-        for signals in self.signals(found, answers):
-            p, supported = self.calibration.judge(signals) if signals else (0.0, False)
+        for signals in self.signals(found, answers, how.read):
+            p, supported = calibration.judge(signals) if signals else (0.0, False)
             verdicts.append(Verdict(p, supported, "calibrated", signals))
         return verdicts
 
     def signals(
-        self, found: Sequence[FoundPassages], answers: Sequence[Generated]
+        self,
+        found: Sequence[FoundPassages],
+        answers: Sequence[Generated],
+        read: ReadMode = "memory",
     ) -> list[Signals]:
         """What tells whether answers come from their passages; nothing for an answer without text,
         or from no passage."""
         pairs = enumerate(zip(found, answers, strict=True))
         worded = [i for i, (one, given) in pairs if given.ids and given.text and one.hits]
-        answered = [
-            support.ModelAnswer(found[i].question, answers[i], self._other(found[i]))
-            for i in worded
-        ]
+        answered = [support.ModelAnswer(answers[i], self._without(found[i], read)) for i in worded]
         signals_of: list[Signals] = [{} for _ in found]
-        for i, signals in zip(worded, support.memory_signals(self.model, answered), strict=True):
+        for i, signals in zip(
+            worded, support.likelihood_signals(self.model, answered), strict=True
+        ):
             signals_of[i] = signals
             if self.has_text:
                 passages = [hit.passage for hit in found[i].hits]
                 signals_of[i] |= support.text_signals(found[i].searched, answers[i].text, passages)
         return signals_of
+
+    def _without(self, found: FoundPassages, read: ReadMode) -> tuple[Prompt, ...]:
+        other_1MD = found.memory_KMD[:0] if read == "text" else self._other(found)
+        role = self.text_role
+        return support.prompts_without(self.model, found.question, read, role, other_1MD)
 
     def _answer(
         self,

@@ -1,10 +1,11 @@
 """Does the answer come from the documents? Signals of it, and what a checkpoint's calibration makes
 of them.
 
-Signals: how likely the generator finds its answer over the passages' memory, against over nothing
-and over another passage of the corpus; how many of the answer's names and numbers, and of the
-question's words, stand in the passages' kept text. A checkpoint with a `support.json` turns them
-into a probability; without one support is not judged: words alone call "the 3" supported.
+Signals: how likely the generator finds its answer over the passages, against over nothing and,
+where it read memory, over another passage of the corpus; how many of the answer's names and
+numbers, and of the question's words, stand in the passages' kept text. A checkpoint's
+`support.json` turns them into a probability, each way of reading by a calibration of its own;
+without one support is not judged: words alone call "the 3" supported.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from clara_cli.answering.facts import Fact, known_parts, read_facts
 from clara_cli.answering.reading import Generated, Prompt, joined, like_lengths, make_prompt
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.core.model import ClaraModel
 from clara_cli.documents.chunk import model_text
@@ -25,9 +27,11 @@ from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
 from clara_cli.storage.artefact import Fields, read_object
 
-FILE, FORMAT, VERSION = "support.json", "clara-support", 1
+FILE, FORMAT, VERSION = "support.json", "clara-support", 2
 MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
-TEXT_SIGNALS = (*MEMORY_SIGNALS, "facts", "asked")
+WORD_SIGNALS = ("facts", "asked")
+TEXT_SIGNALS = (*MEMORY_SIGNALS, *WORD_SIGNALS)
+READ_TEXT_SIGNALS = (*MEMORY_SIGNALS[:2], *WORD_SIGNALS)
 _LARGEST = 1e9  # a weight beyond it is no weight
 _RESTORE = "delete the file (support is then not judged), or restore the checkpoint"
 _LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
@@ -52,82 +56,102 @@ class Logistic:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What a checkpoint's controls taught: one function with the text's signals, one without, each
-    with the threshold from which an answer counts as supported."""
+class Fit:
+    """A probability, and the threshold from which an answer counts as supported."""
 
-    text: Logistic
-    text_threshold: float
-    memory: Logistic
-    memory_threshold: float
+    probability: Logistic
+    threshold: float
 
     def judge(self, signals: Signals) -> tuple[float, bool]:
         """(support, supported)."""
-        with_text = "facts" in signals
-        p = (self.text if with_text else self.memory)(signals)
-        threshold = self.text_threshold if with_text else self.memory_threshold
-        return round(p, 4), p >= threshold
+        p = self.probability(signals)
+        return round(p, 4), p >= self.threshold
 
 
-def read_calibration(folder: Path, *fingerprints: str) -> Calibration | None:
-    """A checkpoint's `support.json`; None where it has none, or one of another memory space than
-    these stand for.
+@dataclass(frozen=True)
+class Calibration:
+    """What a checkpoint's controls taught of one way of reading: with the text's signals, and
+    without them where memory may be read alone."""
+
+    with_text: Fit
+    without_text: Fit | None = None
+
+    def judge(self, signals: Signals) -> tuple[float, bool]:
+        """(support, supported)."""
+        fit = self.with_text if "facts" in signals else self.without_text
+        assert fit is not None, "text that was read was kept"
+        return fit.judge(signals)
+
+
+def read_calibrations(folder: Path, *fingerprints: str) -> dict[ReadMode, Calibration]:
+    """A checkpoint's `support.json`, by way of reading; {} where it has none, or one of another
+    memory space than these stand for. Version 1 was of memory alone.
 
     Raises:
         ArtefactError: where the file is damaged.
     """
-    fields = read_object(folder / FILE, _RESTORE, FORMAT, VERSION)
+    fields = read_object(folder / FILE, _RESTORE, FORMAT, (1, VERSION))
     if fields is None:
-        return None
-    text = _fit(fields.object("text"), TEXT_SIGNALS)
-    memory = _fit(fields.object("memory"), MEMORY_SIGNALS)
-    fits = fields.values.get("fingerprint") in fingerprints
-    return Calibration(*text, *memory) if fits else None
+        return {}
+    modes = fields if fields.values["version"] == 1 else fields.object("modes")
+    calibrations: dict[ReadMode, Calibration] = {}
+    if modes is fields or "memory" in modes.values:
+        memory = modes if modes is fields else modes.object("memory")
+        with_text = _fit(memory.object("text"), TEXT_SIGNALS)
+        without = _fit(memory.object("memory"), MEMORY_SIGNALS)
+        calibrations["memory"] = Calibration(with_text, without)
+    if modes is not fields and "text" in modes.values:
+        fit = _fit(modes.object("text").object("text"), READ_TEXT_SIGNALS)
+        calibrations["text"] = Calibration(fit)
+    return calibrations if fields.values.get("fingerprint") in fingerprints else {}
 
 
-def _fit(fields: Fields, names: Sequence[str]) -> tuple[Logistic, float]:
+def _fit(fields: Fields, names: Sequence[str]) -> Fit:
     weights, threshold = fields.object("weights"), fields.number("threshold")
     if not 0 < threshold <= 1:
         raise fields.wrong("threshold", f"{threshold}, not above 0 and at most 1")
     numbers = {name: weights.number(name, _LARGEST) for name in names}
-    return Logistic(numbers, fields.number("bias", _LARGEST)), threshold
+    return Fit(Logistic(numbers, fields.number("bias", _LARGEST)), threshold)
 
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """An answer of a token at least, with its question, and the memory of another passage than
-    those it was read from (or of none, [0, M, D])."""
+    """An answer of a token at least, and prompts that its question has without its passages: over
+    nothing and, where it was read from memory, over another passage."""
 
-    question: str
     answer: Generated
-    other_1MD: Tensor
+    without: tuple[Prompt, ...]
 
 
-def memory_signals(model: ClaraModel, answers: Sequence[ModelAnswer]) -> list[Signals]:
+def likelihood_signals(model: ClaraModel, answers: Sequence[ModelAnswer]) -> list[Signals]:
     """For each answer: its mean log-probability a token as it was read, and how much higher that is
     than over no passage and than over another one."""
-    prompts = [prompt for said in answers for prompt in _without(model, said)]
-    ids = [said.answer.ids for said in answers for _ in range(2)]
-    found: dict[int, float] = {}
-    lengths = [len(p.ids) + len(a) for p, a in zip(prompts, ids, strict=True)]
+    pairs = [(prompt, one.answer.ids) for one in answers for prompt in one.without]
+    likelihoods: dict[int, float] = {}
+    lengths = [len(prompt.ids) + len(ids) for prompt, ids in pairs]
     for batch in like_lengths(lengths, model.device):
-        memory_ND = joined(model, [prompts[i].memory_ND for i in batch])
-        rows, said_ids = [prompts[i].ids for i in batch], [ids[i] for i in batch]
-        found.update(zip(batch, log_likelihoods(model, rows, said_ids, memory_ND), strict=True))
-    signals = []
-    for number, said in enumerate(answers):
-        given, nothing, other = said.answer.likelihood, found[2 * number], found[2 * number + 1]
-        values = (given, given - nothing, given - other)
-        signals.append(dict(zip(MEMORY_SIGNALS, values, strict=True)))
+        prompts = [pairs[i][0] for i in batch]
+        memory_ND = joined(model, [prompt.memory_ND for prompt in prompts])
+        rows, written = [prompt.ids for prompt in prompts], [pairs[i][1] for i in batch]
+        scored = log_likelihoods(model, rows, written, memory_ND, prompts[0].role)
+        likelihoods.update(zip(batch, scored, strict=True))
+    signals, number = [], iter(range(len(pairs)))
+    for one in answers:
+        given = one.answer.likelihood
+        values = (given, *(given - likelihoods[next(number)] for _ in one.without))
+        signals.append(dict(zip(MEMORY_SIGNALS, values, strict=False)))
     return signals
 
 
-def _without(model: ClaraModel, said: ModelAnswer) -> list[Prompt]:
-    """The question over no passage, and over another one."""
-    memories = (said.other_1MD[:0], said.other_1MD)
-    return [
-        make_prompt(model, said.question, memory_KMD, (), "memory", None) for memory_KMD in memories
-    ]
+def prompts_without(
+    model: ClaraModel, question: str, read: ReadMode, text_role: str | None, other_1MD: Tensor
+) -> tuple[Prompt, ...]:
+    """A question's prompts over nothing and, where memory is read, over that of another passage
+    (or of none, [0, M, D])."""
+    nothing = make_prompt(model, question, other_1MD[:0], (), read, text_role)
+    if read == "text":
+        return (nothing,)
+    return (nothing, make_prompt(model, question, other_1MD, (), read, text_role))
 
 
 def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Signals:

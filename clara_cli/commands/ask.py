@@ -245,9 +245,10 @@ def open_clara(config: AskConfig, report: Report) -> Clara:
         report.note(f"{checkpoint.name} was trained last to answer, not to write from memory")
     refuse_unreadable(clara, config, report)
     read = config.read or clara.loaded.info.reading.mode
-    if config.abstain and (clara.answerer.calibration is None or read != "memory"):
-        what = f"--read {read}" if read != "memory" else checkpoint.name
-        hint = "omit --abstain, or read memory with a checkpoint that has a support.json"
+    judged = clara.answerer.calibrations
+    if config.abstain and read not in judged:
+        what = f"{checkpoint.name} with --read {read}" if judged else checkpoint.name
+        hint = "omit --abstain, or use a checkpoint whose support.json has this way of reading"
         raise UsageError(f"--abstain: nothing judges the support of answers by {what}", hint)
     return clara
 

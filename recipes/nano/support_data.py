@@ -1,4 +1,4 @@
-"""Writes the corpora and questions on which `support.py` calibrates and `ask --read` is measured.
+"""Writes the corpora and questions for `recipes/support/calibrate.py` and for measuring `--read`.
 
     python recipes/nano/support_data.py runs/controls [--squad dev.jsonl.xz]
 

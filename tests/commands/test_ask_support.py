@@ -85,18 +85,49 @@ def test_likelihood_signals_compare_the_same_answer(clara):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"version": 2}, {"text": {}}, {"text": None}, {"memory": {"weights": 1}}]
+    "changes",
+    [
+        {"version": 3},
+        {"text": {}},
+        {"text": None},
+        {"memory": {"weights": 1}},
+        {"version": 2},
+        {"version": 2, "modes": {"text": {"text": {"weights": {}}}}},
+    ],
 )
 def test_a_damaged_calibration_is_named(works, tmp_path, changes):
     path = calibrated(works, tmp_path, **changes)
-    with pytest.raises(ArtefactError, match=r"support\.json: key '(version|text|memory)"):
-        support.read_calibration(path, "x")
+    with pytest.raises(ArtefactError, match=r"support\.json: key '(version|text|memory|modes)"):
+        support.read_calibrations(path, "x")
+
+
+def test_each_way_of_reading_has_a_calibration_of_its_own(works, tmp_path):
+    """Over text the answer is compared with the question alone; no other passage is read."""
+    zero = dict.fromkeys(support.READ_TEXT_SIGNALS, 0.0)
+    fit = {"weights": {**zero, "over_nothing": 2.0}, "bias": 0.5, "threshold": 0.6}
+    path = calibrated(works, tmp_path, version=2, modes={"text": {"text": fit}})
+    clara = Clara.open(works.corpus, model=str(path), device="cpu", dtype="float32")
+    ways = {"top_k": 2, "max_new_tokens": 8, "explain": True}
+    answer = clara.ask(QUESTION, read="text", **ways)
+    signals = answer.explain.signals
+    assert set(signals) == set(support.READ_TEXT_SIGNALS)
+    how = AskOptions(top_k=2, max_new_tokens=8, read="text")
+    prompt = clara.answerer.prompt(clara.find([QUESTION], how)[0], how)
+    assert prompt.role == clara.answerer.text_role
+    (given,) = generate(clara.model, [prompt], 8)
+    bare = clara.prompter.prompt(clara.prompter.text_chat(QUESTION, []))
+    (nothing,) = log_likelihoods(clara.model, [bare], [given.ids], None, prompt.role)
+    assert signals["over_nothing"] == pytest.approx(given.likelihood - nothing, abs=1e-3)
+    expected = 1 / (1 + torch.tensor(-(2 * signals["over_nothing"] + 0.5)).exp().item())
+    assert answer.support == pytest.approx(expected, abs=1e-3)
+    for read in ("memory", "auto"):
+        assert clara.ask(QUESTION, read=read, **ways).support is None
 
 
 def test_a_calibration_of_another_memory_space_is_left_alone(works, tmp_path):
     path = calibrated(works, tmp_path, fingerprint="other")
     info = load(LoadOptions(str(path), device="cpu")).info
-    assert support.read_calibration(path, info.fingerprint) is None
+    assert support.read_calibrations(path, info.fingerprint) == {}
 
 
 def test_facts_are_names_and_numbers_else_words(clara):

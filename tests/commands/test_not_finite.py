@@ -188,8 +188,7 @@ def test_a_threshold_that_all_answers_pass_is_refused(works, tmp_path, capsys, t
 
 def test_signals_that_are_not_finite_are_not_judged(works, tmp_path):
     path = calibration(works, tmp_path / "m")
-    judge = support.read_calibration(path, read_info(path).fingerprint)
-    assert judge is not None
+    judge = support.read_calibrations(path, read_info(path).fingerprint)["memory"]
     zero = dict.fromkeys(support.TEXT_SIGNALS, 0.0)
     assert judge.judge(zero)[1]
     with pytest.raises(ArtefactError, match=r"support\.json: its weights make no finite number"):
@@ -202,7 +201,7 @@ def test_an_empty_answer_is_never_supported(works, tmp_path, decoded):
     path = calibration(works, tmp_path / "m")
     clara = Clara.open(works.corpus, model=str(path), device="cpu", dtype="float32")
     tokenizer = clara.prompter.tokenizer
-    ids = tokenizer.encode(decoded, add_special_tokens=False)
+    ids = tokenizer(decoded, add_special_tokens=False)["input_ids"]
     assert len(ids) == bool(decoded)
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert text == ""

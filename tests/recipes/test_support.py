@@ -11,29 +11,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_cli.answering.support import MEMORY_SIGNALS, TEXT_SIGNALS, read_calibration
+from clara_cli.answering import calibration as calibrating
+from clara_cli.answering.support import MEMORY_SIGNALS, TEXT_SIGNALS, read_calibrations
 from clara_cli.bundled import BUNDLED
 from clara_cli.core.checkpoint import read_info
 
-RECIPES = Path(__file__).parent.parent.parent / "recipes" / "nano"
+RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
 
-def module(name: str):
-    sys.path.insert(0, str(RECIPES))
+def module(folder: str, name: str):
+    sys.path.insert(0, str(RECIPES / folder))
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(str(RECIPES))
+        sys.path.remove(str(RECIPES / folder))
 
 
-recipe, controls = module("support"), module("support_data")
+recipe, controls = module("support", "calibrate"), module("nano", "support_data")
 
 
 def test_nanos_calibration_is_of_its_memory_space():
-    """After nano is made anew: python recipes/nano/support.py (see its head)."""
+    """After nano is made anew: python recipes/support/calibrate.py (see its head)."""
     info = read_info(BUNDLED["nano"])
-    calibration = read_calibration(BUNDLED["nano"], info.fingerprint)
-    assert calibration is not None
+    calibration = read_calibrations(BUNDLED["nano"], info.fingerprint)["memory"]
     certain = dict.fromkeys(TEXT_SIGNALS, 0.0) | {"facts": 1.0, "asked": 1.0}
     nothing = dict.fromkeys(TEXT_SIGNALS, 0.0)
     assert calibration.judge(certain)[0] > calibration.judge(nothing)[0]
@@ -43,10 +43,10 @@ def test_nanos_calibration_is_of_its_memory_space():
 
 def test_figures_by_hand():
     p_N, y_N = torch.tensor([0.9, 0.8, 0.3, 0.3]), torch.tensor([1.0, 0.0, 1.0, 0.0])
-    assert recipe.auroc(p_N, y_N) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
-    assert recipe.precision(p_N, y_N, 0.5) == 0.5 and recipe.recall(p_N, y_N, 0.5) == 0.5
-    assert recipe.ece(p_N, y_N) == pytest.approx(0.25 * 0.1 + 0.25 * 0.8 + 0.5 * 0.2)
-    assert recipe.f1(p_N >= 0.5, y_N) == 0.5
+    assert calibrating.auroc(p_N, y_N) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert calibrating.precision(p_N, y_N, 0.5) == 0.5 and calibrating.recall(p_N, y_N, 0.5) == 0.5
+    assert calibrating.ece(p_N, y_N) == pytest.approx(0.25 * 0.1 + 0.25 * 0.8 + 0.5 * 0.2)
+    assert calibrating.f1(p_N >= 0.5, y_N) == 0.5
 
 
 def test_the_fit_finds_the_signal_that_tells():
@@ -55,14 +55,14 @@ def test_the_fit_finds_the_signal_that_tells():
         right = number % 2 == 0
         signals = {name: rng.gauss(0, 1) for name in TEXT_SIGNALS}
         signals["facts"] += 3 * right
-        rows.append(recipe.Case(str(number), False, right, signals, 0.5))
+        rows.append(calibrating.Case(str(number), False, right, signals, 0.5))
     train = [row for row in rows if recipe.first_half(row)]
     test = [row for row in rows if not recipe.first_half(row)]
     assert 150 < len(train) < 250
-    fitted = recipe.fit(train, TEXT_SIGNALS)
+    fitted = calibrating.fit(train, TEXT_SIGNALS)
     weights = {name: abs(w) for name, w in fitted["weights"].items()}
     assert max(weights, key=weights.get) == "facts"
-    figures = recipe.measure(recipe.scores(fitted, test), test, fitted["threshold"], 0)
+    figures = calibrating.measure(calibrating.scores(fitted, test), test, fitted["threshold"], 0)
     assert figures["auroc"][0] > 0.95 and figures["ece"][0] < 0.1
     assert figures["auroc"][1] <= figures["auroc"][0] <= figures["auroc"][2]
 
@@ -70,12 +70,12 @@ def test_the_fit_finds_the_signal_that_tells():
 def test_the_curve_trades_precision_for_recall():
     p_N = torch.tensor([0.95, 0.85, 0.35, 0.05])
     rights = (True, False, True, False)
-    rows = [recipe.Case(str(n), False, right, {}, 0.5) for n, right in enumerate(rights)]
-    curve = {point["threshold"]: point for point in recipe.curve(p_N, rows)}
+    rows = [calibrating.Case(str(n), False, right, {}, 0.5) for n, right in enumerate(rights)]
+    curve = {point["threshold"]: point for point in calibrating.curve(p_N, rows)}
     assert [curve[t]["said"] for t in (0.1, 0.4, 0.9)] == [3, 2, 1]
     assert [curve[t]["precision"][0] for t in (0.1, 0.4, 0.9)] == [0.667, 0.5, 1.0]
     assert [curve[t]["recall"][0] for t in (0.1, 0.4, 0.9)] == [1.0, 0.5, 0.5]
-    assert recipe.share(21, 21) == [1.0, 0.845, 1.0] and recipe.share(0, 0) is None
+    assert calibrating.share(21, 21) == [1.0, 0.845, 1.0] and calibrating.share(0, 0) is None
 
 
 def test_controls_are_held_out_and_the_same_each_time(tmp_path):
