@@ -359,7 +359,7 @@ def opens_to_read(call: ast.Call) -> bool:
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     owner = getattr(getattr(call.func, "value", None), "id", "")
     if name in ("read_text", "read_bytes"):
-        return isinstance(call.func, ast.Attribute) and not call.args
+        return isinstance(call.func, ast.Attribute) and owner != "artefact"
     modes = [node.value for node in call.args if isinstance(node, ast.Constant)]
     told = {word.arg for word in call.keywords} & {"encoding", "mode"}
     return name == "open" and (owner in ("gzip", "lzma", "bz2") or bool(told) or "rb" in modes)

@@ -7,6 +7,7 @@ terminal. K passages given, M memory tokens, D hidden.
 
 from __future__ import annotations
 
+import os
 import random
 import reprlib
 import shlex
@@ -299,25 +300,37 @@ def recorded_model(folder: Path, made_by: dict[str, Any]) -> str | None:
     if not isinstance(named, str) or not named:
         message = f"{place}: {reprlib.repr(named)}, not a checkpoint's name"
         raise ArtefactError(message, "name the checkpoint with --model")
-    inside = Path(named).resolve()
-    if inside.exists() and inside.is_relative_to(folder.resolve()):
+    try:
+        places = [Path(os.path.abspath(named)), Path(named).resolve()]  # a link leads elsewhere
+    except (ValueError, OSError, RuntimeError):  # no path of this system: a NUL, links in a circle
+        places = []
+    inside = any(place.is_relative_to(folder.resolve()) for place in places)
+    if inside and os.path.lexists(named):
         message = f"{place}: {named} lies in the corpus itself, which may not choose what is loaded"
         raise ArtefactError(message, f"if you trust it, add --model {shlex.quote(named)}")
     return named
 
 
-def refuse_mismatch(loaded: Loaded, corpus: Corpus) -> None:
-    """A corpus can be read only by the memory space it was made in."""
+def refuse_mismatch(loaded: Loaded, corpus: Corpus, option: str = "--model") -> None:
+    """A corpus can be read only by the memory space it was made in; `option` is what names another
+    checkpoint."""
     if not reads(loaded, corpus.manifest.identity.checkpoint["fingerprint"]):
-        raise mismatch(corpus, loaded.name, loaded.info.fingerprint)
+        raise mismatch(corpus, loaded.name, loaded.info.fingerprint, option)
 
 
-def mismatch(corpus: Corpus, name: str, fingerprint: str) -> ArtefactError:
+def mismatch(corpus: Corpus, name: str, fingerprint: str, option: str = "--model") -> ArtefactError:
     """The error of a corpus and a checkpoint of another memory space."""
     made_by = corpus.manifest.identity.checkpoint
-    return ArtefactError(
-        f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']} "
-        f"({made_by.get('model')}), {name} is {fingerprint}",
-        f"use --model {shell_word(made_by.get('model'))}, or compress again with --model "
-        f"{shell_word(name)}",
+    again = f"clara compress the documents again with --model {shell_word(name)}"
+    try:
+        recorded = recorded_model(corpus.folder, made_by)
+    except ArtefactError:  # what it names is not to be loaded
+        recorded = None
+    named, use = "", again
+    if recorded is not None:
+        named, use = f" ({recorded})", f"use {option} {shell_word(recorded)}, or {again}"
+    message = (
+        f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']}{named}, "
+        f"{name} is {fingerprint}"
     )
+    return ArtefactError(message, use)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.core.loading import as_artefact_errors, check_folder, read_settings
+from clara_cli.storage.file_kinds import read_file
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -125,7 +126,7 @@ def read_tokenizer(folder: Path, what: str) -> FastTokenizer | None:
         if type(backend.model).__name__ != "BPE":
             return None
         file = folder / "chat_template.jinja"
-        own = file.read_text("utf-8") if file.is_file() else settings.get("chat_template")
+        own = read_file(file).decode() if file.is_file() else settings.get("chat_template")
         if own is not None and not isinstance(own, str):
             return None
         return FastTokenizer(backend, settings, own, str(folder))

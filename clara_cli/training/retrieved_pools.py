@@ -87,7 +87,7 @@ class RetrievedPools:
         self.config, self.questions, self.visits = config, questions, visits
         self.model, self.steps, self.ranks, self.report = loaded.model, steps, ranks, report
         self.retriever = Retriever.open(config.corpus)
-        refuse_mismatch(loaded, self.retriever.corpus)
+        refuse_mismatch(loaded, self.retriever.corpus, "--init")
         self.by_query = config.pool_by == "query"
         self.every = config.refresh_every or REFRESH_EVERY
         self._first: int | None = None

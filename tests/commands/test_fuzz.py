@@ -343,9 +343,9 @@ def defaults(stock: Stock, folder: Path, rng: random.Random) -> Case:
 
 
 TARGETS = (
-    documents, documents, questions, recipe, corpus, corpus, corpus, unfinished, checkpoint,
-    checkpoint, checkpoint, run_folder, bench_folder, bench_folder, synth_files, synth_files,
-    defaults,
+    documents, documents, questions, questions, recipe, recipe, defaults, defaults, corpus, corpus,
+    unfinished, checkpoint, checkpoint, checkpoint, run_folder, bench_folder, bench_folder,
+    synth_files, synth_files,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,45 @@ def test_settings_that_would_do_nothing_are_refused(works, asked, report, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def corpus_that_names(works, folder: Path, model: Any) -> Path:
+    """The corpus with another `checkpoint.model`, and a checkpoint inside it."""
+    shutil.copytree(works.corpus, folder)
+    shutil.copytree(works.e2e, folder / "mine")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["checkpoint"]["model"] = str(folder / "mine") if model == "its own" else model
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("model", [{"a": 1}, 3, "", "its own", "nobody/nothing-7b"])
+def test_a_corpus_chooses_nothing_that_training_loads(
+    works, asked, report, tmp_path, monkeypatch, model
+):
+    """Only --init is loaded, whatever a corpus names; nor is it advised."""
+    names: list[str] = []
+
+    def recorded(options: LoadOptions, *rest: Any) -> Any:
+        names.append(options.name)
+        return load(options, *rest)
+
+    monkeypatch.setattr(train, "load", recorded)
+    corpus = corpus_that_names(works, tmp_path / "c.clara", model)
+    train.run(config(works, asked, tmp_path / "run", corpus=corpus, steps=1), report)
+    assert names == [str(works.instruct)]
+    settings = config(works, asked, tmp_path / "other", corpus=corpus, init=works.scp)
+    with pytest.raises(ArtefactError, match="was compressed by checkpoint") as caught:
+        train.run(settings, report)
+    named = f"use --init {model}, or " if model == "nobody/nothing-7b" else ""
+    again = f"clara compress the documents again with --model {works.scp}"
+    assert caught.value.hint == named + again
+    assert names[1:] == [str(works.scp)]
+
+
 def test_a_corpus_of_another_memory_space_or_ratio_is_refused(works, asked, report, tmp_path):
     settings = config(works, asked, tmp_path / "run", init=works.scp)
-    with pytest.raises(ArtefactError, match="was compressed by checkpoint"):
+    with pytest.raises(ArtefactError, match="was compressed by checkpoint") as caught:
         train.run(settings, report)
+    assert f"use --init {works.e2e}, or" in caught.value.hint
     coarse = tmp_path / "coarse.clara"
     compress.run(tiny.compress(works.documents, works.e2e, coarse, ratio=16), report)
     with pytest.raises(UsageError, match="ask for 16 memory tokens, the corpus keeps 4"):

@@ -304,7 +304,10 @@ def test_a_model_inside_the_corpus_has_to_be_named_by_the_user(world, tmp_path):
     shutil.copytree(model, inside)
     file = corpus / "manifest.json"
     told = json.loads(file.read_text())
-    for named in (str(inside), str(corpus / ".." / corpus.name / "shards" / "model")):
+    link = corpus / "link"
+    link.symlink_to(model)
+    by_steps = corpus / ".." / corpus.name / "shards" / "model"
+    for named in (str(inside), str(by_steps), str(link)):
         told["checkpoint"]["model"] = named
         file.write_text(json.dumps(told))
         with pytest.raises(ArtefactError, match="lies in the corpus itself") as error:
