@@ -6,26 +6,38 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from clara_cli.documents.sources import lines
 from clara_cli.storage.file_kinds import open_file
 
-MAX_BYTES = 256 * 2**20  # of a shard's passages, once decompressed
+MAX_LINE = 96 * 2**20  # bytes of a passage, once decompressed
+MAX_MEMORY = 192 * 2**20  # bytes that a shard's passages take, once they are read
+BYTES_A_VALUE = 64  # an empty list of JSON, which is two bytes there
+_WIDEST = re.compile(rb"[\xf0-\xf7]")
 
 
 def passage_lines(path: Path) -> Iterator[bytes]:
     """Each line of a gzip file. Raises OSError, EOFError or zlib.error where it is damaged, and
-    ValueError for one that holds more than `MAX_BYTES`."""
-    size = 0
+    ValueError for one that would take more than `MAX_MEMORY`."""
+    memory = 0
     with (
         open_file(path) as file,
         gzip.GzipFile(fileobj=file, mode="rb") as packed,
         io.BufferedReader(packed) as stream,
     ):
-        for _, line in lines(stream, MAX_BYTES):
-            size += MAX_BYTES + 1 if line is None else len(line) + 1
-            if line is None or size > MAX_BYTES + 1:
-                raise ValueError(f"more than {MAX_BYTES / 2**20:g} MiB of passages in one shard")
+        for _, line in lines(stream, MAX_LINE):
+            memory += MAX_MEMORY + 1 if line is None else memory_of(line)
+            if line is None or memory > MAX_MEMORY:
+                raise ValueError(f"more than {MAX_MEMORY / 2**20:g} MiB of passages in one shard")
             yield line
+
+
+def memory_of(line: bytes) -> int:
+    """Bytes that a line of JSON takes as values: the widest character of a text makes all the
+    others as wide, and a value takes more than its comma or bracket."""
+    width = 1 if line.isascii() else 4 if _WIDEST.search(line) else 2
+    marks = line.count(b",") + line.count(b"[") + line.count(b"{")
+    return width * len(line) + BYTES_A_VALUE * marks

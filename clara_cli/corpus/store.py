@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
-from clara_cli.corpus.passage_lines import passage_lines
+from clara_cli.corpus.passage_lines import memory_of, passage_lines
 from clara_cli.corpus.writer import damage_of
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _CHECK = "clara index {0} --check names every damaged file and the command that repairs it"
 _MAX_HEADER = 2**16
 _OPEN_SHARDS = 64
-_DECODED_SHARDS = 4
+_DECODED_SHARDS, _DECODED_BYTES = 4, 32 * 2**20  # whose passages are kept beside the last one's
 _OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
 _KEYS = {field.name for field in fields(Passage)} - _OPTIONAL
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -78,6 +78,14 @@ def _finished(folder: Path) -> Manifest:
     raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {out}")
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """A shard's passages, and the bytes they take."""
+
+    passages: list[Passage]
+    memory: int
+
+
 class Corpus:
     """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage of the input."""
 
@@ -86,7 +94,7 @@ class Corpus:
         self.manifest = manifest
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
         self._slices: OrderedDict[int, Any] = OrderedDict()
-        self._decoded: OrderedDict[int, list[Passage]] = OrderedDict()
+        self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
@@ -138,7 +146,7 @@ class Corpus:
     def passages(self) -> Iterator[Passage]:
         """All passages in order, one shard in memory at a time."""
         for shard in self.manifest.shards:
-            yield from self._decode(shard)
+            yield from self._decode(shard).passages
 
     def verify(self) -> list[Damage]:
         """Recompute every checksum; [] where all is well."""
@@ -181,23 +189,28 @@ class Corpus:
     def passages_of(self, number: int) -> list[Passage]:
         """The passages of shard `number`. Raises ArtefactError where its file is damaged."""
         if number not in self._decoded:
-            self._decoded[number] = self._decode(self.manifest.shards[number])
-            if len(self._decoded) > _DECODED_SHARDS:
+            while self._decoded and (
+                len(self._decoded) >= _DECODED_SHARDS
+                or sum(shard.memory for shard in self._decoded.values()) > _DECODED_BYTES
+            ):
                 self._decoded.popitem(last=False)
+            self._decoded[number] = self._decode(self.manifest.shards[number])
         self._decoded.move_to_end(number)
-        return self._decoded[number]
+        return self._decoded[number].passages
 
-    def _decode(self, shard: Shard) -> list[Passage]:
+    def _decode(self, shard: Shard) -> _Decoded:
         path = self.folder / shard.passages
-        passages = []
+        passages: list[Passage] = []
+        memory = 0
         try:
             for line in passage_lines(path):
                 passages.append(_passage(line))
+                memory += memory_of(line)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise self._damaged(path, f"line {len(passages) + 1}: {error}") from error
         if len(passages) != shard.rows:
             raise self._damaged(path, f"{len(passages)} passages, recorded {shard.rows}")
-        return passages
+        return _Decoded(passages, memory)
 
     def _check(self, shard: Shard) -> None:
         identity = self.manifest.identity

@@ -28,7 +28,7 @@ from clara_cli.storage.disk_set import DiskSet
 SKIP_HINT = "add --skip-bad: it is then left out and counted"
 TEXT_HINT = f"save the file as UTF-8, in parts where it is large; or {SKIP_HINT}"
 LINE_HINT = 'a line is {"text": "...", "id"?, "title"?}; --skip-bad counts bad lines and goes on'
-ROW_MEMORY, FILE_MEMORY = 16, 64  # bytes to read rows, or a whole file, for one of a record's
+ROW_MEMORY, FILE_MEMORY = 16, 32  # bytes to read rows, or a whole file, for one of a record's
 DROPPED_FIELDS = ("qas",)  # the questions of SQuAD-like lines: not about the text
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from clara_cli.corpus import store
 from clara_cli.corpus.append import Additions
 from clara_cli.corpus.manifest import Identity, read_manifest
+from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import encode_passages, open_writer
 from clara_cli.errors import ArtefactError, ClaraError
@@ -98,9 +100,17 @@ def test_reads_back_what_was_written(tmp_path: Path, dtype: str, tolerance: floa
 
 def test_random_access_decodes_a_shard_once(tmp_path: Path, monkeypatch) -> None:
     corpus = make(tmp_path / "c.clara")
-    opened: list[object] = []
-    monkeypatch.setattr(gzip, "open", lambda *a, real=gzip.open: opened.append(a) or real(*a))
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        store, "passage_lines", lambda path: opened.append(path) or passage_lines(path)
+    )
     for row in (0, 1, 2, 4, 0, 7, 2):
+        corpus.passage(row)
+    assert len(opened) == 3
+    monkeypatch.setattr(store, "_DECODED_BYTES", 0)  # shards that take much are not kept
+    opened.clear()
+    corpus = Corpus.open(corpus.folder)
+    for row in (0, 4, 0):
         corpus.passage(row)
     assert len(opened) == 3
 
@@ -605,13 +615,13 @@ def test_a_shards_header_of_another_kind_is_named(tmp_path: Path, header: str) -
 
 def test_passages_that_decompress_to_too_much_are_refused(tmp_path, monkeypatch):
     """The limit is lowered; with it, a line that never ends is refused before it is held."""
-    from clara_cli.corpus import passage_lines
-
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"one\ntwo\n"))
-    assert list(passage_lines.passage_lines(path)) == [b"one", b"two"]
-    monkeypatch.setattr(passage_lines, "MAX_BYTES", 2**10)
-    for data in (b"x" * 2000, b"line\n" * 400):
+    assert list(passage_lines(path)) == [b"one", b"two"]
+    for limit in ("MAX_LINE", "MAX_MEMORY"):
+        monkeypatch.setattr(f"clara_cli.corpus.passage_lines.{limit}", 2**11)
+    wide = "x" * 600 + "\U0001f389"
+    for data in (b"x" * 3000, b"line\n" * 600, wide.encode(), b"[" * 40, b"x" * 9000):
         path.write_bytes(gzip.compress(data))
         with pytest.raises(ValueError, match="MiB of passages in one shard"):
-            list(passage_lines.passage_lines(path))
+            list(passage_lines(path))
