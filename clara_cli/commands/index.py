@@ -202,6 +202,7 @@ def build(
     """The graph over every passage's narrow key, in Milvus where that was asked for."""
 
     def keys() -> Iterator[Tensor]:
+        report.progress(Progress("index", 0, len(corpus), "passages"))
         for _, memory_NMD in ShownMemory(corpus, "index", report).memory_chunks():
             yield choice.key.of(memory_NMD)
 

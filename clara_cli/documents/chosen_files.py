@@ -12,7 +12,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from clara_cli.errors import DataError, UsageError
-from clara_cli.storage.file_kinds import read_file
+from clara_cli.storage.file_kinds import read_file, special_file
 
 GITIGNORE = ".gitignore"
 
@@ -50,7 +50,9 @@ class ChosenFiles:
         try:
             lines = read_file(path).decode(errors="surrogateescape").splitlines()
             self._ignored[Path(parent)] = GitIgnoreSpec.from_lines(lines)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise DataError(f"{path}: {special_file(path) or error.strerror}", hint) from error
+        except ValueError as error:
             raise DataError(f"{path}: not readable as such: {error}", hint) from error
 
     def why_not(self, path: Path, is_folder: bool = False) -> str:
