@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from clara_cli import __version__
 from clara_cli.config import LearnConfig
@@ -38,7 +38,6 @@ from clara_cli.training.trackers import check_tracker, open_trackers
 from clara_cli.training.validation import HeldOutSet, checks_of
 from clara_cli.training.validation_schedule import ValidationSchedule, best
 
-Record = TypeVar("Record")
 UNRECORDED = (  # they change nothing that is learnt but by rounding and the draws of dropout
     "out",
     "recipe",

@@ -1,8 +1,9 @@
 """What a stage of training is: the roles it trains, the records it reads, its batches by step, what
 a batch costs, and how records kept aside are measured.
 
-Each stage is one class in a file of its own (`scp`, `instruct`, `retrieval`, `end_to_end`); the
-runner knows only this one. The losses themselves are functions of `core/stages`.
+Each stage is one class in a file of its own (`scp`, `instruct`, `retrieval`, `end_to_end`), and
+those of `train` stand in its table `STAGES`; the runner knows only this one. The losses themselves
+are functions of `core/stages`, which also says the roles each stage trains (`TRAINED`).
 """
 
 from __future__ import annotations
