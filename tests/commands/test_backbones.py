@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import hostile_templates as templates
+from helpers import backbone_templates as templates
 from helpers import released_checkpoint as released
 from helpers import tiny_world as tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import hostile_templates as templates
+from helpers import backbone_templates as templates
 from jinja2.exceptions import TemplateError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer

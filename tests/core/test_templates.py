@@ -4,7 +4,7 @@ ends its turn, on nothing before it."""
 from __future__ import annotations
 
 import pytest
-from helpers.hostile_templates import DEAF, TEMPLATES
+from helpers.backbone_templates import DEAF, TEMPLATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
