@@ -20,7 +20,7 @@ from clara_cli.documents.listing import ACCEPTED, Source
 from clara_cli.errors import DataError, UsageError
 from clara_cli.storage.file_kinds import special_file
 
-MAX_LINE_BYTES = 64 * 2**20  # of a line of questions or pairs, once decompressed
+MAX_LINE_BYTES = 32 * 2**20  # of a line of questions or pairs, once decompressed
 MAX_XZ_BYTES = 128 * 2**20  # memory to decompress: twice what xz -9 asks for
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
 _BUFFER = 2**17

@@ -22,7 +22,7 @@ from clara_cli.documents.examples import read_records
 from clara_cli.documents.json_lines import MAX_DEPTH, array_items, parse_line
 from clara_cli.documents.listing import Source
 from clara_cli.documents.reader_process import Bounds, ReaderProcess
-from clara_cli.documents.sources import BadRecord
+from clara_cli.documents.sources import MAX_LINE_BYTES, BadRecord
 from clara_cli.errors import DataError
 
 MIB = 2**20
@@ -332,3 +332,33 @@ def test_a_parquet_file_takes_no_more_either(tmp_path: Path, form: str) -> None:
     end, peak = peak_of(path)
     refused = f"4 {path}: cannot be read within {documents.ROW_MEMORY * LIMIT} MiB of memory"
     assert end.startswith("read 6" if form == "dictionary" else refused) and peak < MOST
+
+
+QUESTION_PEAK = """
+import re, sys
+from pathlib import Path
+from clara_cli.documents.examples import read_records
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+before = peak()
+print(len(list(read_records(sys.argv[1:], "mend it"))))
+print((peak() - before) // 1024)
+"""
+
+
+@on_linux
+@pytest.mark.parametrize("form", ["wide", "values"])
+def test_the_longest_line_of_questions_stays_within_512_mib(tmp_path: Path, form: str) -> None:
+    size = MAX_LINE_BYTES
+    record = {
+        "wide": {"question": "x y. " * ((size - 100) // 5) + "\U0001f389"},
+        "values": {"question": "x", "v": [[]] * (size // json_lines.BYTES_A_VALUE // 2 - 100)},
+    }[form]
+    path = tmp_path / "q.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(record, ensure_ascii=False).encode(), 1))
+    words = [sys.executable, "-c", QUESTION_PEAK, str(path)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
+    records, peak = map(int, run.stdout.split())
+    assert records == 1 and peak < 512
