@@ -252,7 +252,8 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
 def test_every_flag_reaches_its_field(
     name: str, fake: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application.launch, "needed", lambda nproc: False)  # stay in this process
+    # stay in this process
+    monkeypatch.setattr(application.launch, "must_launch", lambda nproc: False)
     result = iter(()) if name == "ask" else COMPRESSED
     seen = fake(name, result)
     config = application.COMMANDS[name]
