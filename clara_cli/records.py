@@ -13,7 +13,8 @@ Task = Literal["paraphrase", "qa"]  # what is written from the memory of one pas
 class Document:
     """What the user gives. `source` is `file:line` (or the file) for error messages; `parts` are
     where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`),
-    `first_line` the line of a text file that the text starts on."""
+    `first_line` the line of a text file that the text starts on. It is from the file `label` of
+    `input`, as the user named that, and all of that file where `is_file`."""
 
     id: str
     text: str
@@ -22,6 +23,9 @@ class Document:
     source: str = ""
     parts: tuple[tuple[int, str], ...] = ()
     first_line: int = 1
+    input: str = ""
+    label: str = ""
+    is_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,9 @@ class Report(Protocol):
     def warn(self, message: str) -> None:
         """Say something the user did not ask for and should know."""
 
+    def confirm(self, question: str) -> bool | None:
+        """Ask the user yes or no; None where there is nobody to ask."""
+
 
 class NullReport:
     """A report that says nothing."""
@@ -235,6 +242,9 @@ class NullReport:
 
     def warn(self, message: str) -> None:
         """Say nothing."""
+
+    def confirm(self, question: str) -> bool | None:
+        """Ask nobody."""
 
 
 class Tracker(Protocol):
@@ -267,6 +277,33 @@ class CompressResult:
     bytes: int
     seconds: float
     passages_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What `compress --into` did to a corpus; the keys of its JSON line. `documents`, `passages`
+    and `bytes` (of shards and passages) are those of the corpus now. Of the documents given,
+    `added`, `replaced` and `unchanged` ones, and `moved` ones among the added, whose memory was
+    there under another id; `deleted` are gone. `computed` passages, `bytes_written` without the
+    index, `index_bytes` of the index that followed."""
+
+    corpus: str
+    documents: int
+    passages: int
+    added: int
+    replaced: int
+    unchanged: int
+    moved: int
+    deleted: int
+    skipped: int
+    left_out: dict[str, int]
+    computed: int
+    memory_tokens: int
+    ratio: int
+    bytes: int
+    bytes_written: int
+    index_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ HELPERS = {
         "question_files",
         "checkpoint_notes",
         "index_measurement",
+        "compress_pipeline",
+        "sync",
     )
 }
 ONLY_IN = {

@@ -60,12 +60,15 @@ class Retriever:
         while True:
             corpus = Corpus.open(folder)
             index = _loaded(GraphIndex, corpus, INDEX)
+            if index is not None and len(index) > len(corpus):
+                index.keep(corpus.stored_rows)
             if index is not None or corpus.is_current():  # else it grew, its index with it
                 return cls(corpus, index)
 
     @property
     def outgrown(self) -> bool:
-        """Whether the corpus has a graph, but of fewer passages than it has now."""
+        """Whether the corpus has a graph, but of an earlier state, or of an earlier version of this
+        program."""
         return self.index is None and (self.corpus.folder / INDEX / SIDECAR).exists()
 
     @property
@@ -174,6 +177,8 @@ class Retriever:
                     "use --first-stage latent, or compress again without --no-text",
                 )
             saved = _loaded(BM25, self.corpus, WORDS)
+            if saved is not None and len(saved) > len(self.corpus):
+                saved = saved.kept(self.corpus.stored_rows)
             self._bm25 = saved or BM25.build(passage_texts(self.corpus))
         return self._bm25
 
@@ -182,11 +187,12 @@ def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
     """An index of a corpus; None where there is none, or one of an earlier or a later state of the
     corpus. Raises ArtefactError where it is damaged or of another corpus."""
     try:
-        return kind.load(corpus.folder / place, corpus.manifest.sha256, len(corpus))
+        index = kind.load(corpus.folder / place, corpus.manifest.states)
     except OtherCorpusError as error:
-        if corpus.is_current() and error.indexed not in corpus.manifest.earlier():
+        if corpus.is_current() and error.indexed not in corpus.manifest.edits.renumbered:
             raise
         return None
+    return index if index is not None and len(index) == corpus.manifest.rows else None
 
 
 def refuse_unused_filter(retrievers: Sequence[Retriever], where: str) -> None:

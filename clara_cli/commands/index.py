@@ -116,10 +116,10 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
     folder = config.corpus
     damage = repairs(folder)
     manifest = read_manifest(folder)
-    fingerprint, rows = (manifest.sha256, manifest.rows) if manifest else ("", 0)
+    states = manifest.states if manifest else {0: ""}
     for load_index, place in ((GraphIndex.load, INDEX), (BM25.load, WORDS)):
         try:
-            load_index(folder / place, fingerprint, rows)
+            load_index(folder / place, states)
         except ArtefactError as error:
             again = f"clara index {shell_word(folder)}"
             damage.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
@@ -209,7 +209,7 @@ def build(
     def new_graph(width: int, most: int) -> Graph:
         if config.uri is None:
             return HnswGraph.new(width, most, HnswSettings(seed=config.seed))
-        name = f"clara_{corpus.manifest.sha256[:16]}_{choice.key.rule}"
+        name = f"clara_{corpus.manifest.fingerprint[:16]}_{choice.key.rule}"
         # the index there may point to the collection that is written anew
         return MilvusGraph.new(width, config.uri, name, partial(forget, corpus.folder, INDEX))
 
@@ -219,7 +219,7 @@ def build(
         rows=len(corpus),
         rule=choice.key.rule,
         state=choice.key.state,
-        corpus_sha256=corpus.manifest.sha256,
+        corpus_sha256=corpus.manifest.fingerprint,
         candidates_per_k=-(-choice.candidates // k),
     )
 
@@ -227,13 +227,15 @@ def build(
 def save(engine: str, index: GraphIndex, corpus: Corpus) -> int:
     """Write what `engine` needs, and the words; returns the bytes."""
     folder, size = corpus.folder, 0
+    stored = (corpus.stored_rows, corpus.manifest.rows)
     if engine == "exact":
         forget(folder, INDEX)
     else:
+        index.place(*stored)
         size += index.save(folder, INDEX)
     if corpus.manifest.identity.text:
-        words = BM25.build(passage_texts(corpus))
-        size += words.save(folder, corpus.manifest.sha256, WORDS)
+        words = BM25.build(passage_texts(corpus)).placed(*stored)
+        size += words.save(folder, corpus.manifest.fingerprint, WORDS)
     return size
 
 

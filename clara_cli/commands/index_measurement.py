@@ -76,9 +76,9 @@ def _sidecars(folder: Path) -> tuple[str, ...]:
 
 def _load_index(corpus: Corpus) -> None:
     """Raise ArtefactError where a file of the index is damaged."""
-    digest, rows = corpus.manifest.sha256, len(corpus)
-    label_index.GraphIndex.load(corpus.folder / INDEX, digest, rows)
-    bm25.BM25.load(corpus.folder / WORDS, digest, rows)
+    states = corpus.manifest.states
+    label_index.GraphIndex.load(corpus.folder / INDEX, states)
+    bm25.BM25.load(corpus.folder / WORDS, states)
 
 
 def _result(fields: Fields, corpus: Corpus) -> IndexResult:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from clara_cli.config.common import PlacementOptions
 from clara_cli.config.documents import DocumentOptions
-from clara_cli.config.fields import MACHINE, METHOD, MODEL, OUTPUT, argument, option
+from clara_cli.config.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
+from clara_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,10 @@ class CompressConfig(PlacementOptions, DocumentOptions):
       clara compress notes/ reports.jsonl.gz --out everything.clara
       cat corpus.jsonl | clara compress - --out piped.clara
       clara compress hf:wikimedia/wikipedia/20231101.en --dry-run --out wiki.clara
-      clara compress more.jsonl --into sample.clara
+      clara compress notes/ --into notes.clara --prune
+      clara compress notes/ --into notes.clara --watch
+      clara compress more.jsonl --into sample.clara --append
+      clara compress --into sample.clara --delete d17
       clara compress big.jsonl --nproc 8 --out big.clara
       torchrun --nnodes 2 --nproc-per-node 8 ... -m clara_cli compress big.jsonl --out s/big.clara
     """
@@ -28,7 +32,8 @@ class CompressConfig(PlacementOptions, DocumentOptions):
     inputs: tuple[str, ...] = argument(
         "Files or folders: .jsonl(.gz/.xz) .json .txt .md .csv .tsv .parquet; with the extra "
         "documents .pdf .docx .pptx .xlsx .html .epub .rst .eml; hf:OWNER/DATASET, also with "
-        "/CONFIG and :SPLIT; or - for JSONL on stdin."
+        "/CONFIG and :SPLIT; or - for JSONL on stdin.",
+        (),
     )
     ratio: int | None = option(
         "Text tokens per memory token; default: what the checkpoint was trained at.",
@@ -46,10 +51,30 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         "The corpus to write; default: the first input's name with .clara.", None, OUTPUT
     )
     into: Path | None = option(
-        "Add the documents to this finished corpus, with its options, instead of making one; ids "
-        "it has are refused.",
+        "Bring this finished corpus, with its options, to the state of the documents: new ones are "
+        "added, changed ones replaced, the others cost nothing.",
         None,
         OUTPUT,
+    )
+    append: bool = option("With --into: only add; ids the corpus has are refused.", False, OUTPUT)
+    prune: bool = option(
+        "With --into: delete documents of these inputs that are no longer there; what cannot be "
+        "read is kept.",
+        False,
+        OUTPUT,
+    )
+    yes: bool = option("Prune without asking, an empty folder too.", False, OUTPUT)
+    delete: tuple[str, ...] = option(
+        "With --into: delete the document of this id (several: repeat it).", (), OUTPUT
+    )
+    delete_from: Path | None = option(
+        "With --into: delete the documents whose ids stand in this file, one a line.", None, INPUT
+    )
+    vacuum: bool = option(
+        "With --into: take deleted and replaced documents out of the files, too.", False, OUTPUT
+    )
+    watch: bool = option(
+        "With --into: do so again whenever the documents change, until Ctrl-C.", False, OUTPUT
     )
     split: Literal["sentences", "tokens", "none"] = option(
         "How long documents are cut; none keeps one passage per document and truncates it.",
@@ -82,3 +107,24 @@ class CompressConfig(PlacementOptions, DocumentOptions):
     dry_run: bool = option(
         "Count passages and bytes and estimate the time; write nothing.", False, OUTPUT
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("append", "prune", "delete", "delete_from", "vacuum", "watch"):
+            if getattr(self, name) and self.into is None:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag} without --into", f"name the corpus: --into DIR {flag}")
+        if self.yes and not self.prune:
+            raise UsageError("--yes without --prune", "omit it: nothing is asked")
+        deletes = bool(self.delete or self.delete_from)
+        if not self.inputs and not deletes and not self.vacuum:
+            raise UsageError("no documents", "name files or folders, or - for stdin")
+        if deletes and self.inputs:
+            hint = "give them one after the other: what is among the documents would come back"
+            raise UsageError("documents and --delete were both given", hint)
+        if self.append and (self.prune or deletes or self.vacuum or self.watch):
+            raise UsageError("--append only adds", "omit --append, or the other option")
+        if self.watch and (not self.inputs or "-" in self.inputs or self.dry_run):
+            raise UsageError("--watch needs files or folders to watch", "name them")
+        if (self.prune or self.watch) and not self.inputs:
+            raise UsageError("--prune compares with documents", "name files or folders")

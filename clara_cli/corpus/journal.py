@@ -14,6 +14,7 @@ from pathlib import Path
 from clara_cli.corpus import manifest
 from clara_cli.corpus.manifest import Identity, Shard
 from clara_cli.storage import artefact, files
+from clara_cli.storage.artefact import Fields
 from clara_cli.storage.history import History
 
 JOURNAL, LINES = "journal.json", "journal"
@@ -50,13 +51,13 @@ def read(folder: Path) -> Journal | None:
     Raises ArtefactError naming the file and the key where it is malformed.
     """
     path = folder / JOURNAL
-    fields = artefact.read_object(path, manifest.REPAIR, "clara-journal", manifest.VERSION)
+    fields = artefact.read_object(path, manifest.REPAIR, "clara-journal", manifest.VERSIONS)
     if fields is None:
         return None
     records = fields.object("shards")
     if not all(name.isascii() and name.isdigit() for name in records.values):
         raise fields.wrong("shards", "its keys are not shard numbers")
-    shards = {int(n): manifest.shard_of(records.object(n), int(n)) for n in records.values}
+    shards = {int(n): _shard(records.object(n), int(n)) for n in records.values}
     shards.update(_lines(folder))
     return Journal(manifest.read_identity(fields), shards, fields.get("extends", str))
 
@@ -74,7 +75,14 @@ def _lines(folder: Path) -> Iterator[tuple[int, Shard]]:
     for path in sorted((folder / LINES).glob("*.jsonl")):
         for fields in _history(folder, path.name).lines():
             number = fields.count("number")
-            yield number, manifest.shard_of(fields, number)
+            yield number, _shard(fields, number)
+
+
+def _shard(fields: Fields, number: int) -> Shard:
+    shard = manifest.shard_of(fields)
+    if shard.number != number:
+        raise fields.wrong("memory", f"{shard.memory!r}, of another shard than {number}")
+    return shard
 
 
 def _history(folder: Path, name: str) -> History:

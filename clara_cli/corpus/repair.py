@@ -37,7 +37,7 @@ def repairs(folder: Path) -> dict[str, list[str]]:
         names = {name for shard in shards for name in (shard.memory, shard.passages)}
         what = [f"{item.file}: {item.what}" for item in damaged if item.file in names]
         if what and manifest:
-            place = "--into" if number else "--out"
+            place = "--append --into" if number else "--out"
             found[_command(manifest.identity, part, f"{place} {shell_word(folder)}")] = what
     return found
 

@@ -1,12 +1,19 @@
 """A finished corpus, read: memory by row or in order, passages by row or in order, and its health.
 
+Rows are those of passages that were not deleted, numbered from 0 in their order; `stored_rows` has
+the number that each has over all shards, which an edit leaves as it is.
+
 Tensor letters: N rows asked for, M memory tokens, D hidden. Memory is returned as float32.
 Shards stay on disk, memory-mapped. Knows nothing of search or of how memory was made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import struct
+import weakref
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -17,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, quantize
+from clara_cli.corpus.deleted_rows import read_deleted_rows
 from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
 from clara_cli.corpus.passage_lines import memory_of, passage_lines
 from clara_cli.corpus.writer import damage_of
@@ -25,9 +33,11 @@ from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact
 from clara_cli.storage.file_kinds import open_file
+from clara_cli.storage.lock import lock_folder
 from clara_cli.storage.tensors import open_tensors
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 _CHECK = "clara index {0} --check names every damaged file and the command that repairs it"
@@ -87,26 +97,42 @@ class _Decoded:
 
 
 class Corpus:
-    """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage of the input."""
+    """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage that is not deleted."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        deleted = manifest.edits.deleted
+        self._live = _live_rows(folder, manifest) if deleted else None
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
         self._slices: OrderedDict[int, Any] = OrderedDict()
         self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
 
     @classmethod
-    def open(cls, folder: Path) -> Corpus:
+    def open(cls, folder: Path, hold: bool = True) -> Corpus:
         """Open a corpus. Every shard's presence, size and header are checked, its content is not
-        (`verify` does that). Raises ArtefactError naming the damaged or missing file."""
-        corpus = cls(folder, _finished(folder))
-        for shard in corpus.manifest.shards:
-            corpus._check(shard)
+        (`verify` does that). Its files stay while it is open, whatever is done to the corpus,
+        unless it is opened by who has its lock, and does without (`hold`).
+        Raises ArtefactError naming the damaged or missing file."""
+        with contextlib.ExitStack() as stack:
+            held = _hold(folder) if hold else None
+            if held is not None:
+                stack.callback(os.close, held)
+            corpus = cls(folder, _finished(folder))
+            for shard in corpus.manifest.shards:
+                corpus._check(shard)
+            weakref.finalize(corpus, stack.pop_all().close)
         return corpus
 
     def __len__(self) -> int:
-        return self._first_rows[-1]
+        return self._first_rows[-1] if self._live is None else len(self._live)
+
+    @property
+    def stored_rows(self) -> np.ndarray:
+        """The number over all shards of each row, in order: int64 [rows]."""
+        import numpy as np
+
+        return np.arange(self._first_rows[-1]) if self._live is None else self._live
 
     def is_current(self) -> bool:
         """Whether nobody wrote to the corpus since it was opened."""
@@ -116,26 +142,48 @@ class Corpus:
     def memory(self, rows: Sequence[int]) -> Tensor:
         """The memory of the given rows, [N, M, D], in the order given; a row may come twice.
         Raises IndexError for a row that does not exist."""
+        return self.stored_memory([self._stored(row) for row in rows])
+
+    def stored_memory(self, stored_rows: Sequence[int]) -> Tensor:
+        """The memory of rows, deleted ones too, by their numbers over all shards: [N, M, D]."""
         import torch
 
         identity = self.manifest.identity
-        memory_NMD = torch.empty(len(rows), identity.memory_tokens, identity.hidden)
-        for position, row in enumerate(rows):
-            number, inside = self._locate(row)
+        memory_NMD = torch.empty(len(stored_rows), identity.memory_tokens, identity.hidden)
+        for position, stored in enumerate(stored_rows):
+            number, inside = self._locate(stored)
             memory_NMD[position] = self._read(number, inside, inside + 1)[0]
         return memory_NMD
 
     def memory_chunks(self, rows_per_chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
         """All memory in order, as (first row, [N, M, D]) with N at most `rows_per_chunk`."""
+        import torch
+
+        first = 0
         for number, shard in enumerate(self.manifest.shards):
             for inside in range(0, shard.rows, rows_per_chunk):
-                memory_NMD = self._read(number, inside, inside + rows_per_chunk)
-                yield self._first_rows[number] + inside, memory_NMD
+                kept = self._kept(number, inside, min(inside + rows_per_chunk, shard.rows))
+                if len(kept):
+                    memory_NMD = self._read(number, inside, inside + rows_per_chunk)
+                    if len(kept) < len(memory_NMD):
+                        memory_NMD = memory_NMD[torch.from_numpy(kept)]
+                    yield first, memory_NMD
+                    first += len(kept)
+
+    def _kept(self, number: int, start: int, end: int) -> np.ndarray:
+        """Which of some rows of a shard are not deleted, counted from `start`."""
+        import numpy as np
+
+        if self._live is None:
+            return np.arange(end - start)
+        before = self._first_rows[number] + start
+        first, last = np.searchsorted(self._live, [before, before + end - start])
+        return self._live[first:last] - before
 
     def passage(self, row: int) -> Passage:
         """One passage. Raises IndexError for a row that does not exist."""
-        number, inside = self._locate(row)
-        return self.passages_of(number)[inside]
+        number, inside = self._locate(self._stored(row))
+        return self.stored_passages(number)[inside]
 
     def passages_at(self, rows: Sequence[int]) -> list[Passage]:
         """The passages of the given rows, in the order given."""
@@ -143,20 +191,32 @@ class Corpus:
         found = {row: self.passage(row) for row in by_shard}
         return [found[row] for row in rows]
 
+    def stored_passages_at(self, stored_rows: Sequence[int]) -> list[Passage]:
+        """The passages of rows, deleted ones too, by their numbers over all shards."""
+        places = map(self._locate, stored_rows)
+        return [self.stored_passages(number)[inside] for number, inside in places]
+
     def passages(self) -> Iterator[Passage]:
         """All passages in order, one shard in memory at a time."""
-        for shard in self.manifest.shards:
-            yield from self._decode(shard).passages
+        for number, shard in enumerate(self.manifest.shards):
+            if len(kept := self._kept(number, 0, shard.rows)):
+                passages = self._decode(shard).passages
+                yield from (passages[inside] for inside in kept)
 
     def verify(self) -> list[Damage]:
         """Recompute every checksum; [] where all is well."""
         return verify(self.folder)
 
-    def _locate(self, row: int) -> tuple[int, int]:
+    def _stored(self, row: int) -> int:
+        """The number over all shards of a row."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a corpus of {len(self)} passages")
-        number = bisect_right(self._first_rows, row) - 1
-        return number, row - self._first_rows[number]
+        return row if self._live is None else int(self._live[row])
+
+    def _locate(self, stored: int) -> tuple[int, int]:
+        """The place of the shard that holds a stored row, and the row in it."""
+        number = bisect_right(self._first_rows, stored) - 1
+        return number, stored - self._first_rows[number]
 
     def _read(self, number: int, start: int, end: int) -> Tensor:
         """Some rows of a shard as [N, M, D] float32. Raises ArtefactError naming shard and row
@@ -186,8 +246,9 @@ class Corpus:
         self._slices.move_to_end(number)
         return self._slices[number]
 
-    def passages_of(self, number: int) -> list[Passage]:
-        """The passages of shard `number`. Raises ArtefactError where its file is damaged."""
+    def stored_passages(self, number: int) -> list[Passage]:
+        """All passages of the shard at a place, deleted ones too. Raises ArtefactError where its
+        file is damaged."""
         if number not in self._decoded:
             while self._decoded and (
                 len(self._decoded) >= _DECODED_SHARDS
@@ -197,6 +258,20 @@ class Corpus:
             self._decoded[number] = self._decode(self.manifest.shards[number])
         self._decoded.move_to_end(number)
         return self._decoded[number].passages
+
+    def live_rows_of(self, number: int) -> np.ndarray:
+        """The rows of the shard at a place that are not deleted, counted in it."""
+        return self._kept(number, 0, self.manifest.shards[number].rows)
+
+    def stored_tensors(self, number: int) -> dict[str, Tensor]:
+        """All that the shard at a place stores of memory, as it is stored."""
+        stored, scales = self._slices_of(number)
+        return {"memory": stored[:], **({} if scales is None else {"scales": scales[:]})}
+
+    def passages_of(self, number: int) -> list[Passage]:
+        """The passages of the shard at a place that are not deleted."""
+        passages = self.stored_passages(number)
+        return [passages[inside] for inside in self._kept(number, 0, len(passages))]
 
     def _decode(self, shard: Shard) -> _Decoded:
         path = self.folder / shard.passages
@@ -237,6 +312,23 @@ class Corpus:
 
     def _damaged(self, path: Path, what: str) -> ArtefactError:
         return ArtefactError(f"{path}: {what}", _CHECK.format(shell_word(self.folder)))
+
+
+def _live_rows(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The rows that are not deleted, by their numbers over all shards."""
+    import numpy as np
+
+    is_live = np.ones(manifest.rows, bool)
+    is_live[read_deleted_rows(folder, manifest)] = False
+    return np.flatnonzero(is_live)
+
+
+def _hold(folder: Path) -> int | None:
+    """A shared lock of a corpus's folder, which keeps its files from being removed, until it is
+    closed; None where the file system locks nothing, or there is no such folder."""
+    with contextlib.suppress(OSError):
+        return lock_folder(folder, fcntl.LOCK_SH)
+    return None
 
 
 def _first_nonfinite(memory_NMD: Tensor) -> int | None:

@@ -6,32 +6,35 @@ Knows nothing of how memory is computed or in which batches.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, manifest, quantize
-from clara_cli.corpus.manifest import Identity, Manifest, Part, Shard
+from clara_cli.corpus.deleted_rows import LISTS
+from clara_cli.corpus.manifest import Edits, Identity, ListFile, Manifest, Part, Shard
 from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact, files
 from clara_cli.storage.file_kinds import read_file
-from clara_cli.storage.lock import LOCK_NAME, locked
+from clara_cli.storage.lock import LOCK_NAME, lock_folder, locked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _OURS = {
     *{LOCK_NAME, manifest.MANIFEST, journal.JOURNAL, journal.LINES},
-    *{"shards", "passages", "index"},
+    *{"shards", "passages", "index", LISTS},
 }
 _GZIP_LEVEL = 6
 
@@ -58,8 +61,9 @@ def open_writer(
         if extends is not None and writer.fingerprint != extends:
             message = f"{folder} was changed by another command meanwhile"
             raise ArtefactError(message, "run the same command again")
-        for name in ("", "shards", "passages"):
+        for name in ("shards", "passages"):
             files.make_folder(folder, name)
+        for name in ("", "shards", "passages", LISTS):
             files.remove_temporaries(folder, name)
         writer.begin()
         yield writer
@@ -92,13 +96,23 @@ class CorpusWriter:
         done_parts = self._done.parts if self._done else ()
         self._part = done_parts[part] if part < len(done_parts) else None
         if self._done and self._part:
-            numbers = self._done.shards_of(part)
-            self._first = numbers.start
-            self._known = {number: self._done.shards[number] for number in numbers}
+            if self._done.edits.times:
+                raise self._other("it was brought to the state of other documents since")
+            shards = [self._done.shards[place] for place in self._done.shards_of(part)]
+            self._first = shards[0].number if shards else 0
+            self._known = {shard.number: shard for shard in shards}
         else:
-            self._first = len(self._done.shards) if self._done else 0
+            self._first = self._done.next_shard if self._done else 0
             self._known = unfinished.shards if unfinished else {}
         self.made: dict[int, Shard] = {}
+
+    @property
+    def first_row(self) -> int:
+        """The number over all shards of the part's first row."""
+        if self._done is None:
+            return 0
+        before = self._part.first_shard if self._part else len(self._done.shards)
+        return sum(shard.rows for shard in self._done.shards[:before])
 
     def begin(self) -> None:
         """Record the identity, and what is known, before the first shard."""
@@ -163,48 +177,87 @@ class CorpusWriter:
         documents_sha256: str,
         first_document: str = "",
         inputs: Sequence[str] = (),
+        documents: ListFile | None = None,
+        origins: Sequence[str] = (),
+        edits: Edits | None = None,
     ) -> Manifest:
         """Make the part finished: manifest last, then the journal and stale shards go.
 
         `counts` has the keys of `manifest.COUNTS`; `documents_sha256` is the caller's
-        fingerprint of the input; `inputs` is what the user named. Raises ArtefactError where the
-        part was finished and its documents differ.
+        fingerprint of the input; `inputs` is what the user named; `documents` lists what was
+        added, from `origins`; `edits` is what was done to the corpus, if the part comes with such.
+        Raises ArtefactError where the part was finished and its documents differ.
         """
         numbers = sorted(self.made)
         if numbers != list(range(self._first, self._first + len(numbers))):
             raise ValueError(f"shards {numbers} were written, with gaps")
+        made = [self.made[number] for number in numbers]
         shards = list(self._done.shards) if self._done else []
         parts = list(self._done.parts) if self._done else []
+        done_edits = self._done.edits if self._done else Edits()
         if self._part is None:
-            shards += [self.made[number] for number in numbers]
             whole = {name: int(counts[name]) for name in manifest.COUNTS}
-            made = Part(self._first, first_document, documents_sha256, tuple(inputs), whole)
-            parts.append(made)
+            listed = (documents, tuple(origins))
+            if made or documents or not parts:
+                first = len(shards)
+                part = Part(first, first_document, documents_sha256, tuple(inputs), whole, *listed)
+                parts.append(part)
+            shards += made
         else:
-            if self._part.documents_sha256 != documents_sha256 or len(numbers) != len(self._known):
+            if self._part.documents_sha256 != documents_sha256 or len(made) != len(self._known):
                 raise self._other("it is of other documents")
-            shards[self._first : self._first + len(numbers)] = [self.made[n] for n in numbers]
-        if self._done is None or tuple(shards) != self._done.shards:
-            self._done = manifest.write_manifest(self.folder, self.identity, parts, shards)
-        self._clean(self._done)
+            place = self._part.first_shard
+            shards[place : place + len(made)] = made
+        is_new = self._done is None or self._part is None or tuple(shards) != self._done.shards
+        if self._done is None or is_new:
+            described = (parts, shards, edits or done_edits)
+            self._done = manifest.write_manifest(self.folder, self.identity, *described)
+        remove_unused(self.folder, self._done)
         return self._done
 
-    def _clean(self, done: Manifest) -> None:
-        """Remove what no reader needs, unless an unfinished addition to this corpus does."""
-        unfinished = journal.read(self.folder)
-        if unfinished and unfinished.extends == done.sha256:
-            return
+    def abandon(self) -> None:
+        """Leave a finished corpus as it was: there is nothing to add. Raises ClaraError."""
+        assert self._done is not None, "nothing is left of a new corpus"
         journal.remove(self.folder)
-        kept = {name for shard in done.shards for name in (shard.memory, shard.passages)}
-        for sub in ("shards", "passages"):
-            for path in sorted((self.folder / sub).iterdir()):
-                if (name := f"{sub}/{path.name}") not in kept:
-                    files.remove(self.folder, name)
+        remove_unused(self.folder, self._done)
 
     def _other(self, what: str) -> ArtefactError:
         folder = shell_word(self.folder)
-        hint = f"use another --out, or delete {folder}; --into {folder} adds documents"
+        hint = f"use another --out, or bring it to the state of these: --into {folder}"
         return ArtefactError(f"{self.folder} is a finished corpus, and {what}", hint)
+
+
+def remove_unused(folder: Path, done: Manifest) -> None:
+    """Remove the files of a finished corpus that no reader needs, unless an unfinished addition to
+    it does. What a reader of an earlier state may still have open stays until it is gone.
+
+    Call it under the lock. Raises ClaraError.
+    """
+    unfinished = journal.read(folder)
+    if unfinished and unfinished.extends == done.sha256:
+        return
+    journal.remove(folder)
+    kept = {name for shard in done.shards for name in (shard.memory, shard.passages)}
+    kept |= {listed.file for listed in done.lists}
+    with unread(folder) if done.edits.times else nullcontext(True) as alone:
+        for sub in ("shards", "passages", LISTS) if alone else ():
+            for path in sorted((folder / sub).glob("*")):
+                if (name := f"{sub}/{path.name}") not in kept:
+                    files.remove(folder, name)
+
+
+@contextmanager
+def unread(folder: Path) -> Iterator[bool]:
+    """Whether nobody reads a corpus; then nobody begins to before the block is done."""
+    try:
+        descriptor = lock_folder(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 def write_shard(
@@ -220,10 +273,17 @@ def write_shard(
 
     Raises ClaraError where a memory is not finite in the stored dtype, or the disk refuses.
     """
+    return write_tensors(folder, number, _stored(identity, number, passages, memory_NMD), encoded)
+
+
+def write_tensors(
+    folder: Path, number: int, tensors: Mapping[str, Tensor], encoded: bytes
+) -> Shard:
+    """Write a shard's two files, of tensors as they are stored and encoded passages, and describe
+    it; records nothing. Raises ClaraError where the disk refuses."""
     from safetensors.torch import save
 
-    stored = _stored(identity, number, passages, memory_NMD)
-    memory = save(stored)
+    memory = save(dict(tensors))
     names = manifest.shard_names(number)
     for name, data in zip(names, (memory, encoded), strict=True):
         files.make_folder(folder, str(PurePath(name).parent))
@@ -231,7 +291,7 @@ def write_shard(
     return Shard(
         memory=names[0],
         passages=names[1],
-        rows=len(passages),
+        rows=len(tensors["memory"]),
         sha256_memory=files.sha256_bytes(memory),
         sha256_passages=files.sha256_bytes(encoded),
         bytes_memory=len(memory),

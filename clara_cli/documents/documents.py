@@ -38,6 +38,8 @@ def read_documents(
     on_bad: Callable[[str], None],
     on_note: Callable[[str], None],
     refuse: Callable[[str], str] | None = None,
+    is_unchanged: Callable[[Source], bool] | None = None,
+    may_be_empty: bool = False,
 ) -> Reading:
     """Stream the documents of `inputs` (files, folders, datasets, `-`), in order, their text kept
     exactly; it is taken from `options.text_field`, else from `text` or `contents`.
@@ -45,15 +47,17 @@ def read_documents(
     A bad record (not JSON, not an object, no string text, not UTF-8, a wrong id or title, an id
     seen before, or one that `refuse` has a word against) and a file or folder that cannot be read,
     or not to its end, raise DataError, or, with `skip_bad`, are told to `on_bad` and passed over.
+    A file that `is_unchanged`, asked of each, says is as it was read before is not read again.
     Raises UsageError at once for a missing path or a type that is not read, and DataError where
-    there is no document at all.
+    there is no document at all, unless that `may_be_empty`.
     """
-    return Reading(inputs, options, on_bad, on_note, refuse)
+    return Reading(inputs, options, on_bad, on_note, refuse, is_unchanged, may_be_empty)
 
 
 class Reading(Iterator[Document]):
     """The documents of some inputs, and how far into them the reading is. `left_out` counts the
-    files of folders that are of no kind read, by suffix."""
+    files of folders that are of no kind read, by suffix; `unread` are the files and folders that
+    were not read, or not wholly, as (input, label)."""
 
     def __init__(
         self,
@@ -62,10 +66,15 @@ class Reading(Iterator[Document]):
         on_bad: Callable[[str], None],
         on_note: Callable[[str], None],
         refuse: Callable[[str], str] | None,
+        is_unchanged: Callable[[Source], bool] | None,
+        may_be_empty: bool,
     ) -> None:
         listed = listing.list_documents(inputs, options)
         self._inputs, self._files = list(inputs), listed.sources
         self.left_out = dict(listed.left_out)
+        self.unread = set(listed.unread)
+        self._is_unchanged, self._may_be_empty = is_unchanged, may_be_empty
+        self._seen = DiskSet()
         self._skip_bad, self._on_bad, self._refuse = options.skip_bad, on_bad, refuse
         for line in listed.unreadable:
             on_bad(line)
@@ -91,7 +100,7 @@ class Reading(Iterator[Document]):
         return min(1.0, self._bytes / self._total) if self._total else None
 
     def _read(self) -> Iterator[Document]:
-        seen = DiskSet()
+        seen = self._seen
         for source, where, record in self._records():
             try:
                 document, has_id = self._document(source, record, where)
@@ -104,6 +113,7 @@ class Reading(Iterator[Document]):
                 if not self._skip_bad:
                     hint = TEXT_HINT if source.kind == "text" else LINE_HINT
                     raise DataError(message, hint) from None
+                self.unread.add((source.input, source.label))
                 self._on_bad(message)
             else:
                 yield document
@@ -111,7 +121,7 @@ class Reading(Iterator[Document]):
             named = ", ".join(map(repr, sorted(self._missing)))
             hint = "--title-field and --id-field take a field or column that records have"
             raise DataError(f"no record has the field {named}", hint)
-        if not seen:
+        if not seen and not self._may_be_empty:
             left_out = listing.describe_left_out(self.left_out)
             among = f" (left out: {left_out})" if left_out else ""
             message = f"no documents in {', '.join(self._inputs)}{among}"
@@ -124,6 +134,9 @@ class Reading(Iterator[Document]):
         if isinstance(record, dict):
             self._missing -= record.keys()
         document, key = _document(record, where, source.fields, self._title_field, self._id_field)
+        document = dataclasses.replace(
+            document, input=source.input, label=source.label, is_file=not key
+        )
         if key in listing.OTHER_TEXT_FIELDS and len(source.fields) > 1:
             self._on_note(f"{source.name}: the text is taken from {key!r}")
         if document.id or not key:
@@ -148,6 +161,10 @@ class Reading(Iterator[Document]):
         with contextlib.closing(self._child):
             for source in self._each_file():
                 size = _size(source) if self._total else 0
+                if self._is_unchanged and self._is_unchanged(source):
+                    _is_new(source.label, self._seen)
+                    before += size
+                    continue
                 try:
                     for (where, record), position in self._records_of(source):
                         self._bytes = before + position
@@ -155,6 +172,7 @@ class Reading(Iterator[Document]):
                 except DataError as error:
                     if not self._skip_bad:
                         raise DataError(error.message, f"{error.hint}; or {SKIP_HINT}") from error
+                    self.unread.add((source.input, source.label))
                     self._on_bad(error.message)
                 before += size
 

@@ -52,10 +52,12 @@ def _file_of(source: Source, dataset: str, file: str, kind: str) -> Source:
     if "://" in file:
         inside = file.partition("@")[2].partition("/")[2] or file
         label, name = inside, f"{source.name}/{inside}"
-        return Source(Path(inside), label, name, kind_of(Path(inside)) or kind, source.fields, file)
+        path, kind = Path(inside), kind_of(Path(inside)) or kind
+        return Source(path, label, name, kind, source.fields, file, source.input)
     path = Path(file)
     label = path.relative_to(Path(dataset).absolute()).as_posix()
-    return Source(path, label, str(path), kind_of(path) or kind, source.fields)
+    kind = kind_of(path) or kind
+    return Source(path, label, str(path), kind, source.fields, input=source.input)
 
 
 def _parts(name: str) -> tuple[str, str | None, str]:

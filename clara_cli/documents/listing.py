@@ -64,7 +64,7 @@ class Source:
     """One file to read. `label` names its documents, `name` names it in errors; `kind` is jsonl,
     json (lines or an array), text, csv, tsv, parquet, one of `NEEDS`, hub (a dataset, no file), or
     empty where the content decides; a record's text is in the first of `fields` that it has; `url`
-    is where a file of a dataset on the Hub is read from."""
+    is where a file of a dataset on the Hub is read from; `input` is the input that it is of."""
 
     path: Path
     label: str
@@ -72,6 +72,7 @@ class Source:
     kind: str
     fields: tuple[str, ...] = TEXT_FIELDS
     url: str = ""
+    input: str = ""
 
 
 @dataclass
@@ -79,11 +80,17 @@ class Listing:
     """What some inputs name, in order. `left_out` counts the files of folders that are not read,
     by suffix (also `hidden`, `ignored`, `excluded`, `compressed corpus`, `without suffix`,
     `other`); `unreadable` has a line, `path: reason`, for each entry that should be read and cannot
-    be."""
+    be, `unread` the input that it is of and its label there."""
 
     sources: list[Source] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
+
+    def refuse(self, given: str, label: str, line: str) -> None:
+        """Note what cannot be read of an input."""
+        self.unreadable.append(line)
+        self.unread.append((given, label))
 
 
 def list_inputs(
@@ -109,14 +116,15 @@ def list_inputs(
         if not item:  # as a path, it would be the present folder
             raise UsageError("an empty name among the files", "is a variable unset?")
         if item == "-":
-            listing.sources.append(Source(path, "stdin", "<stdin>", "jsonl", fields))
+            listing.sources.append(Source(path, "stdin", "<stdin>", "jsonl", fields, input=item))
         elif item.startswith(HUB):
-            listing.sources.append(Source(path, item.removeprefix(HUB), item, "hub", fields))
+            label = item.removeprefix(HUB)
+            listing.sources.append(Source(path, label, item, "hub", fields, input=item))
         elif _is_corpus(path):
             hint = f'ask it: clara ask "..." --corpus {shell_word(item)}'
             raise UsageError(f"{item}: a compressed corpus, not documents", hint)
         elif path.is_dir():
-            _walk(path, fields, patterns, listing)
+            _walk(path, item, fields, patterns, listing)
         elif path.exists() or path.is_symlink():
             kind = kind_of(path)
             if kind in NEEDS and not is_readable(kind):
@@ -124,7 +132,7 @@ def list_inputs(
                 message = f"{item}: {named} is read with the extra documents, not installed"
                 raise DataError(message, INSTALL)
             label = path.name if names[path.name] == 1 else path.as_posix()
-            _add(listing, Source(path, label, item, kind, fields))
+            _add(listing, Source(path, label, item, kind, fields, input=item))
         else:
             raise UsageError(f"{printable_path(item)}: no such file or folder", ACCEPTED)
     return listing
@@ -200,12 +208,15 @@ def counts_lines(file: str) -> bool:
     return kind_of(Path(file)) == "text"
 
 
-def _walk(folder: Path, fields: tuple[str, ...], patterns: Patterns, listing: Listing) -> None:
-    """List a folder: its files in sorted order, then its folders in sorted order."""
+def _walk(
+    folder: Path, given: str, fields: tuple[str, ...], patterns: Patterns, listing: Listing
+) -> None:
+    """List a folder, `given` as an input: its files in sorted order, then its folders so."""
 
     def cannot_list(error: OSError) -> None:
         name = printable_path(error.filename)
-        listing.unreadable.append(f"{name}: cannot be listed: {error.strerror or error}")
+        label = Path(error.filename).relative_to(folder).as_posix()
+        listing.refuse(given, label, f"{name}: cannot be listed: {error.strerror or error}")
 
     chosen = ChosenFiles(folder, patterns)
     for parent, folders, files in os.walk(folder, onerror=cannot_list):
@@ -219,14 +230,14 @@ def _walk(folder: Path, fields: tuple[str, ...], patterns: Patterns, listing: Li
                 listing.left_out[why] += 1
             elif kind and is_readable(kind) or special_file(path):
                 label = path.relative_to(folder).as_posix()
-                _add(listing, Source(path, label, str(path), kind, fields))
+                _add(listing, Source(path, label, str(path), kind, fields, input=given))
             else:
                 listing.left_out[_suffix(path)] += 1
         kept = []
         for name in sorted(folders):
             if why := "" if name.startswith(".") else chosen.why_not(Path(parent, name), True):
                 listing.left_out[f"{why} folder"] += 1
-            elif _is_entered(parent, name, listing):
+            elif _is_entered(Path(parent, name), folder, given, listing):
                 kept.append(name)
         folders[:] = kept
 
@@ -238,22 +249,26 @@ def _add(listing: Listing, source: Source) -> None:
     if reason is None:
         listing.sources.append(source)
     else:
-        listing.unreadable.append(f"{printable_path(source.name)}: {reason}")
+        line = f"{printable_path(source.name)}: {reason}"
+        listing.refuse(source.input, source.label, line)
 
 
-def _is_entered(parent: str, name: str, listing: Listing) -> bool:
+def _is_entered(path: Path, folder: Path, given: str, listing: Listing) -> bool:
     """Whether a folder inside a folder is walked; one that is not is counted or named."""
-    path = Path(parent, name)
-    if name.startswith("."):
+    reason = ""
+    if path.name.startswith("."):
         listing.left_out["hidden"] += 1
     elif path.is_symlink():
-        listing.unreadable.append(f"{printable_path(path)}: a link to a folder, not followed")
-    elif not _is_utf8(name):
-        listing.unreadable.append(f"{printable_path(path)}: its name is not UTF-8")
+        reason = "a link to a folder, not followed"
+    elif not _is_utf8(path.name):
+        reason = "its name is not UTF-8"
     elif _is_corpus(path):
         listing.left_out["compressed corpus"] += 1
     else:
         return True
+    if reason:
+        label = path.relative_to(folder).as_posix()
+        listing.refuse(given, label, f"{printable_path(path)}: {reason}")
     return False
 
 

@@ -61,7 +61,19 @@ class HnswGraph:
 
     def add(self, keys: np.ndarray, labels: list[int]) -> None:
         """Put in new keys [N, F] under new labels."""
+        needed = self._graph.get_current_count() + len(labels)
+        if needed > self._graph.get_max_elements():
+            self._graph.resize_index(needed)
         self._graph.add_items(keys, labels, num_threads=1)
+
+    def anew(self, name: str, width: int, most: int) -> HnswGraph:
+        """An empty graph of the same settings; its file needs no name."""
+        return HnswGraph.new(width, most, self._settings)
+
+    def hide(self, labels: list[int]) -> None:
+        """Give these labels no more: searches still go through them."""
+        for label in labels:
+            self._graph.mark_deleted(label)
 
     def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels [B, wanted] and cosines, best first. A graph that reaches fewer is searched more

@@ -1,5 +1,8 @@
 """The index over narrow keys: rows behind labels, a sidecar, and a graph that finds labels.
 
+It may grow with its corpus (`extend`), and may hold rows that the corpus lost (`keep` leaves them
+out); the rule that makes keys stays as it was built with.
+
 Tensor letters: B queries, N rows proposed, F key width.
 Equal keys share one label, so that duplicates cannot crowd out the rest; `tables.safetensors` has
 the rows of every label and the key rule's state, `index.json` what queries must be made with. The
@@ -9,6 +12,7 @@ graph is an engine's (hnsw, milvus). Proposes candidates only: exact rescoring r
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError
-from clara_cli.search.errors import REBUILD, OtherCorpusError
+from clara_cli.search.errors import REBUILD, refuse_other_corpus
 from clara_cli.search.hnsw import GRAPH, HnswGraph
 from clara_cli.search.keys import KEY_RULES, wrong_state
 from clara_cli.search.milvus import MilvusGraph
@@ -30,7 +34,9 @@ from clara_cli.storage.versions import Version
 
 SIDECAR, TABLES = "index.json", "tables.safetensors"
 FILES = (GRAPH, TABLES)
-_FORMAT, _VERSION = "clara-index", 1
+_FORM = ("clara-index", 2)
+_OLDER = (1,)
+_SAME = 1 - 1e-6  # the cosine, in float32, of equal keys
 _EXACT = "use the exact scan: clara index CORPUS --engine exact"
 
 
@@ -42,9 +48,16 @@ class Graph(Protocol):
     def add(self, keys: np.ndarray, labels: list[int]) -> None:
         """Put in new keys [N, F] under new labels."""
 
+    def anew(self, name: str, width: int, most: int) -> Graph:
+        """An empty graph of the same settings, for keys of a width and at most so many labels;
+        `name` tells it from others."""
+
+    def hide(self, labels: list[int]) -> None:
+        """Give these labels no more."""
+
     def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels [B, wanted] and cosines, best first; `wanted` is at most the number of labels.
-        Raises ClaraError where fewer are reached."""
+        """Labels [B, wanted] and cosines, best first; `wanted` is at most the number of labels that
+        are not hidden. Raises ClaraError where fewer are reached."""
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Make the graph last, and describe where it is, for `open_graph`."""
@@ -57,6 +70,7 @@ class GraphIndex:
         self._graph = graph
         self._tables = tables
         self._described = described
+        self._visible = int(described["labels"])
 
     @classmethod
     def build(
@@ -69,12 +83,13 @@ class GraphIndex:
         state: Mapping[str, Tensor],
         corpus_sha256: str,
         candidates_per_k: int,
+        measured_rows: int | None = None,
     ) -> GraphIndex:
         """Build from keys [N, F] in row order, `rows` in all. `new_graph` makes an empty graph for
         keys of a width and at most so many labels. `rule` and `state` say how keys are made
         (search/keys.py), `corpus_sha256` which corpus they are of, `candidates_per_k` how many rows
-        to propose for each one wanted unless asked otherwise. Raises ClaraError where a key is not
-        finite or there is none.
+        to propose for each one wanted unless asked otherwise, as measured of `measured_rows` if it
+        was not these. Raises ClaraError where a key is not finite or there is none.
         """
         graph: Graph | None = None
         labels: dict[bytes, int] = {}
@@ -94,9 +109,69 @@ class GraphIndex:
             raise ClaraError(f"{len(label_of_row)} keys for {rows} passages to index", _EXACT)
         described = {
             "key": rule, "width": width, "rows": rows, "labels": len(labels),
-            "corpus_sha256": corpus_sha256, "candidates_per_k": candidates_per_k,
+            "corpus_sha256": corpus_sha256, "candidates_per_k": candidates_per_k, "built": rows,
+            "measured_rows": measured_rows or rows,
         }  # fmt: skip
         return cls(graph, {**_row_tables(label_of_row, len(labels)), **state}, described)
+
+    def place(self, stored_rows: np.ndarray, total: int) -> None:
+        """Number the rows as a corpus stores them: row r is `stored_rows[r]` of `total`."""
+        self._tables["rows"] = torch.from_numpy(stored_rows)[self._tables["rows"]]
+        self._described["rows"] = total
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Leave out all but these sorted rows, which are numbered anew; labels without any are
+        hidden. It cannot be saved then."""
+        new_N = torch.full((len(self),), -1, dtype=torch.long)
+        new_N[torch.from_numpy(rows)] = torch.arange(len(rows))
+        listed = new_N[self._tables["rows"]]
+        label_of = torch.repeat_interleave(torch.arange(self.labels), self._tables["starts"].diff())
+        sizes = torch.bincount(label_of[listed >= 0], minlength=self.labels)
+        self._tables["rows"] = listed[listed >= 0]
+        self._tables["starts"][1:] = sizes.cumsum(0)
+        self._graph.hide((sizes == 0).nonzero()[:, 0].tolist())
+        self._described["rows"], self._visible = len(rows), int((sizes > 0).sum())
+
+    def extend(self, keys_NF: Tensor, corpus_sha256: str) -> None:
+        """Put in the keys of rows behind those it has, which make the corpus's fingerprint this.
+        A key that is there already joins its label."""
+        keys = _array(keys_NF)
+        labels, cosines = self._graph.nearest(keys, 1)
+        known = {row: int(labels[row, 0]) for row in np.flatnonzero(cosines[:, 0] > _SAME)}
+        new_labels: dict[bytes, int] = {}
+        label_of_row: list[int] = []
+        fresh = [row for row in range(len(keys)) if row not in known]
+        new, numbers = _label(keys[fresh], new_labels, label_of_row)
+        if new:
+            labels_new = [self.labels + number for number in numbers]
+            self._graph.add(keys[fresh][new], labels_new)
+        added = dict(zip(fresh, (self.labels + label for label in label_of_row), strict=True))
+        starts = self._tables["starts"]
+        old_label = torch.repeat_interleave(torch.arange(self.labels), starts.diff())
+        more = torch.tensor([(known | added)[row] for row in range(len(keys))], dtype=torch.long)
+        rows = torch.cat([self._tables["rows"], torch.arange(len(self), len(self) + len(keys))])
+        label_N = torch.cat([old_label, more])
+        self._described["labels"] += len(new_labels)
+        order = torch.argsort(label_N, stable=True)
+        sizes = torch.bincount(label_N, minlength=self.labels)
+        self._tables["rows"] = rows[order]
+        self._tables["starts"] = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+        self._described |= {"rows": len(self) + len(keys), "corpus_sha256": corpus_sha256}
+        self._visible = self.labels
+
+    def new_graph(self, name: str) -> Callable[[int, int], Graph]:
+        """What makes an empty graph with this one's settings; `name` tells it from others."""
+        return partial(self._graph.anew, name)
+
+    @property
+    def built(self) -> int:
+        """Of how many rows it was built, before it grew."""
+        return int(self._described["built"])
+
+    @property
+    def listed(self) -> int:
+        """How many rows it has, those among them that the corpus lost."""
+        return len(self._tables["rows"])
 
     @property
     def engine(self) -> str:
@@ -118,10 +193,21 @@ class GraphIndex:
         """F, the length of a key."""
         return int(self._described["width"])
 
+    def candidates_for(self, rows: int) -> int:
+        """Rows to propose for each one wanted where there are so many rows: as many as were
+        measured to be enough, and more of more rows, in proportion."""
+        per_k, measured = int(self._described["candidates_per_k"]), self.measured_rows
+        return math.ceil(per_k * max(1, rows / measured))
+
+    @property
+    def measured_rows(self) -> int:
+        """Of how many rows the candidates were measured."""
+        return int(self._described["measured_rows"])
+
     @property
     def candidates_per_k(self) -> int:
-        """Rows to propose for each one wanted, as measured when it was built."""
-        return int(self._described["candidates_per_k"])
+        """Rows to propose for each one wanted."""
+        return self.candidates_for(len(self))
 
     @candidates_per_k.setter
     def candidates_per_k(self, number: int) -> None:
@@ -150,7 +236,7 @@ class GraphIndex:
         count = min(count, len(self))
         if not len(keys):
             return torch.empty(0, count), torch.empty(0, count, dtype=torch.long)
-        labels, cosines = self._graph.nearest(keys, min(count, self.labels))
+        labels, cosines = self._graph.nearest(keys, min(count, self._visible))
         if not ((labels >= 0) & (labels < self.labels)).all() or not np.isfinite(cosines).all():
             message = f"the {self.engine} index gives keys that are none of its {self.labels}"
             raise ArtefactError(message, REBUILD)
@@ -176,7 +262,7 @@ class GraphIndex:
         Raises ClaraError; then the one before stays."""
 
         def fill(folder: Path) -> dict[str, Any]:
-            described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
+            described: dict[str, Any] = {"format": _FORM[0], "version": _FORM[1]}
             described |= {**self._described, "engine": self.engine}
             described["graph"] = self._graph.save(folder)
             encode = partial(save_tensors, tensors=self._tables)
@@ -185,20 +271,21 @@ class GraphIndex:
         return versions.publish(root, place, SIDECAR, FILES, fill)
 
     @classmethod
-    def load(cls, folder: Path, corpus_sha256: str, rows: int) -> GraphIndex | None:
-        """The index of a corpus of so many rows, None where none was built.
+    def load(cls, folder: Path, states: Mapping[int, str]) -> GraphIndex | None:
+        """The index of a corpus that had these `states` (fingerprints by rows), None where there is
+        none of this version.
 
         Raises ArtefactError where it is damaged or of another corpus (both sums named).
         """
 
         def use(version: Version) -> GraphIndex:
-            described = _check(version.fields, corpus_sha256, rows)
+            described = _check(version.fields, states)
             path = version.file("tables", TABLES)
             tables = read_tensors(path, REBUILD)
             _check_tables(path, tables, described)
             return cls(_open_graph(version), tables, described)
 
-        return versions.read(folder, SIDECAR, (_FORMAT, _VERSION), REBUILD, use)
+        return versions.read(folder, SIDECAR, _FORM, REBUILD, use, _OLDER)
 
 
 def forget(root: Path, place: str = "") -> None:
@@ -206,17 +293,15 @@ def forget(root: Path, place: str = "") -> None:
     versions.withdraw(root, place, SIDECAR, FILES)
 
 
-def _check(fields: Fields, corpus_sha256: str, corpus_rows: int) -> dict[str, Any]:
+def _check(fields: Fields, states: Mapping[int, str]) -> dict[str, Any]:
     """The description, once it is of this corpus and may be believed."""
-    indexed = fields.get("corpus_sha256", str)
-    if indexed != corpus_sha256:
-        raise OtherCorpusError(fields.file, indexed, corpus_sha256)
-    for key in ("width", "candidates_per_k"):
+    rows = refuse_other_corpus(fields, states)
+    for key in ("width", "candidates_per_k", "built", "measured_rows"):
         fields.count(key, 1)
-    rows, labels = fields.count("rows", 1), fields.count("labels", 1)
-    if rows != corpus_rows or labels > rows:
+    labels = fields.count("labels", 1)
+    if labels > rows:
         counts = f"{labels} keys for {rows} passages"
-        raise ArtefactError(f"{fields.file}: {counts}, the corpus has {corpus_rows}", REBUILD)
+        raise ArtefactError(f"{fields.file}: {counts}", REBUILD)
     if (rule := fields.get("key", str)) not in KEY_RULES:
         raise fields.wrong("key", f"{rule[:60]!r}, known: {', '.join(KEY_RULES)}")
     return fields.values
@@ -227,7 +312,7 @@ def _open_graph(version: Version) -> Graph:
     if engine == HnswGraph.engine:
         return HnswGraph.load(version)
     if engine == MilvusGraph.engine:
-        return MilvusGraph.load(version.fields.object("graph"))
+        return MilvusGraph.load(version.fields.object("graph"), version.fields.count("labels"))
     raise version.fields.wrong("engine", f"{engine[:60]!r}, known: hnsw, milvus")
 
 
@@ -237,14 +322,15 @@ def _check_tables(path: Path, tables: dict[str, Tensor], described: dict[str, An
         raise ArtefactError(f"{path}: no tensors 'rows' and 'starts'", REBUILD)
     rows, labels = described["rows"], described["labels"]
     starts, listed = tables["starts"], tables["rows"]
-    for name, tensor, count in (("starts", starts, labels + 1), ("rows", listed, rows)):
+    for name, tensor, count in (("starts", starts, labels + 1), ("rows", listed, len(listed))):
         if tensor.dtype != torch.int64 or tensor.shape != (count,):
             shape = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             message = f"{path}: tensor {name!r} is {shape}, not int64 [{count}]"
             raise ArtefactError(message, REBUILD)
-    whole = int(starts[0]) == 0 and int(starts[-1]) == rows and bool((starts.diff() > 0).all())
-    if not whole or not torch.equal(listed.sort().values, torch.arange(rows)):
-        raise ArtefactError(f"{path}: not one label for each of {rows} rows", REBUILD)
+    ordered = bool((starts.diff() > 0).all()) and bool((listed.sort().values.diff() > 0).all())
+    inside = int(starts[0]) == 0 and int(starts[-1]) == len(listed)
+    if not (ordered and inside) or int(listed.min()) < 0 or int(listed.max()) >= rows:
+        raise ArtefactError(f"{path}: not one label for each row, of {rows}", REBUILD)
     state = {name: tensor for name, tensor in tables.items() if name not in ("rows", "starts")}
     if wrong := wrong_state(described["key"], state, described["width"]):
         raise ArtefactError(f"{path}: {wrong}", REBUILD)

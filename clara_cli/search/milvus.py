@@ -45,8 +45,10 @@ class MilvusGraph:
 
     engine = "milvus"
 
-    def __init__(self, uri: str, collection: str) -> None:
-        self.uri, self.collection = uri, collection
+    def __init__(self, uri: str, collection: str, labels: int = 0) -> None:
+        """`labels` is how many the collection had when it was described: others may come later."""
+        self.uri, self.collection, self._labels = uri, collection, labels
+        self._hidden: list[int] = []
         self._connected: Any = None
 
     @classmethod
@@ -75,16 +77,27 @@ class MilvusGraph:
         return graph
 
     @classmethod
-    def load(cls, entry: Fields) -> MilvusGraph:
-        """The collection that `save` described; the first question connects."""
-        return cls(entry.get("uri", str), entry.get("collection", str))
+    def load(cls, entry: Fields, labels: int) -> MilvusGraph:
+        """The collection that `save` described, with so many labels; the first question
+        connects."""
+        return cls(entry.get("uri", str), entry.get("collection", str), labels)
 
     def add(self, keys: np.ndarray, labels: list[int]) -> None:
-        """Put in new keys [N, F] under new labels."""
+        """Put in new keys [N, F] under new labels, or again: a process that was killed may have
+        put them in and told nobody."""
         rows = [{"label": n, "key": key} for n, key in zip(labels, keys.tolist(), strict=True)]
         with self._client() as client:
             for start in range(0, len(rows), _INSERT):
-                client.insert(self.collection, rows[start : start + _INSERT])
+                client.upsert(self.collection, rows[start : start + _INSERT])
+        self._labels = max(self._labels, *(label + 1 for label in labels))
+
+    def anew(self, name: str, width: int, most: int) -> MilvusGraph:
+        """An empty collection beside this one; a reader may still ask that."""
+        return MilvusGraph.new(width, self.uri, f"clara_{name[:16]}_anew")
+
+    def hide(self, labels: list[int]) -> None:
+        """Give these labels no more."""
+        self._hidden = labels
 
     def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Labels [B, wanted] and cosines, best first. Raises ClaraError where Milvus gives fewer
@@ -92,21 +105,48 @@ class MilvusGraph:
         if wanted > MOST:
             what = f"{wanted:,} candidates: Milvus gives at most {MOST:,}"
             raise UsageError(what, "lower --candidates")
+        # a filter thins out what its graph reaches: a few hidden ones are left out here
+        leaves_out = wanted + len(self._hidden) <= MOST
+        limit = wanted + len(self._hidden) if leaves_out else wanted
+        breadth = 0
+        while True:
+            given = self._given(keys, limit, breadth, [] if leaves_out else self._hidden)
+            fewest = min(map(len, given))
+            if fewest >= wanted:
+                break
+            if breadth > 2 * min(MOST, self._labels):
+                where = f"{self.uri}: collection {self.collection}"
+                raise ClaraError(f"{where} gave {fewest} of {wanted} labels", REBUILD)
+            breadth = 4 * max(limit, breadth)
+        labels = np.array([[label for label, _ in pairs[:wanted]] for pairs in given], np.int64)
+        cosines = [[cosine for _, cosine in pairs[:wanted]] for pairs in given]
+        return labels, np.array(cosines, np.float32)
+
+    def _given(
+        self, keys: np.ndarray, limit: int, breadth: int, leave_out: list[int]
+    ) -> list[list[tuple[int, float]]]:
+        """The labels that are not hidden with their cosines, of the best `limit` for each key, its
+        graph searched as widely as is usual, or so widely (ef)."""
+        how = {"search_params": {"params": {"ef": breadth}}} if breadth else {}
         with self._client() as client:
             results = client.search(
                 self.collection,
                 data=keys.tolist(),
                 anns_field="key",
-                limit=wanted,
+                filter=self._filter(leave_out),
+                limit=limit,
                 output_fields=["label"],
                 consistency_level="Strong",
+                **how,
             )
-        if any(len(hits) != wanted for hits in results):
-            fewest = min(len(hits) for hits in results)
-            message = f"{self.uri}: collection {self.collection} gave {fewest} of {wanted} labels"
-            raise ClaraError(message, REBUILD)
-        labels = np.array([[hit["label"] for hit in hits] for hits in results], np.int64)
-        return labels, np.array([[hit["distance"] for hit in hits] for hits in results], np.float32)
+        hidden = set(self._hidden)
+        found = ([(hit["label"], hit["distance"]) for hit in hits] for hits in results)
+        return [[pair for pair in pairs if pair[0] not in hidden] for pairs in found]
+
+    def _filter(self, leave_out: list[int]) -> str:
+        """Which labels may be given: those of this index, of which the collection may have more."""
+        rest = f" and label not in {leave_out}" if leave_out else ""
+        return f"label < {self._labels}{rest}"
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Make the collection last; returns where it is."""

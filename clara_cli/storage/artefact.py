@@ -7,6 +7,7 @@ Knows no artefact's keys. Nesting is bounded, so that nothing that walks a value
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ Value = TypeVar("Value")
 _LEVELS = 64  # objects and lists within each other
 _MOST = 2**63 - 1
 _MISSING = object()
+_RELEASE = re.compile(r"\d{1,5}(?:\.\d{1,5}){0,3}")
 _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 80
 
@@ -155,15 +157,22 @@ def read_object(
 
 def check_form(fields: Fields, form: str, version: int | tuple[int, ...]) -> Fields:
     """The same fields, once they name this format and this version, or one of several. Raises
-    ArtefactError."""
+    ArtefactError; its hint names the program that reads a newer version, where that says it."""
     versions = version if isinstance(version, tuple) else (version,)
     if form and fields.values.get("format") != form:
         raise fields.wrong("format", f"not {form!r}")
-    if form and fields.values.get("version") not in versions:
-        number = _brief.repr(fields.values.get("version"))
+    if form and (number := fields.values.get("version")) not in versions:
         readable = " and ".join(map(str, versions))
-        raise fields.wrong("version", f"{number}, this program reads {readable}")
+        error = fields.wrong("version", f"{_brief.repr(number)}, this program reads {readable}")
+        needs = fields.values.get("needs")
+        if type(number) is int and number > max(versions) and _is_release(needs):
+            raise ArtefactError(error.message, f"pip install --upgrade 'clara-cli>={needs}'")
+        raise error
     return fields
+
+
+def _is_release(text: Any) -> bool:
+    return isinstance(text, str) and bool(_RELEASE.fullmatch(text))
 
 
 def encode(value: Mapping[str, Any]) -> bytes:

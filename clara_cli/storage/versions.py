@@ -106,15 +106,19 @@ def read(
     form: tuple[str, int],
     hint: str,
     use: Callable[[Version], Opened],
+    older: Sequence[int] = (),
 ) -> Opened | None:
-    """What `use` makes of the version published in a folder, None where there is none; called
-    again with the next version where this one is replaced meanwhile.
+    """What `use` makes of the version published in a folder, None where there is none, or one of an
+    `older` form; called again with the next version where this one is replaced meanwhile.
 
     Raises ArtefactError where the description is not of this format and version, and as `use` does.
     """
     path = folder / description
     while (data := artefact.read_bytes(path, hint)) is not None:
-        fields = artefact.check_form(artefact.fields_of(data, path, hint), *form)
+        fields = artefact.fields_of(data, path, hint)
+        artefact.check_form(fields, form[0], (form[1], *older))
+        if fields.values["version"] in older:
+            return None
         try:
             return use(Version(fields, _folder(folder, fields)))
         except ArtefactError:

@@ -81,7 +81,7 @@ def graph_of(corpus: Corpus, key: Key, candidates: int, seed: int) -> tuple[Grap
         rows=len(corpus),
         rule=key.rule,
         state=key.state,
-        corpus_sha256=corpus.manifest.sha256,
+        corpus_sha256=corpus.manifest.fingerprint,
         candidates_per_k=-(-candidates // K),
     )
     seconds = time.monotonic() - began

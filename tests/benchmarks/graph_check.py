@@ -46,7 +46,7 @@ def measure(folder: Path, nodes: int, rounds: int) -> dict[str, list[float]]:
         for way in ("checked", "unchecked"):
             hnsw.check_graph = check if way == "checked" else lambda *_: None
             began = time.perf_counter()
-            GraphIndex.load(folder, CORPUS, nodes)
+            GraphIndex.load(folder, {nodes: CORPUS})
             seconds[way].append(time.perf_counter() - began)
         began = time.perf_counter()
         check(folder / hnsw.GRAPH, WIDTH, nodes, HnswSettings().links, 20)

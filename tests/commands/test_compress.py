@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import tiny_world as tiny
 
-from clara_cli.commands import compress
+from clara_cli.commands import compress, compress_pipeline
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.corpus.store import Corpus, verify
@@ -103,10 +103,10 @@ def test_every_form_of_documents_gives_the_same_memory(works, report, tmp_path, 
 def test_the_default_corpus_is_named_after_the_first_input():
     names = {("a/b.jsonl.gz",): "b.clara", ("notes/", "x.txt"): "notes.clara"}
     for inputs, expected in names.items():
-        assert compress.default_out(inputs) == Path(expected)
+        assert compress_pipeline.default_out(inputs) == Path(expected)
     for inputs in (("-",), ("..",), (".",), (".hidden.jsonl",)):
         with pytest.raises(UsageError, match="--out is needed"):
-            compress.default_out(inputs)
+            compress_pipeline.default_out(inputs)
 
 
 def test_the_model_is_the_environments_where_none_is_given(works, report, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_the_result_has_the_contracts_keys_and_adds_up(works, report, tmp_path):
     assert (result.memory_tokens, result.ratio) == (16, 4)
     tokens = sum(passage.tokens for passage in passages)
     assert result.effective_ratio == pytest.approx(tokens / (16 * len(passages)), abs=1e-3)
-    files = [*(tmp_path / "out.clara").rglob("0*.*")]
+    files = [*(tmp_path / "out.clara").glob("shards/*"), *(tmp_path / "out.clara").glob("pass*/*")]
     assert result.bytes == sum(file.stat().st_size for file in files) > 0
     assert result.passages_per_second > 0 and result.seconds >= 0
     assert report.steps == 1
@@ -265,8 +265,9 @@ def test_special_tokens_in_a_document_are_plain_text(works, report, tmp_path):
 
 
 def test_the_same_command_writes_the_same_bytes(works, report, tmp_path):
-    go(works.documents, works, tmp_path / "again.clara", report)
-    assert tiny.files(tmp_path / "again.clara") == tiny.files(works.corpus)
+    for name in ("once.clara", "again.clara"):
+        go(works.documents, works, tmp_path / name, report)
+    assert tiny.files(tmp_path / "again.clara") == tiny.files(tmp_path / "once.clara")
 
 
 @pytest.mark.parametrize("shard", [1, 3])
@@ -484,7 +485,7 @@ def test_a_dataset_by_name_is_compressed(works, report, tmp_path):
     go(tmp_path / "a.jsonl", works, tmp_path / "same.clara", report, title=False)
     assert result.documents == 1
     assert torch.equal(memory(tmp_path / "out.clara"), memory(tmp_path / "same.clara"))
-    assert compress.default_out(("hf:owner/name/config:train",)) == Path("config.clara")
+    assert compress_pipeline.default_out(("hf:owner/name/config:train",)) == Path("config.clara")
 
 
 def test_progress_has_its_share_of_the_input_from_the_start(works, heard, tmp_path, monkeypatch):
@@ -540,7 +541,7 @@ def corpus(works, tmp_path) -> Path:
 
 def test_documents_are_added_with_the_options_of_the_corpus(works, report, tmp_path, corpus):
     more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT}])
-    bare = {"model": None, "ratio": None, "into": corpus}
+    bare = {"model": None, "ratio": None, "into": corpus, "append": True}
     result = compress.run(dataclasses.replace(tiny.compress(more, "", None), **bare), report)
     before = Corpus.open(works.corpus)
     after = Corpus.open(corpus)
@@ -571,9 +572,9 @@ def test_an_addition_need_not_repeat_the_corpus_s_options(works, report, tmp_pat
     out = tmp_path / "out.clara"
     go(works.documents, works, out, report, **UNUSUAL)
     more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT * 3}])
-    bare = CompressConfig(inputs=(str(more),), into=out, device="cpu")
+    bare = CompressConfig(inputs=(str(more),), into=out, append=True, device="cpu")
     assert compress.run(bare, report).documents == 1
-    repeated = tiny.compress(more, works.e2e, None, into=out, **UNUSUAL)
+    repeated = tiny.compress(more, works.e2e, None, into=out, append=True, **UNUSUAL)
     once = tiny.files(out)
     compress.run(repeated, report)
     assert tiny.files(out) == once
@@ -586,9 +587,9 @@ def test_an_addition_need_not_repeat_the_corpus_s_options(works, report, tmp_pat
 def test_an_addition_loads_the_backbone_as_the_corpus_did(works):
     stored = Corpus.open(works.corpus).manifest.identity
     quantised = dataclasses.replace(stored, options={**stored.options, "load_in": "4bit"})
-    bare = CompressConfig(inputs=("more.jsonl",), into=works.corpus)
-    assert compress.as_stored(bare, quantised).load_in == "4bit"
-    assert compress.as_stored(bare, stored).load_in is None
+    bare = CompressConfig(inputs=("more.jsonl",), into=works.corpus, append=True)
+    assert compress_pipeline.as_stored(bare, quantised).load_in == "4bit"
+    assert compress_pipeline.as_stored(bare, stored).load_in is None
 
 
 def test_ids_the_corpus_has_are_refused_or_passed_over(works, report, tmp_path, corpus):
@@ -596,9 +597,11 @@ def test_ids_the_corpus_has_are_refused_or_passed_over(works, report, tmp_path, 
     more = tiny.write_jsonl(tmp_path / "more.jsonl", records)
     before = tiny.files(corpus)
     with pytest.raises(DataError, match=r"more\.jsonl:2: the id 'd3' is in .*copy\.clara already"):
-        compress.run(tiny.compress(more, works.e2e, None, into=corpus), report)
+        compress.run(tiny.compress(more, works.e2e, None, into=corpus, append=True), report)
     assert {name: b for name, b in tiny.files(corpus).items() if name in before} == before
-    result = compress.run(tiny.compress(more, works.e2e, None, into=corpus, skip_bad=True), report)
+    result = compress.run(
+        tiny.compress(more, works.e2e, None, into=corpus, append=True, skip_bad=True), report
+    )
     assert (result.documents, result.skipped) == (1, 1)
     assert len(Corpus.open(corpus)) == len(Corpus.open(works.corpus)) + 1
 
@@ -612,7 +615,7 @@ def test_an_addition_that_does_not_fit_is_refused(works, report, tmp_path, corpu
         ({"out": tmp_path / "x"}, "--out and --into were both given"),
         ({"into": tmp_path / "none.clara"}, "no finished corpus to add to"),
     ):
-        config = tiny.compress(more, works.e2e, None, into=corpus)
+        config = tiny.compress(more, works.e2e, None, into=corpus, append=True)
         with pytest.raises(ClaraError, match=error):
             compress.run(dataclasses.replace(config, **changes), report)
     assert tiny.files(corpus) == before

@@ -43,7 +43,7 @@ def test_every_engine_is_measured_and_used(works, report, corpus, engine):
     assert 0 <= result.recall_at_k <= 1 and 0 < result.queries <= rows
     written = [p for p in (corpus / "index").rglob("*") if p.is_file()]
     assert result.bytes == sum(path.stat().st_size for path in written)
-    found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.sha256, rows)
+    found = GraphIndex.load(corpus / "index", Corpus.open(corpus).manifest.states)
     assert (found is not None) == (engine == "hnsw")
     assert report.notes and result.engine in report.notes[-1]
     assert report.begun == {"questions", "scan", "keys", "index"}
@@ -283,7 +283,7 @@ def test_an_index_of_another_corpus_is_refused_and_can_be_repaired(works, report
     shutil.copytree(other / "index", corpus / "index")
     with pytest.raises(ArtefactError, match="indexes corpus") as caught:
         next(ask.run(tiny.ask("Who?", corpus), report))
-    sums = [Corpus.open(folder).manifest.sha256[:12] for folder in (other, corpus)]
+    sums = [Corpus.open(folder).manifest.fingerprint[:12] for folder in (other, corpus)]
     assert all(each in caught.value.message for each in sums)
     assert "clara index" in caught.value.hint
     index.run(tiny.index(corpus, engine="hnsw"), report)

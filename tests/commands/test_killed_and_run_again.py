@@ -88,7 +88,7 @@ def test_killed_at_random_moments_nothing_is_lost_doubled_or_changed(works, hear
 
     def phases(folder: Path) -> list[Callable[[], object]]:
         first = tiny.compress(works.documents, works.e2e, folder, shard_size=SHARD)
-        added = tiny.compress(more, works.e2e, None, shard_size=SHARD, into=folder)
+        added = tiny.compress(more, works.e2e, None, shard_size=SHARD, into=folder, append=True)
         graph = tiny.index(folder, engine="hnsw")
         return [
             lambda: compress.run(first, report),

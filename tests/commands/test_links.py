@@ -62,7 +62,7 @@ def test_compress_into_follows_no_link_in_a_corpus(works, report, tmp_path, thei
     else:
         link(out, name, theirs)
     more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "It rains."}])
-    config = tiny.compress(more, works.e2e, None, into=out)
+    config = tiny.compress(more, works.e2e, None, into=out, append=True)
     refused(theirs, out, name, lambda: compress.run(config, report))
 
 

@@ -217,7 +217,9 @@ def test_a_corpus_of_version_1_is_finished_and_added_to(works, world, tmp_path):
     compress.run(tiny.compress(works.documents, old, corpus), Heard())
     assert tiny.files(corpus) == before
     more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "A new one."}])
-    settings = dataclasses.replace(tiny.compress(more, old, corpus), out=None, into=corpus)
+    settings = dataclasses.replace(
+        tiny.compress(more, old, corpus), out=None, into=corpus, append=True
+    )
     assert compress.run(dataclasses.replace(settings, model=None), Heard()).passages > 0
 
 
@@ -283,7 +285,9 @@ def test_a_model_that_is_no_name_is_refused(world, works, named, tmp_path):
     measured = BenchConfig(
         **tiny.MACHINE, dataset=str(works.questions), corpus=corpus, setting="corpus", limit=2
     )
-    more = dataclasses.replace(tiny.compress(works.documents, model, corpus), out=None, into=corpus)
+    more = dataclasses.replace(
+        tiny.compress(works.documents, model, corpus), out=None, into=corpus, append=True
+    )
     for run in (
         lambda: list(ask.run(tiny.ask("Who?", corpus), Heard())),
         lambda: index.run(tiny.index(corpus), Heard()),

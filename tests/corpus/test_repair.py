@@ -54,7 +54,7 @@ def test_each_part_has_its_own_command(tmp_path: Path) -> None:
     quoted = shlex.quote(str(folder))
     common = "--ratio 16 --model nano --store-dtype bf16"
     first = f"clara compress 'a b.jsonl' {common} --out {quoted}"
-    second = f"clara compress more/ --text-field context {common} --into {quoted}"
+    second = f"clara compress more/ --text-field context {common} --append --into {quoted}"
     assert list(found) == [first, second]
     assert found[second] == ["shards/00001.safetensors: missing"]
     assert "passages/00000.jsonl.gz: 0 bytes, recorded" in found[first][0]

@@ -17,6 +17,7 @@ import torch
 
 from clara_cli.corpus import store
 from clara_cli.corpus.append import Additions
+from clara_cli.corpus.documents_table import Documents
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.corpus.store import Corpus, verify
@@ -478,7 +479,7 @@ def _set(path: str, value: object):
     ("change", "words"),
     [
         (_set("format", "x"), "key 'format'"),
-        (_set("version", 2), "key 'version': 2, this program reads 1"),
+        (_set("version", 3), "key 'version': 3, this program reads 1 and 2"),
         (_set("ratio", None), "key 'ratio': missing"),
         (_set("ratio", 16.5), "key 'ratio': 16.5, not of type int"),
         (_set("hidden", 0), "key 'hidden': 0, the least is 1"),
@@ -493,7 +494,9 @@ def _set(path: str, value: object):
         (_set("shards", {}), "key 'shards': {}, not of type list"),
         (_set("shards/1/rows", -1), "key 'shards[1].rows': -1"),
         (_set("shards/0/memory", "../../etc/passwd"), "key 'shards[0].memory': '../../etc/passwd'"),
-        (_set("shards/0/memory", "shards/00001.safetensors"), "key 'shards[0].memory'"),
+        (_set("shards/0/memory", "shards/00001.safetensors"), "key 'shards[0].passages'"),
+        (_set("edits/deleted", {"file": "../x.rows"}), "key 'edits.deleted.file': '../x.rows'"),
+        (_set("edits/times", -1), "key 'edits.times': -1"),
         (_set("shards/2/passages", "/etc/passwd"), "key 'shards[2].passages': '/etc/passwd'"),
         (_set("shards/2/sha256_memory", "abc"), "key 'shards[2].sha256_memory': not a SHA-256"),
     ],
@@ -515,6 +518,39 @@ def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ArtefactError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_a_newer_corpus_names_the_program_that_reads_it(tmp_path: Path) -> None:
+    make(tmp_path / "c.clara")
+    path = tmp_path / "c.clara/manifest.json"
+    newer = {**json.loads(path.read_text()), "version": 3, "needs": "1.4"}
+    path.write_text(json.dumps(newer))
+    with pytest.raises(ArtefactError, match="3, this program reads 1 and 2") as caught:
+        Corpus.open(tmp_path / "c.clara")
+    assert caught.value.hint == "pip install --upgrade 'clara-cli>=1.4'"
+    path.write_text(json.dumps({**newer, "needs": "1.4; rm -r ."}))
+    with pytest.raises(ArtefactError) as caught:
+        Corpus.open(tmp_path / "c.clara")
+    assert "pip" not in caught.value.hint
+
+
+def test_a_corpus_of_version_1_is_read(tmp_path: Path) -> None:
+    corpus = make(tmp_path / "c.clara")
+    path = tmp_path / "c.clara/manifest.json"
+    older = {**json.loads(path.read_text()), "version": 1}
+    for key in ("edits", "needs"):
+        del older[key]
+    for part in older["parts"]:
+        del part["documents"], part["origins"]
+    path.write_text(json.dumps(older))
+    again = Corpus.open(tmp_path / "c.clara")
+    assert list(again.passages()) == list(corpus.passages())
+    assert again.manifest.counts == corpus.manifest.counts
+    assert again.manifest.states == corpus.manifest.states
+    documents = Documents(again)
+    assert {one.id: list(one.rows) for one in documents} == {
+        "d0": [0, 1, 2], "d1": [3, 4, 5], "d2": [6, 7]
+    }  # fmt: skip
 
 
 def test_no_corpus(tmp_path: Path) -> None:

@@ -71,51 +71,53 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     files = [tmp_path / "bm25" / SIDECAR, *(tmp_path / "bm25").rglob(TABLES)]
     assert len(files) == 2 and len(list((tmp_path / "bm25").rglob("*"))) == 3
     assert size == sum(path.stat().st_size for path in files)
-    loaded = BM25.load(tmp_path / "bm25", "c" * 64, 5)
+    loaded = BM25.load(tmp_path / "bm25", {5: "c" * 64})
     assert loaded is not None and len(loaded) == 5
     assert loaded.search("the cat", 9) == index.search("the cat", 9)
     with pytest.raises(ArtefactError, match="indexes corpus cccccccccccc, this corpus is dddd"):
-        BM25.load(tmp_path / "bm25", "d" * 64, 5)
+        BM25.load(tmp_path / "bm25", {5: "d" * 64})
     files[1].write_bytes(b"")
     with pytest.raises(ArtefactError, match="damaged"):
-        BM25.load(tmp_path / "bm25", "c" * 64, 5)
-    assert BM25.load(tmp_path / "none", "", 0) is None
+        BM25.load(tmp_path / "bm25", {5: "c" * 64})
+    assert BM25.load(tmp_path / "none", {0: ""}) is None
     BM25.build([]).save(tmp_path / "empty")
-    assert BM25.load(tmp_path / "empty", "", 0).search("a", 1) == ([], [])
+    assert BM25.load(tmp_path / "empty", {0: ""}).search("a", 1) == ([], [])
 
 
 @pytest.mark.parametrize(
     ("table", "change"),
     [
-        ("indices", lambda t: t + 5),
-        ("indices", lambda t: t - 1),
-        ("indptr", lambda t: t[::-1].copy()),
-        ("indptr", lambda t: t * 2),
-        ("indptr", lambda t: t[:-1]),
-        ("data", lambda t: t * np.float32("nan")),
-        ("data", lambda t: t[:-1]),
-        ("data", lambda t: t[:, None]),
-        ("indptr", lambda t: t.astype(np.float32)),
+        ("texts", lambda t: t + 5),
+        ("texts", lambda t: t - 1),
+        ("starts", lambda t: t[::-1].copy()),
+        ("starts", lambda t: t * 2),
+        ("starts", lambda t: t[:-1]),
+        ("counts", lambda t: t - 1),
+        ("counts", lambda t: t[:-1]),
+        ("counts", lambda t: t[:, None]),
+        ("lengths", lambda t: -t),
+        ("lengths", lambda t: t[:-1]),
+        ("starts", lambda t: t.astype(np.float32)),
     ],
 )
 def test_tables_that_fit_their_checksum_but_no_corpus_are_refused(tmp_path, table, change) -> None:
     index = BM25.build(TEXTS)
     index._tables[table] = change(index._tables[table])
     index.save(tmp_path, "c" * 64)
-    with pytest.raises(ArtefactError, match=rf"{TABLES}: no scores of 5 texts"):
-        BM25.load(tmp_path, "c" * 64, 5)
+    with pytest.raises(ArtefactError, match=rf"{TABLES}: no (counts of 5 texts|tensors)|5 texts|4"):
+        BM25.load(tmp_path, {5: "c" * 64})
 
 
 def test_a_vocabulary_or_a_count_that_cannot_be_is_refused(tmp_path: Path) -> None:
     BM25.build(TEXTS).save(tmp_path, "c" * 64)
-    with pytest.raises(ArtefactError, match="5 texts, the corpus has 6"):
-        BM25.load(tmp_path, "c" * 64, 6)
+    with pytest.raises(ArtefactError, match="5 passages, the corpus has 6"):
+        BM25.load(tmp_path, {6: "c" * 64})
     path = tmp_path / SIDECAR
     described = json.loads(path.read_text())
     for words_ in ([1, *described["vocabulary"][1:]], ["a"] * len(described["vocabulary"]), [[]]):
         path.write_text(json.dumps({**described, "vocabulary": words_}))
         with pytest.raises(ArtefactError, match="key 'vocabulary': "):
-            BM25.load(tmp_path, "c" * 64, 5)
+            BM25.load(tmp_path, {5: "c" * 64})
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,6 +127,35 @@ def test_any_texts_agree_with_the_formula(texts: list[str], question: str) -> No
     wanted = lucene(texts, question) if any(words(text) for text in texts) else [0.0] * len(texts)
     assert scores == pytest.approx([wanted[row] for row in rows], rel=1e-4)
     assert len(rows) == min(3, sum(score > 0 for score in wanted))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="ab é北", max_size=12), max_size=6), st.data())
+def test_an_index_that_grew_and_lost_texts_is_one_of_those_left(texts, data) -> None:
+    """The idf and the mean length are those of the texts that are left; to the bit."""
+    cut = data.draw(st.integers(0, len(texts)))
+    rows = sorted(data.draw(st.sets(st.integers(0, max(0, len(texts) - 1)), max_size=len(texts))))
+    rows = np.array(rows[: len(texts)], np.int64)
+    grown = BM25.build(texts[:cut]).extended(texts[cut:])
+    assert len(grown) == len(texts)
+    left = [texts[row] for row in rows]
+    placed = BM25.build(left).placed(rows, len(texts))
+    question = data.draw(st.text(alphabet="ab é北"))
+    wanted = BM25.build(left).search(question, 9)
+    assert grown.kept(rows).search(question, 9) == wanted
+    assert placed.kept(rows).search(question, 9) == wanted
+
+
+def test_a_grown_index_is_saved_and_one_of_an_older_version_is_none(tmp_path: Path) -> None:
+    grown = BM25.build(TEXTS[:2]).extended(TEXTS[2:])
+    grown.save(tmp_path, "c" * 64)
+    states = {2: "b" * 64, 5: "c" * 64}
+    assert BM25.load(tmp_path, states).search("the cat", 9) == grown.search("the cat", 9)
+    BM25.build(TEXTS[:2]).save(tmp_path, "b" * 64)  # of the earlier state
+    assert len(BM25.load(tmp_path, states)) == 2
+    described = json.loads((tmp_path / SIDECAR).read_text())
+    (tmp_path / SIDECAR).write_text(json.dumps({**described, "version": 1}))
+    assert BM25.load(tmp_path, states) is None
 
 
 @settings(max_examples=40, deadline=None)

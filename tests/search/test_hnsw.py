@@ -89,7 +89,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert size == sum(path.stat().st_size for path in files)
     assert sorted(path.name for path in files) == [GRAPH, SIDECAR, TABLES]
-    loaded = GraphIndex.load(tmp_path, CORPUS, 200)
+    loaded = GraphIndex.load(tmp_path, {200: CORPUS})
     assert loaded is not None
     assert (loaded.rule, loaded.width, len(loaded)) == ("projection", 12, 200)
     assert loaded.candidates_per_k == 4
@@ -101,7 +101,7 @@ def test_saved_and_loaded_it_answers_alike(tmp_path: Path) -> None:
 
 
 def test_no_index_is_none(tmp_path: Path) -> None:
-    assert GraphIndex.load(tmp_path / "index", CORPUS, 10) is None
+    assert GraphIndex.load(tmp_path / "index", {10: CORPUS}) is None
 
 
 def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_what_is_not_finite_or_of_another_width_is_refused() -> None:
 def test_another_corpus_is_refused_with_both_sums(tmp_path: Path) -> None:
     build(unit(10)).save(tmp_path)
     with pytest.raises(ArtefactError, match="cccccccccccc, this corpus is dddddddddddd") as caught:
-        GraphIndex.load(tmp_path, "d" * 64, 10)
+        GraphIndex.load(tmp_path, {10: "d" * 64})
     assert "clara index" in caught.value.hint
 
 
@@ -135,21 +135,21 @@ def test_damaged_files_are_refused_before_hnswlib_sees_them(tmp_path: Path, file
     for content in (whole[:-8], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], b""):
         path.write_bytes(content)
         with pytest.raises(ArtefactError, match=f"{file}: damaged"):
-            GraphIndex.load(tmp_path, CORPUS, 30)
+            GraphIndex.load(tmp_path, {30: CORPUS})
     path.unlink()
     with pytest.raises(ArtefactError, match=f"{file}: No such file"):
-        GraphIndex.load(tmp_path, CORPUS, 30)
+        GraphIndex.load(tmp_path, {30: CORPUS})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
         ("format", "x", "key 'format': not 'clara-index'"),
-        ("version", 9, "key 'version': 9, this program reads 1"),
+        ("version", 9, "key 'version': 9, this program reads 2 and 1"),
         ("width", "16", "key 'width': '16', not of type int"),
         ("engine", "annoy", "key 'engine': 'annoy', known: hnsw"),
         ("labels", 29, "not one label for each|not int64"),
-        ("rows", 31, "30 keys for 31 passages, the corpus has 30"),
+        ("rows", 31, "key 'rows': 31 passages, the corpus has 30"),
         ("width", 15, r"graph.bin: its header has node_bytes"),
         ("width", 2**40, r"graph.bin: .* are too few for 30 keys"),
         ("labels", 0, "key 'labels': 0, the least is 1"),
@@ -165,7 +165,7 @@ def test_a_wrong_description_is_refused(
     path = tmp_path / SIDECAR
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ArtefactError, match=words):
-        GraphIndex.load(tmp_path, CORPUS, 30)
+        GraphIndex.load(tmp_path, {30: CORPUS})
 
 
 def test_a_full_disk_leaves_the_index_before_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_index_before_and_no_rubbish(tmp_path: Path, monk
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ClaraError, match="graph.bin: no space left"):
         build(unit(11)).save(tmp_path)
-    loaded = GraphIndex.load(tmp_path, CORPUS, 10)
+    loaded = GraphIndex.load(tmp_path, {10: CORPUS})
     assert loaded is not None and len(loaded) == 10
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -198,11 +198,11 @@ def test_an_index_of_the_earlier_layout_is_read_and_replaced(tmp_path: Path) -> 
     build(unit(10)).save(tmp_path)
     flatten(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {SIDECAR, GRAPH, TABLES}
-    loaded = GraphIndex.load(tmp_path, CORPUS, 10)
+    loaded = GraphIndex.load(tmp_path, {10: CORPUS})
     assert loaded is not None and len(loaded) == 10
     build(unit(11)).save(tmp_path)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
-    loaded = GraphIndex.load(tmp_path, CORPUS, 11)
+    loaded = GraphIndex.load(tmp_path, {11: CORPUS})
     assert loaded is not None and len(loaded) == 11
     flatten(tmp_path)
     forget(tmp_path)
@@ -214,7 +214,7 @@ def test_damage_is_mended_by_the_same_index_again(tmp_path: Path) -> None:
     (path,) = tmp_path.rglob(GRAPH)
     path.write_bytes(b"")
     build(unit(10)).save(tmp_path)
-    assert GraphIndex.load(tmp_path, CORPUS, 10) is not None
+    assert GraphIndex.load(tmp_path, {10: CORPUS}) is not None
     assert len(list(tmp_path.rglob("*"))) == 4
 
 
@@ -224,4 +224,4 @@ def test_a_description_names_no_folder_but_a_versions(tmp_path: Path, name: obje
     path = tmp_path / SIDECAR
     path.write_text(json.dumps({**json.loads(path.read_text()), "folder": name}))
     with pytest.raises(ArtefactError, match="key 'folder': "):
-        GraphIndex.load(tmp_path, CORPUS, 10)
+        GraphIndex.load(tmp_path, {10: CORPUS})

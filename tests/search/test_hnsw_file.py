@@ -144,7 +144,7 @@ def test_damage_that_fits_its_checksum_never_reaches_hnswlib(whole, tmp_path, re
     change, words = DAMAGE[name]
     rewrite(whole, tmp_path, change)
     with pytest.raises(ArtefactError, match=rf"{GRAPH}: .*({words})") as caught:
-        GraphIndex.load(tmp_path, CORPUS, NODES)
+        GraphIndex.load(tmp_path, {NODES: CORPUS})
     assert "clara index" in caught.value.hint and recorder == []
 
 
@@ -159,12 +159,12 @@ def test_a_link_to_a_node_that_is_not_on_that_level_never_reaches_hnswlib(
 
     rewrite(whole, tmp_path, change)
     with pytest.raises(ArtefactError, match="has a lost link on level 1"):
-        GraphIndex.load(tmp_path, CORPUS, NODES)
+        GraphIndex.load(tmp_path, {NODES: CORPUS})
     assert recorder == []
 
 
 def test_a_whole_graph_does_reach_it(whole, recorder):
-    assert GraphIndex.load(whole, CORPUS, NODES) is not None
+    assert GraphIndex.load(whole, {NODES: CORPUS}) is not None
     assert recorder == [str(graph_of(whole))]
 
 
@@ -176,7 +176,7 @@ def test_settings_that_no_graph_has_are_refused(whole, tmp_path, recorder, setti
     described["graph"][setting] = value
     (tmp_path / SIDECAR).write_text(json.dumps(described))
     with pytest.raises(ArtefactError):
-        GraphIndex.load(tmp_path, CORPUS, NODES)
+        GraphIndex.load(tmp_path, {NODES: CORPUS})
     assert recorder == []
 
 
@@ -184,7 +184,7 @@ def test_settings_that_no_graph_has_are_refused(whole, tmp_path, recorder, setti
 def test_what_hnswlib_writes_is_accepted(tmp_path, nodes, links):
     build(unit(nodes, 4), links=links, ef_construction=20).save(tmp_path)
     check_graph(graph_of(tmp_path), 4, nodes, links, 20)
-    loaded = GraphIndex.load(tmp_path, CORPUS, nodes)
+    loaded = GraphIndex.load(tmp_path, {nodes: CORPUS})
     assert loaded is not None
     assert loaded.search(unit(nodes, 4)[:1], 1)[1].tolist() == [[0]]
 
@@ -225,4 +225,4 @@ def test_rows_behind_labels_are_checked_too(tmp_path):
         index._tables.update(wrong)
         index.save(tmp_path)
         with pytest.raises(ArtefactError, match=r"tables\.safetensors: (not one label|tensor)"):
-            GraphIndex.load(tmp_path, CORPUS, 3)
+            GraphIndex.load(tmp_path, {3: CORPUS})

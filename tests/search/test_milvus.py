@@ -47,7 +47,7 @@ def test_saved_and_loaded_it_finds_the_nearest_with_duplicates_joined(tmp_path: 
     assert (len(built), built.labels, built.engine) == (65, 60, "milvus")
     size = built.save(tmp_path / "index")
     assert size == sum(p.stat().st_size for p in (tmp_path / "index").rglob("*") if p.is_file())
-    loaded = GraphIndex.load(tmp_path / "index", CORPUS, 65)
+    loaded = GraphIndex.load(tmp_path / "index", {65: CORPUS})
     assert loaded is not None and loaded.candidates_per_k == 7
     queries_BF = unit(4, seed=1)
     for index in (built, loaded):
@@ -72,7 +72,7 @@ def test_a_lost_collection_and_a_server_away_are_named(tmp_path: Path) -> None:
     described = json.loads(path.read_text())
     described["graph"]["collection"] = "gone"
     path.write_text(json.dumps(described))
-    lost = GraphIndex.load(tmp_path / "index", CORPUS, 5)
+    lost = GraphIndex.load(tmp_path / "index", {5: CORPUS})
     assert lost is not None
     with pytest.raises(ClaraError, match=r"keys\.db: .*gone"):
         lost.search(unit(1), 2)
@@ -93,11 +93,11 @@ def test_a_uri_is_an_address_or_a_db_file(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_more_than_milvus_gives_is_refused_and_a_sidecar_is_checked() -> None:
-    graph = MilvusGraph.load(Fields({"uri": "x.db", "collection": "c"}, "index.json", ""))
+    graph = MilvusGraph.load(Fields({"uri": "x.db", "collection": "c"}, "index.json", ""), 3)
     with pytest.raises(UsageError, match="at most 16,384"):
         graph.nearest(unit(1).numpy(), MOST + 1)
     with pytest.raises(ArtefactError, match="key 'uri'"):
-        MilvusGraph.load(Fields({"collection": "c"}, "index.json", ""))
+        MilvusGraph.load(Fields({"collection": "c"}, "index.json", ""), 3)
 
 
 def test_without_pymilvus_the_extra_is_named(monkeypatch) -> None:

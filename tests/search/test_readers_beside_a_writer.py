@@ -50,11 +50,11 @@ def make_index(folder: Path, seed: int) -> None:
         rows=len(corpus),
         rule="mean",
         state={},
-        corpus_sha256=corpus.manifest.sha256,
+        corpus_sha256=corpus.manifest.fingerprint,
         candidates_per_k=4,
     )
     index.save(folder, INDEX)
-    BM25.build(passage_texts(corpus)).save(folder, corpus.manifest.sha256, WORDS)
+    BM25.build(passage_texts(corpus)).save(folder, corpus.manifest.fingerprint, WORDS)
 
 
 def write_for_ever(folder: Path) -> None:

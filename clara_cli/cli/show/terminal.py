@@ -35,7 +35,7 @@ from clara_cli.config.fields import Setting
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.printable import clean, shell_word
-from clara_cli.records import CompressResult, IndexResult, MemoryNeed, TrainResult
+from clara_cli.records import CompressResult, IndexResult, MemoryNeed, SyncResult, TrainResult
 
 NARROW = 60  # columns below which tables become lists and bars become counts
 FIRST_SECONDS = 1.0  # before the first progress line of a task where there is no terminal
@@ -116,6 +116,14 @@ class TerminalReport:
     def warn(self, message: str) -> None:
         """Say something the user did not ask for and should know, once."""
         self._once(f"warning: {message}", "yellow")
+
+    def confirm(self, question: str) -> bool | None:
+        """Ask the user yes or no; None where there is no terminal."""
+        self.pause()
+        if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+            return None
+        self._console.print(Text(clean(f"{question} [y/N] ")), end="")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def pause(self) -> None:
         """Clear the bar (the next progress brings it back) and say what is still unsaid."""
@@ -235,7 +243,7 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     (`dry_run`, `check`) that made it do less."""
     lines: dict[type, Callable[[Any, str | None], list[Any]]]
     lines = {CompressResult: _compress_lines, IndexResult: _index_lines, TrainResult: _train_lines}
-    lines[MemoryNeed] = _memory_lines
+    lines |= {SyncResult: _sync_lines, MemoryNeed: _memory_lines}
     out = console(stderr=False)
     for line in {**lines, **bench.LINES, **synth.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
@@ -267,6 +275,21 @@ def _compress_lines(r: CompressResult, only: str | None) -> list[str]:
         return [first, *left_out, shape, f"about {speed}", following]
     following = f"next: clara index {shell_word(r.corpus)}"
     return [f"{r.corpus}: {contents}{odd}", *left_out, shape, speed, following]
+
+
+def _sync_lines(r: SyncResult, only: str | None) -> list[str]:
+    changed = {"added": r.added, "replaced": r.replaced, "deleted": r.deleted}
+    changes = [f"{number:,} {name}" for name, number in changed.items() if number]
+    if r.moved:
+        changes.append(f"{r.moved:,} of the added known by another id")
+    if r.skipped:
+        changes.append(f"{r.skipped:,} skipped")
+    changes.append(f"{r.unchanged:,} unchanged")
+    left_out = [f"left out: {describe_left_out(r.left_out)}"] if r.left_out else []
+    now = f"{r.corpus}: {r.documents:,} documents, {r.passages:,} passages, {size(r.bytes)}"
+    computed = f"{r.computed:,} passages computed, {size(r.bytes_written)} written"
+    index = f", {size(r.index_bytes)} of the index" if r.index_bytes else ""
+    return [now, ", ".join(changes), *left_out, f"{computed}{index}, {duration(r.seconds)}"]
 
 
 def _memory_lines(r: MemoryNeed, only: str | None) -> list[str]:
