@@ -96,11 +96,12 @@ class Journal:
             self.progress.append([{"clara_synth": FORMAT, "settings": self._settings}])
 
     def _cut(self, path: Path, size: int) -> None:
-        files.append(path.parent, path.name, b"")  # it is there, and can be written
-        there = path.stat().st_size
+        there = path.stat().st_size if path.exists() else 0
         if there < size:
-            message = f"{path} is {there:,} bytes long, {self.progress.name} knows {size:,}"
+            named = self.rejected if path == self.rejected else self.out
+            message = f"{named} is {there:,} bytes long, {self.progress.name} knows {size:,}"
             raise ArtefactError(message, _ANEW)
+        files.append(path.parent, path.name, b"")  # it is there, and can be written
         files.truncate(path.parent, path.name, size)
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -778,3 +779,13 @@ def test_an_output_that_is_a_link_is_followed(towns, out, report) -> None:
         result = made(server, towns, out, report)
     assert result.accepted == 36 and out.is_symlink()
     assert len(lines(out.with_name("there.jsonl"))) > 0
+
+
+def test_an_output_that_became_a_link_to_nothing_is_named_and_nothing_made(towns, out, report):
+    with serving(competent) as server:
+        made(server, towns, out, report)
+        out.unlink()
+        out.symlink_to(out.with_name("elsewhere"))
+        with pytest.raises(ArtefactError, match=rf"^{re.escape(str(out))} is 0 bytes long"):
+            made(server, towns, out, report)
+    assert not out.exists()
