@@ -6,13 +6,16 @@ N answers, S signals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
+
+from clara_cli.answering.support import FORMAT, VERSION
 
 BINS, RESAMPLES, PENALTY = 10, 1000, 1e-2
 
@@ -136,3 +139,54 @@ def share(hits: int, number: int) -> list[float] | None:
         return None
     interval = binomtest(hits, number).proportion_ci(method="wilson")
     return [round(float(value), 3) for value in (hits / number, interval.low, interval.high)]
+
+
+def first_half(question: str) -> bool:
+    """Which half a question's answers belong to: the one fitted, or the one measured."""
+    return hashlib.sha256(question.encode()).digest()[0] % 2 == 0
+
+
+def fit_and_measure(
+    cases: Sequence[Case],
+    signals: Mapping[str, Sequence[str]],
+    unseen: Mapping[str, Sequence[Case]] | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fits by name, summary): each fit of its signals on one half of the questions, its figures on
+    the other half and on `unseen` sets, and the curve of `text` over thresholds."""
+    train = [case for case in cases if first_half(case.question)]
+    test = [case for case in cases if not first_half(case.question)]
+    fits = {name: fit(train, names) for name, names in signals.items()}
+    figures = {
+        name: measure(scores(fitted, test), test, fitted["threshold"], seed)
+        for name, fitted in fits.items()
+    }
+    words_N = torch.tensor([case.words for case in test]).double()
+    figures["words alone"] = measure(words_N, test, 0.75, seed)
+    for name, rows in (unseen or {}).items():
+        p_N = scores(fits["text"], rows)
+        figures[f"text, {name}"] = measure(p_N, rows, fits["text"]["threshold"], seed)
+    summary = {
+        "train": len(train),
+        "figures": figures,
+        "curve": curve(scores(fits["text"], test), test),
+    }
+    return fits, summary
+
+
+def calibrated(
+    fingerprint: str,
+    read: str,
+    fits: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `support.json` says, those of other ways of reading kept from `before`."""
+    kept = before or {}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": fingerprint,
+        "modes": {**kept.get("modes", {}), read: dict(fits)},
+        "measured": {**kept.get("measured", {}), read: dict(summary)},
+    }

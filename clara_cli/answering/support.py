@@ -32,6 +32,10 @@ MEMORY_SIGNALS = ("likelihood", "over_nothing", "over_other")
 WORD_SIGNALS = ("facts", "asked")
 TEXT_SIGNALS = (*MEMORY_SIGNALS, *WORD_SIGNALS)
 READ_TEXT_SIGNALS = (*MEMORY_SIGNALS[:2], *WORD_SIGNALS)
+SIGNALS: dict[ReadMode, dict[str, tuple[str, ...]]] = {  # by way of reading and name of the fit
+    "memory": {"text": TEXT_SIGNALS, "memory": MEMORY_SIGNALS},
+    "text": {"text": READ_TEXT_SIGNALS},
+}
 _LARGEST = 1e9  # a weight beyond it is no weight
 _RESTORE = "delete the file (support is then not judged), or restore the checkpoint"
 _LEAST_ASKED = 4  # letters of a question's word that could tell its subject, unless capitalised
@@ -155,9 +159,14 @@ def prompts_without(
 
 
 def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Signals:
+    """The same of passages with their titles."""
+    return word_signals(question, answer, model_texts(passages))
+
+
+def word_signals(question: str, answer: str, texts: Sequence[str]) -> Signals:
     """Shares of the answer's names and numbers (its words, where it has none) and of the question's
-    telling words that stand in the passages' text or titles."""
-    passage_words = known_words(passages)
+    telling words that stand in the texts."""
+    passage_words = known_words(texts)
     answer_facts, question_facts = list(read_facts(answer)), list(read_facts(question))
     facts = _parts(fact for fact in answer_facts if fact.is_name) or _parts(answer_facts)
     telling = (
@@ -170,14 +179,24 @@ def text_signals(question: str, answer: str, passages: Sequence[Passage]) -> Sig
 
 
 def lexical(answer: str, passages: Sequence[Passage]) -> float:
-    """Share of the answer's words and numbers that occur in the passages' kept text or titles, 0
-    for an empty answer. Words only: it cannot tell a right use of a word from a wrong one."""
-    return round(_share(_parts(read_facts(answer)), known_words(passages)), 4)
+    """The same of passages with their titles."""
+    return lexical_share(answer, model_texts(passages))
 
 
-def known_words(passages: Sequence[Passage]) -> set[str]:
-    """Every word and number of the passages' text and titles."""
-    return set().union(*(known_parts(model_text(p.title, p.text or "")) for p in passages))
+def lexical_share(answer: str, texts: Sequence[str]) -> float:
+    """Share of the answer's words and numbers that occur in the texts, 0 for an empty answer.
+    Words only: it cannot tell a right use of a word from a wrong one."""
+    return round(_share(_parts(read_facts(answer)), known_words(texts)), 4)
+
+
+def model_texts(passages: Sequence[Passage]) -> list[str]:
+    """Passages as the model reads them, with their titles."""
+    return [model_text(passage.title, passage.text or "") for passage in passages]
+
+
+def known_words(texts: Sequence[str]) -> set[str]:
+    """Every word and number of some texts."""
+    return set().union(*map(known_parts, texts))
 
 
 def _parts(facts: Iterable[Fact]) -> list[str]:

@@ -180,13 +180,13 @@ class QuestionStage(Stage):
             answers = question.answers if "generator" in TRAINED[self.name] else ()
             golds = example.golds if "query_reasoner" in TRAINED[self.name] else ()
             examples.append(Example(example, answers, golds))
-        return HeldOutSet(
-            examples,
-            lambda part: self.build(part, self.memory_tokens[0]),
-            self.losses,
-            self.read,
-            self.config.answer_tokens,
-        )
+        build, read = self._build_held_out, self.read
+        if self.config.text_share >= 1:  # memory is not trained, and not measured
+            build, read = self.build_text, lambda batch: (None, [])
+        return HeldOutSet(examples, build, self.losses, read, self.config.answer_tokens)
+
+    def _build_held_out(self, examples: Sequence[AnswerExample]) -> Batch:
+        return self.build(examples, self.memory_tokens[0])
 
     def reading_after(self, before: ReadingDefaults) -> ReadingDefaults:
         """How the checkpoint reads after training on a share of text."""

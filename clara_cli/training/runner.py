@@ -30,6 +30,7 @@ from clara_cli.records import Report, TrainResult
 from clara_cli.storage.files import inside
 from clara_cli.storage.history import History
 from clara_cli.storage.lock import locked
+from clara_cli.training.calibrate import calibrate
 from clara_cli.training.loop import FitSettings, FitSummary, Schedule, fit, summary
 from clara_cli.training.run_folder import RunFolder
 from clara_cli.training.sampling import count_steps
@@ -235,6 +236,10 @@ def write_result(plan: TrainingPlan, run: RunFolder, done: FitSummary, report: R
         steps = best_line["step"]
         facts["validation"] = {name: value for name, value in best_line.items() if name != "step"}
     ranks.lead(lambda: write("checkpoint"))
+    if plan.held_out is not None and ranks.first and not ranks.sharded:
+        read = stage.reading_after(stage.loaded.info.reading).mode
+        memory_tokens = stage.memory_tokens[0]
+        calibrate(stage.model, plan.held_out, read, memory_tokens, run.path, report)
     if find_spec("matplotlib") is None:
         report.note("no plot of the losses: install clara-cli[plot] for it")
     elif ranks.first:

@@ -158,7 +158,6 @@ def figures_of(
         return
     memory_ND, scores = held_out.read(batch)
     if answered:
-        assert memory_ND is not None
         answers = greedy(model, batch, memory_ND, held_out.answer_tokens)
         for text, example in zip(answers, part, strict=True):
             yield "em", metrics.exact_match(text, example.answers), 1.0
@@ -173,7 +172,7 @@ def figures_of(
                 yield f"recall@{k}", recalled, 1.0
 
 
-def greedy(model: ClaraModel, batch: Batch, memory_ND: Tensor, tokens: int) -> list[str]:
+def greedy(model: ClaraModel, batch: Batch, memory_ND: Tensor | None, tokens: int) -> list[str]:
     """The greedy answer to each prompt of a batch."""
     ends = [next(n for n, label in enumerate(row) if label != IGNORE) for row in batch.labels]
     prompts = [row[:end] for row, end in zip(batch.rows, ends, strict=True)]

@@ -15,34 +15,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clara_cli.answering.answerer import AskOptions, FoundPassages
-from clara_cli.answering.calibration import Case, curve, fit, measure, scores
+from clara_cli.answering.calibration import Case, calibrated, first_half, fit_and_measure
 from clara_cli.answering.engine import Clara
 from clara_cli.answering.reading import generate
-from clara_cli.answering.support import (
-    FORMAT,
-    MEMORY_SIGNALS,
-    READ_TEXT_SIGNALS,
-    TEXT_SIGNALS,
-    VERSION,
-    lexical,
-)
+from clara_cli.answering.support import SIGNALS, lexical
 from clara_cli.evaluation.metrics import exact_match, normalise
 
 TOGETHER = 64
-SIGNALS = {  # of each way of reading, by the name of the fit
-    "memory": {"text": TEXT_SIGNALS, "memory": MEMORY_SIGNALS},
-    "text": {"text": READ_TEXT_SIGNALS},
-}
 
 
 def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: AskOptions) -> list[Case]:
@@ -100,11 +86,6 @@ def judged(
     ]
 
 
-def first_half(case: Case) -> bool:
-    """Which half a question's answers belong to."""
-    return hashlib.sha256(case.question.encode()).digest()[0] % 2 == 0
-
-
 def read_sets(args: argparse.Namespace, files: Sequence[str]) -> dict[str, list[Case]]:
     """The judged answers of corpora and questions given in turn, by the questions' name."""
     options = AskOptions(top_k=args.top_k, max_new_tokens=16, read=args.read)
@@ -114,22 +95,6 @@ def read_sets(args: argparse.Namespace, files: Sequence[str]) -> dict[str, list[
         lines = Path(file).read_text(encoding="utf-8").splitlines()[: args.limit]
         by_set[Path(file).stem] = cases(clara, [json.loads(line) for line in lines], options)
     return by_set
-
-
-def figures(
-    fits: dict[str, Any], test: Sequence[Case], sets: dict[str, list[Case]], seed: int
-) -> dict[str, Any]:
-    """How good the fits are on answers they have not seen, and on each set apart."""
-    measured = {
-        name: measure(scores(fitted, test), test, fitted["threshold"], seed)
-        for name, fitted in fits.items()
-    }
-    words_N = torch.tensor([case.words for case in test]).double()
-    measured["words alone"] = measure(words_N, test, 0.75, seed)
-    for name, rows in sets.items():
-        p_N = scores(fits["text"], rows)
-        measured[f"text, {name}"] = measure(p_N, rows, fits["text"]["threshold"], seed)
-    return measured
 
 
 def main() -> None:
@@ -145,24 +110,16 @@ def main() -> None:
     args = parser.parse_args()
     by_set, unseen = read_sets(args, args.sets), read_sets(args, args.measure)
     everything = [case for rows in by_set.values() for case in rows]
-    train = [case for case in everything if first_half(case)]
-    test = [case for case in everything if not first_half(case)]
-    fits = {name: fit(train, names) for name, names in SIGNALS[args.read].items()}
-    halves = {name: [c for c in rows if not first_half(c)] for name, rows in by_set.items()}
-    summary = {
-        "top_k": args.top_k,
-        "train": len(train),
-        "figures": figures(fits, test, {**halves, **unseen}, args.seed),
-        "curve": curve(scores(fits["text"], test), test),
+    halves = {
+        name: [case for case in rows if not first_half(case.question)]
+        for name, rows in by_set.items()
     }
+    seen = SIGNALS[args.read]
+    fits, summary = fit_and_measure(everything, seen, {**halves, **unseen}, args.seed)
+    summary["top_k"] = args.top_k
     before = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    calibration = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": Clara.open(args.sets[0], model=args.model).loaded.info.fingerprint,
-        "modes": {**before.get("modes", {}), args.read: fits},
-        "measured": {**before.get("measured", {}), args.read: summary},
-    }
+    fingerprint = Clara.open(args.sets[0], model=args.model).loaded.info.fingerprint
+    calibration = calibrated(fingerprint, args.read, fits, summary, before)
     args.out.write_text(json.dumps(calibration, indent=2) + "\n", encoding="utf-8")
     json.dump(summary, sys.stdout, indent=1)
     sys.stdout.write("\n")

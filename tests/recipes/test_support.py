@@ -56,8 +56,8 @@ def test_the_fit_finds_the_signal_that_tells():
         signals = {name: rng.gauss(0, 1) for name in TEXT_SIGNALS}
         signals["facts"] += 3 * right
         rows.append(calibrating.Case(str(number), False, right, signals, 0.5))
-    train = [row for row in rows if recipe.first_half(row)]
-    test = [row for row in rows if not recipe.first_half(row)]
+    train = [row for row in rows if calibrating.first_half(row.question)]
+    test = [row for row in rows if not calibrating.first_half(row.question)]
     assert 150 < len(train) < 250
     fitted = calibrating.fit(train, TEXT_SIGNALS)
     weights = {name: abs(w) for name, w in fitted["weights"].items()}
