@@ -324,6 +324,72 @@ class IndexResult:
 
 
 @dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """A document of a corpus: how many passages and tokens it has, the bytes of its memory, and the
+    file it is from, seen from the folder that the corpus lies in."""
+
+    id: str
+    passages: int
+    tokens: int
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusContents:
+    """What a corpus holds; the keys of the JSON line of `index --list`. `bytes` are those of its
+    shards and passages."""
+
+    corpus: str
+    model: str | None
+    ratio: int
+    passages: int
+    bytes: int
+    documents: tuple[DocumentRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassageRow:
+    """A passage of a document; its text is None where none was kept."""
+
+    passage_id: str
+    start: int
+    end: int
+    tokens: int
+    source: str
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentContents:
+    """A document of a corpus; the keys of the JSON line of `index --show`."""
+
+    id: str
+    title: str
+    passages: int
+    tokens: int
+    bytes: int
+    source: str
+    model: str | None
+    metadata: dict[str, Any]
+    texts: tuple[PassageRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCorpusRow:
+    """A corpus that the user's cache keeps of documents that were asked: what was given, and when
+    it was last used, in UTC. `documents` is None of one that is not finished."""
+
+    name: str
+    inputs: tuple[str, ...]
+    documents: int | None
+    passages: int | None
+    model: str | None
+    bytes: int
+    last_used: str
+
+
+@dataclass(frozen=True, slots=True)
 class TrainResult:
     """What `pretrain` and `train` made; the keys of their JSON line. Losses are means over the
     last tenth of the steps; `tokens_per_second` is None where no step was left to do, `mse` in

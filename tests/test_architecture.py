@@ -46,6 +46,7 @@ HELPERS = {
         "index_measurement",
         "compress_pipeline",
         "sync",
+        "watch",
     )
 }
 ONLY_IN = {

@@ -22,8 +22,8 @@ from clara_cli.cli.show import answers, json_line, terminal
 from clara_cli.cli.show.terminal import TerminalReport
 from clara_cli.config import AskConfig, CompressConfig, DocumentOptions
 from clara_cli.errors import ArtefactError, DataError, NotSupportedError, UsageError
-from clara_cli.printable import shell_word
-from clara_cli.records import Answer, SearchResult
+from clara_cli.printable import clean, shell_word
+from clara_cli.records import Answer, CachedCorpusRow, SearchResult
 from clara_cli.storage.file_kinds import special_file
 
 
@@ -36,6 +36,9 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
         raise UsageError("documents and --corpus were both given", "give one of them")
     if config.clear_cache:
         _clear_cache(config, as_json=as_json)
+        return
+    if config.list or config.forget is not None:
+        _show_cache(config, as_json=as_json)
         return
     if config.dry_run:
         _say_need(config, as_json=as_json, quiet=quiet)
@@ -75,6 +78,38 @@ def _clear_cache(config: AskConfig, *, as_json: bool) -> None:
         json_line.write_json({"backbones": backbones, "bytes": size})
     else:
         terminal.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
+
+
+def _show_cache(config: AskConfig, *, as_json: bool) -> None:
+    """List the cached corpora, or remove one."""
+    if config.question is not None or config.file is not None or config.documents:
+        raise UsageError("--list and --forget answer nothing", "omit the question")
+    if config.list and config.forget is not None:
+        raise UsageError("--list and --forget do not go together", "give one of them")
+    cache = importlib.import_module("clara_cli.corpus.cache")
+    if config.forget is not None:
+        names = cache.forget(config.forget)
+        shown: dict[str, Any] = {"forgotten": names}
+        lines = [f"forgot {name}" for name in names] or ["nothing is cached"]
+    else:
+        rows = cache.cached_corpora()
+        shown = {"corpora": [dataclasses.asdict(row) for row in rows]}
+        lines = [_cache_line(row) for row in rows] or ["nothing is cached"]
+    if as_json:
+        json_line.write_json(shown)
+        return
+    out = terminal.console(stderr=False)
+    for line in lines:
+        out.print(clean(line))
+
+
+def _cache_line(row: CachedCorpusRow) -> str:
+    """A cached corpus in one line."""
+    counts = "not finished"
+    if row.documents is not None:
+        counts = f"{row.documents:,} documents, {row.passages:,} passages, {row.model}"
+    given = ", ".join(row.inputs)
+    return f"{row.name}  {row.last_used}  {row.bytes / 1e6:,.1f} MB  {counts}  {given}"
 
 
 def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:

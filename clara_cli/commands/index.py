@@ -22,6 +22,7 @@ from clara_cli.commands.index_measurement import (
 )
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored, load
+from clara_cli.corpus.contents import list_documents, show_document
 from clara_cli.corpus.manifest import read_manifest
 from clara_cli.corpus.repair import repairs
 from clara_cli.corpus.store import Corpus
@@ -29,7 +30,7 @@ from clara_cli.documents.chunk import sentence_spans
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.printable import shell_word
-from clara_cli.records import IndexResult, Progress, Report
+from clara_cli.records import CorpusContents, DocumentContents, IndexResult, Progress, Report
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.evaluated_queries import EvaluatedQueries
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
@@ -48,9 +49,13 @@ from clara_cli.storage.lock import locked
 PSEUDO_QUESTIONS = 200
 
 
-def run(config: IndexConfig, report: Report) -> IndexResult:
+def run(config: IndexConfig, report: Report) -> IndexResult | CorpusContents | DocumentContents:
     """Build keys, graph and word index; `--check` only verifies checksums."""
     started = time.monotonic()
+    if config.list:
+        return list_documents(config.corpus)
+    if config.show is not None:
+        return show_document(config.corpus, config.show)
     if config.check:
         return check(config, started, report)
     corpus = Corpus.open(config.corpus)

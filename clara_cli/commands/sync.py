@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 from clara_cli.answering.index_update import update_index
 from clara_cli.commands.compress_pipeline import (
@@ -27,6 +28,7 @@ from clara_cli.commands.compress_pipeline import (
     refuse_other_options,
     shape,
 )
+from clara_cli.commands.watch import watch
 from clara_cli.config import CompressConfig
 from clara_cli.corpus import quantize
 from clara_cli.corpus.changes import Changes, deleted
@@ -60,11 +62,13 @@ def run(config: CompressConfig, report: Report) -> SyncResult:
         ArtefactError: for a corpus that is missing, damaged, or of other options.
     """
     with joined_apart() as ranks:
+        sync = Sync(config, report, ranks)
         try:
-            return Sync(config, report, ranks).run()
+            return sync.run_for_ever() if config.watch else sync.run()
         except KeyboardInterrupt:
+            what = "no longer watched" if config.watch else "as it was"
             raise Interrupted(
-                f"interrupted; {config.into} is as it was, its finished shards are kept",
+                f"interrupted; {config.into} is {what}, its finished shards are kept",
                 "run the same command again: it goes on after the last one",
             ) from None
 
@@ -110,6 +114,25 @@ class Sync:
                     manifest = vacuum(self.folder, manifest, config.shard_size)
                 index_bytes = self._follow()
         return edit.result(manifest, index_bytes, time.monotonic() - started)
+
+    def run_for_ever(self) -> NoReturn:
+        """Change the corpus whenever the documents change, until interrupted. An error of one time,
+        such as a file that is bad, is told; the next change may mend it."""
+
+        def change() -> None:
+            try:
+                result = self.run()
+            except ClaraError as error:
+                self.report.warn(f"{error.message} ({error.hint})")
+                return
+            changed = (result.added, result.replaced, result.deleted)
+            if any(changed):
+                counts = "{:,} added, {:,} replaced, {:,} deleted".format(*changed)
+                now = f"{result.documents:,} documents, {result.seconds:.1f} s"
+                self.report.note(f"{time.strftime('%H:%M:%S')} {counts}; {now}")
+
+        self.report.note(f"watching {', '.join(self.config.inputs)}; Ctrl-C ends it")
+        watch(self.config.inputs, self.config, change)
 
     def job(self, corpus: Corpus, progress: CompressionProgress, table: TableWriter) -> Job:
         """What computes, its checkpoint loaded the first time it is asked for."""

@@ -128,6 +128,14 @@ class AskConfig(PlacementOptions, DocumentOptions):
         False,
         OUTPUT,
     )
+    list: bool = option(
+        "List the corpora that the cache keeps of documents that were asked, and stop.",
+        False,
+        OUTPUT,
+    )
+    forget: str | None = option(
+        "Remove the cached corpus of this name (--list), or `all` of them, and stop.", None, OUTPUT
+    )
     dry_run: bool = option(
         "Print the memory needed, computed from configs alone, and stop.", False, OUTPUT
     )

@@ -124,7 +124,14 @@ class CompressConfig(PlacementOptions, DocumentOptions):
             raise UsageError("documents and --delete were both given", hint)
         if self.append and (self.prune or deletes or self.vacuum or self.watch):
             raise UsageError("--append only adds", "omit --append, or the other option")
-        if self.watch and (not self.inputs or "-" in self.inputs or self.dry_run):
+        if self.watch and (not self.inputs or "-" in self.inputs):
             raise UsageError("--watch needs files or folders to watch", "name them")
+        if self.watch and self.prune and not self.yes:
+            hint = "add --yes, and what goes from the folders goes from the corpus"
+            raise UsageError("--watch --prune asks nobody", hint)
+        if self.into is not None and not self.append and self.dry_run:
+            raise UsageError("--dry-run with --into", "it goes with --out, or --append")
+        if self.watch and self.nproc:
+            raise UsageError("--watch runs in one process", "omit --nproc")
         if (self.prune or self.watch) and not self.inputs:
             raise UsageError("--prune compares with documents", "name files or folders")

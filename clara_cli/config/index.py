@@ -20,6 +20,8 @@ class IndexConfig(PlacementOptions):
       clara index sample.clara --engine hnsw --queries questions.jsonl
       clara index sample.clara --engine milvus --uri http://host:19530
       clara index sample.clara --check
+      clara index sample.clara --list
+      clara index sample.clara --show invented-030
     """
 
     corpus: Path = argument("A corpus made by clara compress.")
@@ -47,8 +49,16 @@ class IndexConfig(PlacementOptions):
         "Verify every file of the corpus against its recorded checksum and stop.", False, OUTPUT
     )
 
+    list: bool = option("List the corpus's documents and stop.", False, OUTPUT)
+    show: str | None = option(
+        "Show the document of this id, with its passages, and stop.", None, OUTPUT
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        alone = [f"--{name}" for name in ("check", "list", "show") if getattr(self, name)]
+        if len(alone) > 1:
+            raise UsageError(f"{' and '.join(alone)} do not go together", "give one of them")
         if self.engine == "milvus" and self.uri is None:
             raise UsageError("--engine milvus: no --uri", "a .db file or http://host:19530")
         if self.engine != "milvus" and self.uri is not None:

@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from clara_cli.corpus.manifest import MANIFEST, read_manifest
 from clara_cli.documents.listing import Source
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.records import CachedCorpusRow
 from clara_cli.storage import files
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.errors import cannot_write
@@ -99,6 +101,58 @@ def drop_unused(keep: int = KEPT) -> None:
             continue
         with contextlib.suppress(BlockingIOError, FileNotFoundError, ArtefactError):
             _drop(corpus)
+
+
+def cached_corpora() -> list[CachedCorpusRow]:
+    """The corpora that the cache keeps, the last used first. One that is damaged, or not finished,
+    has no counts."""
+    rows = []
+    for corpus in sorted((cache_folder() / CORPORA).glob("*.clara"), key=_last_used, reverse=True):
+        manifest = None
+        with contextlib.suppress(ArtefactError):
+            manifest = read_manifest(corpus)
+        used = datetime.fromtimestamp(_last_used(corpus), UTC)
+        rows.append(
+            CachedCorpusRow(
+                name=corpus.stem,
+                inputs=_inputs(corpus, manifest.parts[0].origins if manifest else ()),
+                documents=manifest.counts["documents"] if manifest else None,
+                passages=manifest.counts["passages"] if manifest else None,
+                model=manifest.identity.checkpoint.get("model") if manifest else None,
+                bytes=sum(path.lstat().st_size for path in corpus.rglob("*") if path.is_file()),
+                last_used=used.isoformat(timespec="seconds"),
+            )
+        )
+    return rows
+
+
+def _inputs(corpus: Path, origins: Sequence[str]) -> tuple[str, ...]:
+    """The files and folders that a cached corpus was made of."""
+    return tuple(
+        one if one.startswith("hf:") else str((corpus.parent / one).resolve()) for one in origins
+    )
+
+
+def forget(name: str) -> list[str]:
+    """Remove the cached corpus of a name, or all of them (`all`); the names of those removed.
+
+    Raises:
+        UsageError: where there is none of this name.
+        ArtefactError: where one is in use.
+    """
+    folder = cache_folder() / CORPORA
+    known = {corpus.stem: corpus for corpus in sorted(folder.glob("*.clara"))}
+    names = list(known) if name == "all" else [name]
+    for one in names:
+        if one not in known:
+            raise UsageError(f"no cached corpus {one[:60]!r}", "clara ask --list names them")
+        if known[one].is_symlink():  # somebody else's
+            raise UsageError(f"{known[one]} is a link, not a cached corpus", "remove it yourself")
+        try:
+            _drop(known[one])
+        except BlockingIOError as error:
+            raise ArtefactError(f"{known[one]} is in use", "end who asks it first") from error
+    return names
 
 
 def _last_used(corpus: Path) -> float:

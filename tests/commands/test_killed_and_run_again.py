@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_world as tiny
+from helpers.forks import ended, fork
 
 from clara_cli.commands import compress, index
 from clara_cli.corpus import journal
@@ -29,36 +30,6 @@ from clara_cli.errors import ArtefactError, ClaraError
 ROOT = Path(__file__).parent.parent.parent
 KILLS = int(os.environ.get("CLARA_KILLS", "3"))
 SHARD = 3
-
-
-def fork(work: Callable[[], object], **environment: str) -> int:
-    """Start `work` in a process of its own, which exits 0, or 1 for a ClaraError."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
-        os.environ.update(environment)
-        work()
-        code = 0
-    except ClaraError as error:
-        sys.stderr.write(f"{error.message}\n")
-        code = 1
-    finally:
-        os._exit(code)
-
-
-def ended(pid: int, seconds: float = 120) -> int:
-    """Wait for a process; its exit code, -9 where it was killed."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError(f"still running after {seconds} s")
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -298,3 +298,126 @@ def test_the_command_a_corpus_was_made_with_names_into_once_it_was_edited(works,
         built(works, heard, folder, corpus)
     assert f"--into {corpus}" in caught.value.hint
     assert os.path.exists(corpus / "manifest.json")
+
+
+# --- watching ---
+
+
+def test_a_watched_folder_is_followed_once_its_files_are_at_rest(works, heard, tmp_path):
+    from clara_cli.commands.watch import watch
+    from clara_cli.config.documents import DocumentOptions
+
+    folder = write(tmp_path / "notes", sentences(2))
+    corpus = built(works, heard, folder, tmp_path / "c.clara")
+    seen: list[dict[str, str]] = []
+    steps = iter([
+        None,  # nothing happens
+        {"new.txt": "half"},
+        {"new.txt": "half and"},  # still being written
+        {"new.txt": "half and whole"},
+        None,
+        None,
+        {"000.txt": "changed"},
+        None,
+    ])  # fmt: skip
+
+    def sleep(seconds: float) -> None:
+        try:
+            files = next(steps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text)
+
+    def change() -> None:
+        compress.run(into(corpus, folder), heard())
+        seen.append(texts(corpus))
+
+    with pytest.raises(KeyboardInterrupt):
+        watch([str(folder)], DocumentOptions(), change, sleep)
+    assert [found.get("new.txt") for found in seen] == [None, "half and whole", "half and whole"]
+    assert seen[-1]["000.txt"] == "changed"
+
+
+def test_ctrl_c_ends_watching_and_a_bad_file_does_not(works, heard, tmp_path, monkeypatch):
+    from clara_cli.commands import watch
+    from clara_cli.errors import ExitCode, Interrupted
+
+    folder = write(tmp_path / "notes", sentences(2))
+    corpus = built(works, heard, folder, tmp_path / "c.clara")
+    report, loads = heard(), []
+    from clara_cli.commands import compress_pipeline
+
+    load = compress_pipeline.load
+    monkeypatch.setattr(
+        compress_pipeline, "load", lambda *options: loads.append(1) or load(*options)
+    )
+    steps = iter(
+        [{"bad.txt": b"\x00\xff\xfe"}, {}, {"bad.txt": b"now good"}, {}, {"c.txt": b"c"}, {}]
+    )
+
+    def sleep(seconds: float) -> None:
+        try:
+            files = next(steps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    monkeypatch.setattr(watch.watch, "__defaults__", (sleep,))
+    with pytest.raises(Interrupted) as caught:
+        compress.run(into(corpus, folder, watch=True), report)
+    assert caught.value.code == ExitCode.INTERRUPTED and int(caught.value.code) == 130
+    assert len(report.warnings) == 1 and "bad.txt" in report.warnings[0]
+    assert set(texts(corpus)) == {*sentences(2), "bad.txt", "c.txt"}
+    assert [note for note in report.notes if "1 added" in note] and len(loads) == 1
+
+
+# --- seeing ---
+
+
+def test_the_documents_of_a_corpus_are_listed_and_shown(works, heard, tmp_path):
+    long = {"long.md": "# A long one\n" + "A mayor went to Elmgate. " * 12}
+    folder = write(tmp_path / "notes", {**sentences(2), **long})
+    corpus = built(works, heard, folder, tmp_path / "c.clara")
+    compress.run(into(corpus, delete=("001.txt",)), heard())
+    listed = index.run(tiny.index(corpus, list=True), heard())
+    assert [(row.id, row.source) for row in listed.documents] == [
+        ("000.txt", "notes/000.txt"), ("long.md", "notes/long.md")
+    ]  # fmt: skip
+    passages = [p for p in Corpus.open(corpus).passages() if p.document_id == "long.md"]
+    row = listed.documents[1]
+    assert (row.passages, row.tokens) == (len(passages), sum(p.tokens for p in passages))
+    assert len(passages) > 1 and listed.passages == len(passages) + 1
+    shown = index.run(tiny.index(corpus, show="long.md"), heard())
+    assert [one.text for one in shown.texts] == [p.text for p in passages]
+    assert (shown.title, shown.model) == ("A long one", str(works.e2e))
+    assert shown.bytes == row.bytes == len(passages) * 16 * 32 * 2  # bf16
+    with pytest.raises(UsageError, match="no document '001.txt'"):
+        index.run(tiny.index(corpus, show="001.txt"), heard())
+    with pytest.raises(UsageError, match="--list and --show do not go together"):
+        tiny.index(corpus, list=True, show="x")
+
+
+def test_cached_corpora_are_listed_and_forgotten(works, heard, tmp_path, monkeypatch):
+    from clara_cli.corpus import cache
+    from clara_cli.documents.listing import list_sources
+
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
+    assert cache.cached_corpora() == []
+    folder = write(tmp_path / "notes", sentences(2))
+    place = cache.cached_corpus(list_sources([str(folder)]), ["maker"])
+    with cache.in_use(place):
+        built(works, heard, folder, place)
+        with pytest.raises(ArtefactError, match="is in use"):
+            cache.forget(place.stem)
+    (row,) = cache.cached_corpora()
+    assert (row.name, row.documents, row.passages) == (place.stem, 2, 2)
+    assert row.inputs == (str(folder),) and row.model == str(works.e2e)
+    assert row.bytes == sum(len(data) for data in tiny.files(place).values())
+    with pytest.raises(UsageError, match="no cached corpus 'x'"):
+        cache.forget("x")
+    assert cache.forget(place.stem) == [place.stem]
+    assert cache.cached_corpora() == [] and not place.exists()
+    assert cache.forget("all") == []

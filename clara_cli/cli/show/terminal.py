@@ -35,7 +35,15 @@ from clara_cli.config.fields import Setting
 from clara_cli.documents.listing import describe_left_out
 from clara_cli.errors import ClaraError, Interrupted, is_out_of_memory, memory_hint
 from clara_cli.printable import clean, shell_word
-from clara_cli.records import CompressResult, IndexResult, MemoryNeed, SyncResult, TrainResult
+from clara_cli.records import (
+    CompressResult,
+    CorpusContents,
+    DocumentContents,
+    IndexResult,
+    MemoryNeed,
+    SyncResult,
+    TrainResult,
+)
 
 NARROW = 60  # columns below which tables become lists and bars become counts
 FIRST_SECONDS = 1.0  # before the first progress line of a task where there is no terminal
@@ -244,6 +252,7 @@ def show_result(result: Any, *, only: str | None = None) -> None:
     lines: dict[type, Callable[[Any, str | None], list[Any]]]
     lines = {CompressResult: _compress_lines, IndexResult: _index_lines, TrainResult: _train_lines}
     lines |= {SyncResult: _sync_lines, MemoryNeed: _memory_lines}
+    lines |= {CorpusContents: _contents_lines, DocumentContents: _document_lines}
     out = console(stderr=False)
     for line in {**lines, **bench.LINES, **synth.LINES}[type(result)](result, only):
         out.print(Text(clean(line)) if isinstance(line, str) else line)
@@ -290,6 +299,28 @@ def _sync_lines(r: SyncResult, only: str | None) -> list[str]:
     computed = f"{r.computed:,} passages computed, {size(r.bytes_written)} written"
     index = f", {size(r.index_bytes)} of the index" if r.index_bytes else ""
     return [now, ", ".join(changes), *left_out, f"{computed}{index}, {duration(r.seconds)}"]
+
+
+def _contents_lines(r: CorpusContents, only: str | None) -> list[str]:
+    width = max((len(row.id) for row in r.documents), default=0)
+    listed = [
+        f"{row.id.ljust(min(width, 60))}  {row.passages:>5,} passages  {row.tokens:>8,} tokens"
+        f"  {row.source}"
+        for row in r.documents
+    ]
+    made = f"{r.model}, ratio {r.ratio}, {size(r.bytes)}"
+    return [f"{r.corpus}: {len(r.documents):,} documents, {r.passages:,} passages, {made}", *listed]
+
+
+def _document_lines(r: DocumentContents, only: str | None) -> list[str]:
+    named = f"{r.id}: {r.title}" if r.title else r.id
+    counts = f"{r.passages:,} passages, {r.tokens:,} tokens, {size(r.bytes)} of memory by {r.model}"
+    lines = [named, counts, r.source]
+    for passage in r.texts:
+        place = passage.source or r.source
+        lines += ["", f"{passage.passage_id} [{passage.start}:{passage.end}] {place}"]
+        lines.append("(no text was kept)" if passage.text is None else passage.text)
+    return lines
 
 
 def _memory_lines(r: MemoryNeed, only: str | None) -> list[str]:
