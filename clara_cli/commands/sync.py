@@ -32,7 +32,7 @@ from clara_cli.commands.watch import watch
 from clara_cli.config import CompressConfig
 from clara_cli.corpus import quantize
 from clara_cli.corpus.changes import Changes, deleted
-from clara_cli.corpus.documents_table import Documents, TableWriter
+from clara_cli.corpus.documents_table import Documents, StoredDocument, TableWriter
 from clara_cli.corpus.manifest import Manifest, read_manifest
 from clara_cli.corpus.prefetch import prefetch
 from clara_cli.corpus.progress import CompressionProgress
@@ -95,6 +95,8 @@ class Sync:
         started, config = time.monotonic(), self.config
         each = quantize.passage_bytes(self.identity.dtype, *shape(self.identity))
         progress = CompressionProgress(self.report, each)
+        if config.dry_run:
+            return self._plan(progress, started)
         with ExitStack() as stack:
             with self.ranks.together():
                 corpus = Corpus.open(self.folder, hold=False)
@@ -114,6 +116,16 @@ class Sync:
                     manifest = vacuum(self.folder, manifest, config.shard_size)
                 index_bytes = self._follow()
         return edit.result(manifest, index_bytes, time.monotonic() - started)
+
+    def _plan(self, progress: CompressionProgress, started: float) -> SyncResult:
+        """What would change."""
+        with self.ranks.together():
+            corpus = Corpus.open(self.folder)
+            part = len(corpus.manifest.parts)
+            writer = CorpusWriter(self.folder, self.identity, part, self.ranks.rank)
+            edit = Edit(self, corpus, writer, progress)
+            edit.plan()
+        return edit.result(corpus.manifest, 0, time.monotonic() - started)
 
     def run_for_ever(self) -> NoReturn:
         """Change the corpus whenever the documents change, until interrupted. An error of one time,
@@ -192,8 +204,24 @@ class Edit:
                 self._prune(unread)
             return self._publish(*seen)
 
-    def _store_new(self) -> set[tuple[str, str]]:
-        """Compute and store the documents that are new or changed; which files were not read."""
+    def plan(self) -> None:
+        """Find what would change, and compute and write nothing."""
+        unread: set[tuple[str, str]] = set()
+        if self.config.inputs:
+            reading = self._read()
+            for document in reading:
+                if reason := self.changes.conflict(document):
+                    self._refuse(document, reason)
+                elif self.changes.is_new(document):
+                    self.changes.store(document)
+            unread = reading.unread
+        self._delete_named()
+        if self.config.prune:
+            gone = self.changes.gone(unread, prune_empty=self.config.yes)
+            self._name_gone(gone)
+            self.changes.removed |= {one.id: one for one in gone}
+
+    def _read(self) -> Reading:
         config, progress = self.config, self.progress
         reading = read_documents(
             config.inputs,
@@ -204,7 +232,12 @@ class Edit:
             may_be_empty=True,
         )
         progress.left_out = reading.left_out
-        progress.begin(reading.fraction)
+        return reading
+
+    def _store_new(self) -> set[tuple[str, str]]:
+        """Compute and store the documents that are new or changed; which files were not read."""
+        config, reading = self.config, self._read()
+        self.progress.begin(reading.fraction)
         passages = self._new_passages(reading)
         first = next(passages, None)
         if first is not None:
@@ -273,16 +306,20 @@ class Edit:
         gone = self.changes.gone(unread, prune_empty=self.config.yes)
         if not gone:
             return
-        report, few = self.progress.report, gone[:_NAMED]
-        more = f", and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else ""
-        named = ", ".join(one.id for one in few) + more
-        report.note(f"no longer there: {named}")
-        answer = True if self.config.yes else report.confirm(f"delete {len(gone):,} documents?")
+        self._name_gone(gone)
+        question = f"delete {len(gone):,} documents?"
+        answer = True if self.config.yes else self.progress.report.confirm(question)
         if answer is None:
             message = f"{len(gone):,} documents are no longer there, and nobody can be asked"
             raise UsageError(message, "add --yes; nothing was changed, what was computed is kept")
         if answer:
             self.changes.removed |= {one.id: one for one in gone}
+
+    def _name_gone(self, gone: Sequence[StoredDocument]) -> None:
+        if gone:
+            more = f", and {len(gone) - _NAMED:,} more" if len(gone) > _NAMED else ""
+            named = ", ".join(one.id for one in gone[:_NAMED])
+            self.progress.report.note(f"no longer there: {named}{more}")
 
     def _publish(self, counts: dict[str, int], digest: str) -> Manifest:
         """Make the change, if there is one."""

@@ -105,7 +105,10 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         low=1,
     )
     dry_run: bool = option(
-        "Count passages and bytes and estimate the time; write nothing.", False, OUTPUT
+        "Count passages and bytes and estimate the time; with --into, count the documents that "
+        "would change; write nothing.",
+        False,
+        OUTPUT,
     )
 
     def __post_init__(self) -> None:
@@ -129,8 +132,8 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         if self.watch and self.prune and not self.yes:
             hint = "add --yes, and what goes from the folders goes from the corpus"
             raise UsageError("--watch --prune asks nobody", hint)
-        if self.into is not None and not self.append and self.dry_run:
-            raise UsageError("--dry-run with --into", "it goes with --out, or --append")
+        if self.watch and self.dry_run:
+            raise UsageError("--watch with --dry-run", "omit one of them")
         if self.watch and self.nproc:
             raise UsageError("--watch runs in one process", "omit --nproc")
         if (self.prune or self.watch) and not self.inputs:

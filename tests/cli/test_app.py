@@ -64,11 +64,12 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{"--store-dtype", "--text", "--title", "--into", "--nproc", "--overlap", "--text-field"},
         *{"--file-seconds", "--id-field", "--max-record-mib", "--strict-fields", "--title-field"},
         *{"--encoding", "--exclude", "--ignored", "--include"},
+        *{"--append", "--delete", "--delete-from", "--prune", "--vacuum", "--watch", "--yes"},
     },
     "index": {
         *HOLDING,
         *{"CORPUS", "--backbone", "--candidates", "--check", "--engine", "--model"},
-        *{"--queries", "--top-k", "--uri"},
+        *{"--list", "--queries", "--show", "--top-k", "--uri"},
     },
     "bench": {
         *{"--backbone", "--compare", "--control", "--corpus", "--dataset", "--limit"},
@@ -85,6 +86,7 @@ FLAGS = {  # frozen: a new flag is a decision, made here as well
         *{
             "--abstain",
             "--clear-cache",
+            *{"--forget", "--list"},
             "--answer-only",
             "--llm",
             "--log",
@@ -231,7 +233,8 @@ def spelled(f: dataclasses.Field[Any], hint: Any) -> tuple[list[str], Any] | Non
     flag = flag or "--" + f.name.replace("_", "-")
     choices = [hint, *typing.get_args(hint)]
     literal = next((c for c in choices if typing.get_origin(c) is typing.Literal), None)
-    alone = ("recipe", "set", "file", "compare", "clear_cache")
+    alone = ("recipe", "set", "file", "compare", "clear_cache", "list", "show", "forget")
+    alone += ("append", "delete", "delete_from", "prune", "vacuum", "watch", "yes")
     if f.metadata["kind"] == "argument" or f.name in alone:
         return None
     if literal is not None:
@@ -337,7 +340,7 @@ def test_version() -> None:
         (["compress", "x", "--device", "cudda"], "--device is 'cudda'", "'cuda'"),
         (["compress", "x", "--ratio", "a"], "--ratio is 'a'", "expected <int>"),
         (["compress", "x", "--ratio", "0"], "--ratio is 0, the least is 1", ""),
-        (["compress"], "missing argument 'INPUTS'", "clara compress --help"),
+        (["compress"], "no documents", "name files or folders"),
         (["train", "q", "--out", "o"], "missing option '--init'", "clara train --help"),
         (["--json", "ask"], "no such option: --json", "clara COMMAND --json"),
         (["ask", "--file"], "option '--file' requires an argument", "--help"),

@@ -300,6 +300,20 @@ def test_the_command_a_corpus_was_made_with_names_into_once_it_was_edited(works,
     assert os.path.exists(corpus / "manifest.json")
 
 
+def test_a_dry_run_says_what_would_change_and_writes_nothing(works, heard, tmp_path):
+    folder = write(tmp_path / "notes", sentences(4))
+    corpus = built(works, heard, folder, tmp_path / "c.clara")
+    write(folder, {"000.txt": "Changed.", "new.txt": "New."})
+    (folder / "003.txt").unlink()
+    before, report = tiny.files(corpus), heard()
+    result = compress.run(into(corpus, folder, dry_run=True, prune=True), report)
+    assert (result.added, result.replaced, result.unchanged, result.deleted) == (1, 1, 2, 1)
+    assert result.computed == result.bytes_written == 0 and result.documents == 4
+    assert report.notes == ["no longer there: 003.txt"] and tiny.files(corpus) == before
+    done = compress.run(into(corpus, folder, prune=True, yes=True), heard())
+    assert (done.added, done.replaced, done.unchanged, done.deleted) == (1, 1, 2, 1)
+
+
 # --- watching ---
 
 
@@ -393,7 +407,7 @@ def test_the_documents_of_a_corpus_are_listed_and_shown(works, heard, tmp_path):
     shown = index.run(tiny.index(corpus, show="long.md"), heard())
     assert [one.text for one in shown.texts] == [p.text for p in passages]
     assert (shown.title, shown.model) == ("A long one", str(works.e2e))
-    assert shown.bytes == row.bytes == len(passages) * 16 * 32 * 2  # bf16
+    assert shown.bytes == row.bytes == len(passages) * 16 * 32 * 4  # float32
     with pytest.raises(UsageError, match="no document '001.txt'"):
         index.run(tiny.index(corpus, show="001.txt"), heard())
     with pytest.raises(UsageError, match="--list and --show do not go together"):

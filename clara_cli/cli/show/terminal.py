@@ -298,6 +298,8 @@ def _sync_lines(r: SyncResult, only: str | None) -> list[str]:
     now = f"{r.corpus}: {r.documents:,} documents, {r.passages:,} passages, {size(r.bytes)}"
     computed = f"{r.computed:,} passages computed, {size(r.bytes_written)} written"
     index = f", {size(r.index_bytes)} of the index" if r.index_bytes else ""
+    if only == "dry_run":
+        return [now, f"would change: {', '.join(changes)}", *left_out]
     return [now, ", ".join(changes), *left_out, f"{computed}{index}, {duration(r.seconds)}"]
 
 
