@@ -12,9 +12,9 @@ from clara_cli.commands import sync
 from clara_cli.commands.compress_pipeline import (
     Job,
     command_words,
-    compute,
     cut,
-    prepare,
+    plan,
+    store,
     token_rows,
 )
 from clara_cli.config import CompressConfig
@@ -44,11 +44,11 @@ def run(config: CompressConfig, report: Report) -> CompressResult | SyncResult:
         return sync.run(config, report)
     with joined_apart() as ranks:
         with ranks.together():
-            job = prepare(config, report, ranks)
+            job = plan(config, report, ranks)
         if config.dry_run:
-            return plan(job)
+            return estimate(job)
         try:
-            return store(job)
+            return compress(job)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted; the finished shards are kept in {job.out}",
@@ -59,7 +59,7 @@ def run(config: CompressConfig, report: Report) -> CompressResult | SyncResult:
 def result(job: Job, size: int, seconds: float, rate: float | None) -> CompressResult:
     """The command's record; `rate` in passages a second is None where nothing was computed."""
     progress, identity = job.progress, job.identity
-    slots = max(1, progress.passages * identity.memory_tokens)
+    stored_tokens = max(1, progress.passages * identity.memory_tokens)
     return CompressResult(
         corpus=str(job.out),
         documents=progress.documents,
@@ -70,14 +70,14 @@ def result(job: Job, size: int, seconds: float, rate: float | None) -> CompressR
         truncated=progress.truncated,
         memory_tokens=identity.memory_tokens,
         ratio=identity.ratio,
-        effective_ratio=round(progress.text_tokens / slots, 3),
+        effective_ratio=round(progress.text_tokens / stored_tokens, 3),
         bytes=size,
         seconds=round(seconds, 3),
         passages_per_second=rate and (round(rate, 2) or float(f"{rate:.2g}")),
     )
 
 
-def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
+def read_passages(job: Job) -> tuple[Reading, Iterator[Passage]]:
     """The reading, and every passage of every document in the order of the input."""
     config, progress = job.config, job.progress
     limit, offsets = job.loaded.info.max_passage_tokens, job.loaded.model.prompter.offsets
@@ -103,50 +103,50 @@ def read(job: Job) -> tuple[Reading, Iterator[Passage]]:
     return reading, passages()
 
 
-def plan(job: Job) -> CompressResult:
+def estimate(job: Job) -> CompressResult:
     """Count everything, time the first passages, and say how long all would take.
 
     The time is the positions of all passages at the pace of the first `TIMED`, shared by the
     processes; or that of reading and splitting, where it is longer.
     """
-    reading, passages = read(job)
+    reading, passages = read_passages(job)
     job.progress.begin(reading.fraction)
     first = list(islice(passages, TIMED))
     rows = token_rows(job, first)
-    slots, budget = job.identity.memory_tokens, job.config.batch_tokens
-    encode_rows(job.loaded.model, rows[:1], slots, budget)  # the first call is slower
+    memory_tokens, budget = job.identity.memory_tokens, job.config.batch_tokens
+    encode_rows(job.loaded.model, rows[:1], memory_tokens, budget)  # the first call is slower
     began = time.monotonic()
-    encode_rows(job.loaded.model, rows, slots, budget)
-    pace = sum(len(row) + slots for row in rows) / (time.monotonic() - began)
+    encode_rows(job.loaded.model, rows, memory_tokens, budget)
+    pace = sum(len(row) + memory_tokens for row in rows) / (time.monotonic() - began)
     began = time.monotonic()
     for _ in passages:
         job.progress.cut(reading.fraction)
     spent = time.monotonic() - began
     progress = job.progress
-    positions = progress.text_tokens + progress.passages * (3 + slots)
+    positions = progress.text_tokens + progress.passages * (3 + memory_tokens)
     seconds = max(spent, positions / pace / job.ranks.size)
     job.progress.report.note(f"the time is estimated from the first {len(first)} passages")
     return result(job, progress.passages * progress.each, seconds, progress.passages / seconds)
 
 
-def store(job: Job) -> CompressResult:
+def compress(job: Job) -> CompressResult:
     """Write every shard that is this process's and not there yet; the first process finishes."""
     ranks = job.ranks
-    reading, passages = read(job)
+    reading, passages = read_passages(job)
     job.progress.begin(reading.fraction)
     shards = in_shards(passages, job.config.shard_size)
     with ExitStack() as stack:
         stack.callback(job.table.discard)
         with ranks.together():
             first = next(shards)  # decides the part
-            writer = stack.enter_context(opened(job)) if ranks.first else None
+            writer = stack.enter_context(open_corpus(job)) if ranks.first else None
             if writer is not None:
                 job.table.begin(writer.first_row)
         with ranks.together():
             writer = writer or CorpusWriter(job.out, job.identity, job.part, ranks.rank)
         with ranks.together():
             pieces = cut(job, writer, chain([first], shards), reading)
-            compute(job, writer, prefetch(pieces))
+            store(job, writer, prefetch(pieces))
         progress = job.progress
         seen = (progress.counts(), progress.digest.hexdigest())
         everything = ranks.gathered((writer.made, seen, progress.computed))
@@ -167,7 +167,7 @@ def store(job: Job) -> CompressResult:
     return result(job, size, time.monotonic() - job.started, rate)
 
 
-def opened(job: Job) -> AbstractContextManager[CorpusWriter]:
+def open_corpus(job: Job) -> AbstractContextManager[CorpusWriter]:
     """The corpus, locked for this command."""
     extends = job.additions.manifest.sha256 if job.additions else None
     return open_writer(job.out, job.identity, job.part, extends)

@@ -1,7 +1,19 @@
-"""The way of passages into a corpus: a command's options settled, shards cut, computed and stored.
+"""How a corpus is made and changed, in four phases:
 
-A thread reads, splits and tokenises a shard ahead; another writes the shard before; with several
-processes shard n is the work of process n modulo their number.
+    plan     options, checkpoint, identity: what the corpus is, before a document is read
+    cut      documents into passages, passages into shards, those to be computed into token rows
+    encode   memory of a shard: the compressor reads its token rows, or a corpus has it already
+    store    shards written one by one; the manifest, which makes them count, is written last
+
+What becomes of a shard, and where a killed command goes on:
+
+    missing ──cut──► tokens ──encode──► memory ──store──► stored ──┐
+       │                                                           ├──► in the manifest, once
+       ├──cut: stored before the kill ──────────────────► stored ──┤    every shard is stored
+       └──cut: another process's work ──────────────────► stored ──┘
+
+A thread cuts a shard ahead; another writes the shard before; with several processes shard n is the
+work of process n modulo their number.
 """
 
 from __future__ import annotations
@@ -69,7 +81,7 @@ class Job:
         return (self.additions.part or 0) if self.additions else 0
 
 
-def prepare(
+def plan(
     config: CompressConfig, report: Report, ranks: Ranks, stored: Identity | None = None
 ) -> Job:
     """Load the checkpoint and settle every option; of a corpus that is there, `stored`, as it is.
@@ -130,9 +142,9 @@ def refuse_other_options(config: CompressConfig, stored: Identity) -> None:
     kept = {**stored.options, "ratio": stored.ratio, "text": stored.text}
     kept |= {"store_dtype": stored.dtype, "dtype": stored.compute_dtype}
     names = [name for name in kept if hasattr(merged, name)]
-    given = {name: getattr(merged, name) for name in names}
+    wanted = {name: getattr(merged, name) for name in names}
     artefact.refuse_difference(
-        config.into or Path(), {name: kept[name] for name in names}, given, ADDING
+        config.into or Path(), {name: kept[name] for name in names}, wanted, ADDING
     )
 
 
@@ -233,14 +245,14 @@ def cut(
         yield Piece(number, passages, rows, copies, reading.fraction)
 
 
-def compute(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
-    """Compute and store; a shard is written while the next one is computed."""
+def store(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
+    """Encode and store shards; one is written while the next one is encoded."""
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         for piece in pieces:
             if piece.rows is not None:
                 job.progress.begin_shard(len(piece.passages), piece.read)
-                memory_NMD = memory_of(job, piece.rows, piece.copies)
+                memory_NMD = encode(job, piece.rows, piece.copies)
                 if writing:
                     writing.result()
                 writing = pool.submit(writer.write, piece.number, piece.passages, memory_NMD)
@@ -249,11 +261,17 @@ def compute(job: Job, writer: CorpusWriter, pieces: Iterator[Piece]) -> None:
             writing.result()
 
 
-def memory_of(job: Job, rows: dict[int, list[int]], copies: dict[int, int]) -> Tensor:
+def encode(job: Job, rows: dict[int, list[int]], copies: dict[int, int]) -> Tensor:
     """The memory of a shard's passages: computed from their tokens, or taken over."""
-    model, slots, budget = job.loaded.model, job.identity.memory_tokens, job.config.batch_tokens
+    model, memory_tokens, budget = (
+        job.loaded.model,
+        job.identity.memory_tokens,
+        job.config.batch_tokens,
+    )
     tokens = list(rows.values())
-    fresh_NMD = encode_rows(model, tokens, slots, budget, job.progress.batch) if tokens else None
+    fresh_NMD = (
+        encode_rows(model, tokens, memory_tokens, budget, job.progress.batch) if tokens else None
+    )
     if not copies and fresh_NMD is not None:
         return fresh_NMD
     assert job.corpus is not None, "passages take over memory of a corpus"

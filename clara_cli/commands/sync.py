@@ -22,11 +22,11 @@ from clara_cli.commands.compress_pipeline import (
     Job,
     as_stored,
     command_words,
-    compute,
     cut,
-    prepare,
+    plan,
     refuse_other_options,
     shape,
+    store,
 )
 from clara_cli.commands.watch import watch
 from clara_cli.config import CompressConfig
@@ -149,7 +149,7 @@ class Sync:
     def job(self, corpus: Corpus, progress: CompressionProgress, table: TableWriter) -> Job:
         """What computes, its checkpoint loaded the first time it is asked for."""
         if self._job is None:
-            self._job = prepare(self.config, self.report, self.ranks, self.identity)
+            self._job = plan(self.config, self.report, self.ranks, self.identity)
         self._job = dataclasses.replace(
             self._job, progress=progress, table=table, corpus=corpus, copies={}
         )
@@ -243,7 +243,7 @@ class Edit:
         if first is not None:
             job = self._job()
             shards = in_shards(chain([first], passages), config.shard_size)
-            compute(job, self.writer, prefetch(cut(job, self.writer, shards, reading)))
+            store(job, self.writer, prefetch(cut(job, self.writer, shards, reading)))
         return reading.unread
 
     def _job(self) -> Job:
@@ -337,7 +337,7 @@ class Edit:
     def result(self, manifest: Manifest, index_bytes: int, seconds: float) -> SyncResult:
         """The command's record."""
         changes, counts = self.changes, manifest.counts
-        made = self.writer.made.values()
+        shards = self.writer.made.values()
         fresh = {one.file: one.bytes for one in manifest.lists}
         for one in self.corpus.manifest.lists:
             fresh.pop(one.file, None)
@@ -356,7 +356,7 @@ class Edit:
             memory_tokens=manifest.identity.memory_tokens,
             ratio=manifest.identity.ratio,
             bytes=manifest.bytes,
-            bytes_written=sum(one.bytes_memory + one.bytes_passages for one in made)
+            bytes_written=sum(one.bytes_memory + one.bytes_passages for one in shards)
             + sum(fresh.values()),
             index_bytes=index_bytes,
             seconds=round(seconds, 3),

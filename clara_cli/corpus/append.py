@@ -50,16 +50,16 @@ class Additions:
 
         Raises ArtefactError where the corpus is too damaged to say.
         """
-        found = self._part_of.get(_key(document_id))
+        stored_in = self._part_of.get(_key(document_id))
         if self.part is None:
             firsts = {p.first_document: n for n, p in enumerate(self.manifest.parts) if n}
             if document_id in firsts:
                 self.part = firsts[document_id]
-            elif found is None:
+            elif stored_in is None:
                 if self._unread:
                     raise self._unread
                 self.part = len(self.manifest.parts)
-        if self.part is not None and (found is None or found >= self.part):
+        if self.part is not None and (stored_in is None or stored_in >= self.part):
             return ""
         return f"the id {document_id[:60]!r} is in {self.folder} already"
 

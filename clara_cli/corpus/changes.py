@@ -42,9 +42,9 @@ class Changes:
 
     def is_unchanged(self, source: Source) -> bool:
         """Whether a file that is one document holds the bytes of the stored one, by a hash."""
-        found = self.files.hash(source)
+        digest = self.files.hash(source)
         stored = self.documents.get(source.label)
-        if found is None or stored is None or stored.file != found:
+        if digest is None or stored is None or stored.file != digest:
             return False
         if (stored.origin, stored.label) != (self._origin(source.input), source.label):
             return False
@@ -115,27 +115,27 @@ class Changes:
         ]
 
     def _cannot_tell(self, document: StoredDocument, prune_empty: bool) -> bool:
-        given = Path(self._given[document.origin])
-        path = given / document.label
-        if not given.is_dir():
+        folder = Path(self._given[document.origin])
+        path = folder / document.label
+        if not folder.is_dir():
             return False
         kind = kind_of(path)
         if path.exists() and not is_readable(kind):
             return True
-        return not prune_empty and any(_is_empty(parent) for parent in _parents(given, path))
+        return not prune_empty and any(_is_empty(parent) for parent in _parents(folder, path))
 
     def _keep(self, document: Document, stored: StoredDocument) -> None:
         self.unchanged += 1
         origin, file = self._origin(document.input), self.files.of(document)
-        known = replace(
+        renewed = replace(
             stored,
             content=content_of(document),
             origin=origin,
             label=document.label,
             file=file or stored.file,
         )
-        if known != stored:
-            self.renewed.append(known)
+        if renewed != stored:
+            self.renewed.append(renewed)
 
     def _origin(self, given: str) -> str:
         return self._origins[given]

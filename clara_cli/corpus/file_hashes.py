@@ -25,11 +25,11 @@ class FileHashes:
             return None
         try:
             before = source.path.stat()
-            found = sha256_bytes(f"{self._encoding} {sha256_file(source.path)}".encode())[:32]
+            digest = sha256_bytes(f"{self._encoding} {sha256_file(source.path)}".encode())[:32]
         except OSError:  # reading it will tell
             return None
-        self._found[source.input, source.label] = found, source.path, before
-        return found
+        self._found[source.input, source.label] = digest, source.path, before
+        return digest
 
     def note(self, source: Source) -> bool:
         """Take the hash of a file that is about to be read, as any file is."""

@@ -39,7 +39,7 @@ class CompressionProgress:
     shard_size: int = 0  # passages of that shard
     shard_computed: int = 0
     began: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    shown: float = field(default_factory=time.monotonic)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def bad(self, message: str) -> None:
@@ -67,8 +67,8 @@ class CompressionProgress:
 
     def cut(self, read: float | None) -> None:
         """Passages are cut and counted, in a dry run, up to this share of the input."""
-        if time.monotonic() - self.said >= SHOW_SECONDS:
-            self.said = time.monotonic()
+        if time.monotonic() - self.shown >= SHOW_SECONDS:
+            self.shown = time.monotonic()
             self.report.progress(Progress("read", self.passages, None, "passages", share=read))
 
     def begin_shard(self, passages: int, read: float | None) -> None:
@@ -80,7 +80,7 @@ class CompressionProgress:
         self.computed += passages
         self.shard_computed += passages
         self.tokens += tokens
-        if time.monotonic() - self.said >= SHOW_SECONDS:
+        if time.monotonic() - self.shown >= SHOW_SECONDS:
             self.say(min(self.computed, self.passages))
 
     def shard(self, passages: int, read: float | None) -> None:
@@ -91,8 +91,8 @@ class CompressionProgress:
 
     def say(self, passages: int) -> None:
         """Show how far the work is."""
-        self.said = time.monotonic()
-        seconds = max(self.said - self.began, 1e-9)
+        self.shown = time.monotonic()
+        seconds = max(self.shown - self.began, 1e-9)
         figures = {"MB": f"{passages * self.each / 1e6:,.1f}"}
         if self.computed:
             paces = {"passages/s": f"{self.computed / seconds:,.1f}"}

@@ -68,8 +68,8 @@ def verify(folder: Path) -> list[Damage]:
     Works on corpora too damaged to open, as long as their manifest is readable; raises
     ArtefactError where it is not.
     """
-    found = [item for shard in _finished(folder).shards for item in damage_of(folder, shard)]
-    return [Damage(*item.split(": ", 1)) for item in found]
+    damaged = [item for shard in _finished(folder).shards for item in damage_of(folder, shard)]
+    return [Damage(*item.split(": ", 1)) for item in damaged]
 
 
 def _finished(folder: Path) -> Manifest:
@@ -188,8 +188,8 @@ class Corpus:
     def passages_at(self, rows: Sequence[int]) -> list[Passage]:
         """The passages of the given rows, in the order given."""
         by_shard = sorted(set(rows))  # so that each shard is decoded once
-        found = {row: self.passage(row) for row in by_shard}
-        return [found[row] for row in rows]
+        passages = {row: self.passage(row) for row in by_shard}
+        return [passages[row] for row in rows]
 
     def stored_passages_at(self, stored_rows: Sequence[int]) -> list[Passage]:
         """The passages of rows, deleted ones too, by their numbers over all shards."""
@@ -294,11 +294,11 @@ class Corpus:
             (shard.passages, shard.bytes_passages),
         ):
             path = self.folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found is None:
+            present = path.stat().st_size if path.is_file() else None
+            if present is None:
                 raise self._damaged(path, "missing")
-            if found != size:
-                raise self._damaged(path, f"{found:,} bytes, recorded {size:,}")
+            if present != size:
+                raise self._damaged(path, f"{present:,} bytes, recorded {size:,}")
         path = self.folder / shard.memory
         memory_tokens, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
         memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, memory_tokens, hidden]}

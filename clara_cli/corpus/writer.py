@@ -191,23 +191,23 @@ class CorpusWriter:
         numbers = sorted(self.made)
         if numbers != list(range(self._first, self._first + len(numbers))):
             raise ValueError(f"shards {numbers} were written, with gaps")
-        made = [self.made[number] for number in numbers]
+        fresh = [self.made[number] for number in numbers]
         shards = list(self._done.shards) if self._done else []
         parts = list(self._done.parts) if self._done else []
         done_edits = self._done.edits if self._done else Edits()
         if self._part is None:
             whole = {name: int(counts[name]) for name in manifest.COUNTS}
             listed = (documents, tuple(origins))
-            if made or documents or not parts:
+            if fresh or documents or not parts:
                 first = len(shards)
                 part = Part(first, first_document, documents_sha256, tuple(inputs), whole, *listed)
                 parts.append(part)
-            shards += made
+            shards += fresh
         else:
-            if self._part.documents_sha256 != documents_sha256 or len(made) != len(self._known):
+            if self._part.documents_sha256 != documents_sha256 or len(fresh) != len(self._known):
                 raise self._other("it is of other documents")
             place = self._part.first_shard
-            shards[place : place + len(made)] = made
+            shards[place : place + len(fresh)] = fresh
         is_new = self._done is None or self._part is None or tuple(shards) != self._done.shards
         if self._done is None or is_new:
             described = (parts, shards, edits or done_edits)
@@ -348,9 +348,9 @@ def damage_of(folder: Path, shard: Shard) -> list[str]:
     ):
         path = folder / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                damage.append(f"{name}: {found:,} bytes, recorded {size:,}")
+            present = path.stat().st_size
+            if present != size:
+                damage.append(f"{name}: {present:,} bytes, recorded {size:,}")
             elif files.sha256_file(path) != wanted:
                 damage.append(f"{name}: its SHA-256 is not the recorded one")
         except FileNotFoundError:

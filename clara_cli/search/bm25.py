@@ -192,9 +192,9 @@ def _counted(texts: Iterable[str], vocabulary: dict[str, int]) -> dict[str, np.n
     """The tables of texts; words that are not in the vocabulary come into it."""
     ids, lengths = array("i"), array("i")
     for text in texts:
-        found = words(text)
-        ids.extend(vocabulary.setdefault(word, len(vocabulary)) for word in found)
-        lengths.append(len(found))
+        text_words = words(text)
+        ids.extend(vocabulary.setdefault(word, len(vocabulary)) for word in text_words)
+        lengths.append(len(text_words))
     lengths_N = np.array(lengths, np.int32)
     text_of = np.repeat(np.arange(len(lengths_N)), lengths_N)
     pairs, counts_P = np.unique(

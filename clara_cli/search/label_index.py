@@ -137,10 +137,10 @@ class GraphIndex:
         A key that is there already joins its label."""
         keys = _array(keys_NF)
         labels, cosines = self._graph.nearest(keys, 1)
-        known = {row: int(labels[row, 0]) for row in np.flatnonzero(cosines[:, 0] > _SAME)}
+        label_of = {row: int(labels[row, 0]) for row in np.flatnonzero(cosines[:, 0] > _SAME)}
         new_labels: dict[bytes, int] = {}
         label_of_row: list[int] = []
-        fresh = [row for row in range(len(keys)) if row not in known]
+        fresh = [row for row in range(len(keys)) if row not in label_of]
         new, numbers = _label(keys[fresh], new_labels, label_of_row)
         if new:
             labels_new = [self.labels + number for number in numbers]
@@ -148,7 +148,7 @@ class GraphIndex:
         added = dict(zip(fresh, (self.labels + label for label in label_of_row), strict=True))
         starts = self._tables["starts"]
         old_label = torch.repeat_interleave(torch.arange(self.labels), starts.diff())
-        more = torch.tensor([(known | added)[row] for row in range(len(keys))], dtype=torch.long)
+        more = torch.tensor([(label_of | added)[row] for row in range(len(keys))], dtype=torch.long)
         rows = torch.cat([self._tables["rows"], torch.arange(len(self), len(self) + len(keys))])
         label_N = torch.cat([old_label, more])
         self._described["labels"] += len(new_labels)

@@ -110,16 +110,16 @@ class MilvusGraph:
         limit = wanted + len(self._hidden) if leaves_out else wanted
         breadth = 0
         while True:
-            given = self._given(keys, limit, breadth, [] if leaves_out else self._hidden)
-            fewest = min(map(len, given))
+            listed = self._given(keys, limit, breadth, [] if leaves_out else self._hidden)
+            fewest = min(map(len, listed))
             if fewest >= wanted:
                 break
             if breadth > 2 * min(MOST, self._labels):
                 where = f"{self.uri}: collection {self.collection}"
                 raise ClaraError(f"{where} gave {fewest} of {wanted} labels", REBUILD)
             breadth = 4 * max(limit, breadth)
-        labels = np.array([[label for label, _ in pairs[:wanted]] for pairs in given], np.int64)
-        cosines = [[cosine for _, cosine in pairs[:wanted]] for pairs in given]
+        labels = np.array([[label for label, _ in pairs[:wanted]] for pairs in listed], np.int64)
+        cosines = [[cosine for _, cosine in pairs[:wanted]] for pairs in listed]
         return labels, np.array(cosines, np.float32)
 
     def _given(
@@ -140,8 +140,8 @@ class MilvusGraph:
                 **how,
             )
         hidden = set(self._hidden)
-        found = ([(hit["label"], hit["distance"]) for hit in hits] for hits in results)
-        return [[pair for pair in pairs if pair[0] not in hidden] for pairs in found]
+        scored = ([(hit["label"], hit["distance"]) for hit in hits] for hits in results)
+        return [[pair for pair in pairs if pair[0] not in hidden] for pairs in scored]
 
     def _filter(self, leave_out: list[int]) -> str:
         """Which labels may be given: those of this index, of which the collection may have more."""
