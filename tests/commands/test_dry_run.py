@@ -9,7 +9,7 @@ from helpers import tiny_world as tiny
 from typer.testing import CliRunner
 
 from clara_cli.cli.app import app
-from clara_cli.commands import ask, compress, pretrain, train
+from clara_cli.commands import ask, compress, compress_pipeline, pretrain, train
 from clara_cli.core import load_options
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, UsageError
@@ -88,7 +88,7 @@ def test_compress_says_it_before_it_loads(works, heard, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise ArtefactError("stopped", "")
 
-    monkeypatch.setattr(compress, "load", stop)
+    monkeypatch.setattr(compress_pipeline, "load", stop)
     with pytest.raises(ArtefactError, match="stopped"):
         config = tiny.compress(works.documents, works.e2e, tmp_path / "x.clara", dry_run=True)
         compress.run(config, report)
