@@ -30,7 +30,7 @@ from clara_cli.training.validation import Example, HeldOutSet, split
 
 class QuestionStage(Stage):
     """Questions by step. Roles that only rank need no answers; only a stage that `retrieves` may
-    find its pools in a corpus."""
+    find its pools in a corpus. `report` hears where pools come from, where that is worth saying."""
 
     config: TrainConfig
     needs_answers: ClassVar[bool] = True
