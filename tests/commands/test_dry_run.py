@@ -13,6 +13,7 @@ from clara_cli.commands import ask, compress, compress_pipeline, pretrain, train
 from clara_cli.core import load_options
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.training import scp
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def unloaded(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a dry run loads nothing")
 
-    for module in (train, pretrain):
+    for module in (train, scp):
         monkeypatch.setattr(module, "load", refuse)
     monkeypatch.setattr(load_options, "load_backbone", refuse)
     monkeypatch.setattr(ask, "load", refuse)
