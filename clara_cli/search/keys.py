@@ -17,6 +17,7 @@ from clara_cli.errors import ArtefactError, ClaraError, UsageError, nearest
 State = Mapping[str, Tensor]
 
 GROUPS = 4  # neighbouring memory tokens averaged together by `means`
+_LARGE = 1e15  # values whose products could overflow float32
 SAMPLE_ROWS, SAMPLE_NUMBERS = 2048, 2**26  # of a sample to fit on: rows, and 256 MiB of float32
 
 
@@ -108,10 +109,15 @@ def _principal(sample_NMD: Tensor, width: int) -> Tensor:
 
 
 def _finite(memory_BMD: Tensor) -> Tensor:
+    """Memories as float32; those so large that their sums would overflow are made smaller, which
+    changes no key: its length is one."""
     memory_BMD = memory_BMD.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(memory_BMD).all()):
         raise ClaraError("a memory has values that are not finite", "try --dtype float32")
-    return memory_BMD
+    peak_B11 = memory_BMD.abs().amax((1, 2), keepdim=True) if len(memory_BMD) else memory_BMD
+    if not bool((peak_B11 > _LARGE).any()):
+        return memory_BMD
+    return torch.where(peak_B11 > _LARGE, memory_BMD / peak_B11, memory_BMD)
 
 
 def _unit(rows_BF: Tensor) -> Tensor:

@@ -87,3 +87,19 @@ def test_unknown_rule_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="'projektion'") as caught:
         make_state("projektion", sample())
     assert "'projection'" in caught.value.hint
+
+
+@pytest.mark.parametrize("rule", KEY_RULES)
+def test_a_memory_so_large_that_its_sums_overflow_has_the_key_of_a_smaller_one(rule: str) -> None:
+    memory_BMD = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))
+    state = make_state(rule, memory_BMD, width=6)
+    expected = make_key(rule, memory_BMD, state)
+    factors_B11 = torch.tensor([1.0, 1e30, 1.0, 8e37, 1e16, 1.0])[:, None, None]
+    keys = make_key(rule, memory_BMD * factors_B11, state)
+    assert torch.isfinite(keys).all()
+    assert (keys - expected).abs().max() < 1e-5
+    assert torch.equal(keys[[0, 2, 5]], expected[[0, 2, 5]])
+    if rule == "pca":
+        large = make_state(rule, memory_BMD * factors_B11, width=6)["projection_PF"]
+        assert torch.isfinite(large).all()
+        assert torch.allclose(large.abs(), state["projection_PF"].abs(), atol=1e-4)
