@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.engine import Clara
 from clara_cli.commands import compress, pretrain, train
@@ -84,9 +84,9 @@ def works(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Work
     folder = tmp_path_factory.mktemp("works")
     made = Works(
         backbone=tiny_backbone,
-        pairs=tiny.write_jsonl(folder / "pairs.jsonl", tiny.pairs()),
-        questions=tiny.write_jsonl(folder / "questions.jsonl", tiny.questions()),
-        documents=tiny.write_jsonl(folder / "documents.jsonl", tiny.documents()),
+        pairs=tiny_world.write_jsonl(folder / "pairs.jsonl", tiny_world.pairs()),
+        questions=tiny_world.write_jsonl(folder / "questions.jsonl", tiny_world.questions()),
+        documents=tiny_world.write_jsonl(folder / "documents.jsonl", tiny_world.documents()),
         scp=folder / "scp",
         instruct=folder / "instruct",
         e2e=folder / "e2e",
@@ -94,10 +94,10 @@ def works(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Work
     )
     stages = (("instruct", made.scp, made.instruct), ("e2e", made.instruct, made.e2e))
     with one_thread():
-        pretrain.run(tiny.scp(made.pairs, made.backbone, made.scp), Heard())
+        pretrain.run(tiny_world.scp(made.pairs, made.backbone, made.scp), Heard())
         for stage, init, out in stages:
-            train.run(tiny.train(made.questions, init, out, stage), Heard())
-        compress.run(tiny.compress(made.documents, made.e2e, made.corpus), Heard())
+            train.run(tiny_world.train(made.questions, init, out, stage), Heard())
+        compress.run(tiny_world.compress(made.documents, made.e2e, made.corpus), Heard())
     return made
 
 

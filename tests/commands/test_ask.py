@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.engine import Clara
 from clara_cli.cli.show import json_line
@@ -28,7 +28,7 @@ PLACE = ["sentence", "file", "line"]
 
 
 def once(question: str, corpus: Path, report, **changes):
-    return next(iter(ask.run(tiny.ask(question, corpus, **changes), report)))
+    return next(iter(ask.run(tiny_world.ask(question, corpus, **changes), report)))
 
 
 def said(answer) -> dict:
@@ -47,7 +47,7 @@ def corpus(works, tmp_path) -> Path:
 def mute(works, tmp_path_factory) -> Path:
     """A corpus that kept no text."""
     out = tmp_path_factory.mktemp("mute") / "mute.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, out, text=False), Silence())
+    compress.run(tiny_world.compress(works.documents, works.e2e, out, text=False), Silence())
     return out
 
 
@@ -111,7 +111,7 @@ def test_the_graph_and_the_scan_give_the_same_answer(works, report, corpus):
         return [once(QUESTION, corpus, report, first_stage=stage).answer for stage in stages]
 
     plain = said_by_all()
-    index.run(tiny.index(corpus, engine="hnsw"), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
     assert said_by_all() == plain
 
 
@@ -135,7 +135,7 @@ def test_more_hits_than_passages_are_all_of_them(works, report):
 
 
 def test_candidates_bound_what_is_rescored(works, report, corpus):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
     given = [
         once(QUESTION, corpus, report, first_stage="latent", top_k=2, candidates=count)
         for count in (1, 2, 100)
@@ -148,7 +148,7 @@ def test_candidates_bound_what_is_rescored(works, report, corpus):
 def test_an_unindexed_corpus_is_scanned_with_a_note(works, report, corpus):
     once(QUESTION, corpus, report)
     assert any("has no index" in note and "clara index" in note for note in report.notes)
-    index.run(tiny.index(corpus), report)
+    index.run(tiny_world.index(corpus), report)
     report.notes.clear()
     once(QUESTION, corpus, report)
     assert report.notes == []
@@ -160,7 +160,7 @@ def test_an_unindexed_corpus_is_scanned_with_a_note(works, report, corpus):
 @pytest.mark.parametrize("stage", ["latent", "hybrid"])
 def test_a_higher_ratio_reads_the_first_rows(works, report, tmp_path, stage):
     sixteen = tmp_path / "sixteen.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, sixteen, ratio=16), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, sixteen, ratio=16), report)
     plain = said(once(QUESTION, sixteen, report, first_stage=stage))
     nested = said(once(QUESTION, works.corpus, report, first_stage=stage, ratio=16))
     assert nested["memory_tokens"] == 4 * 5
@@ -171,7 +171,7 @@ def test_a_higher_ratio_reads_the_first_rows(works, report, tmp_path, stage):
 
 def test_a_ratio_below_the_corpuss_or_not_served_is_refused(works, report, tmp_path):
     sixteen = tmp_path / "sixteen.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, sixteen, ratio=16), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, sixteen, ratio=16), report)
     with pytest.raises(UsageError, match="--ratio 4: the corpus was compressed at 16"):
         once(QUESTION, sixteen, report, ratio=4)
     with pytest.raises(UsageError, match="--ratio 5: not served") as caught:
@@ -183,11 +183,13 @@ def test_a_ratio_below_the_corpuss_or_not_served_is_refused(works, report, tmp_p
 
 
 def test_questions_come_from_text_and_from_jsonl_files(works, report, tmp_path):
-    questions = [record["question"] for record in tiny.questions()[:3]]
+    questions = [record["question"] for record in tiny_world.questions()[:3]]
     text = tmp_path / "q.txt"
     text.write_text("\ufeff" + "\n\n".join(questions) + "\n", encoding="utf-8")
-    data = tiny.write_jsonl(tmp_path / "q.jsonl", [{"question": q, "id": 1} for q in questions])
-    config = tiny.ask(None, works.corpus, file=text)
+    data = tiny_world.write_jsonl(
+        tmp_path / "q.jsonl", [{"question": q, "id": 1} for q in questions]
+    )
+    config = tiny_world.ask(None, works.corpus, file=text)
     given = list(ask.run(config, report))
     assert [answer.question for answer in given] == questions
     others = list(ask.run(dataclasses.replace(config, file=data), report))
@@ -217,7 +219,7 @@ def test_a_bad_file_of_questions_is_named(works, report, tmp_path, name, content
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
-        list(ask.run(tiny.ask(None, works.corpus, file=tmp_path / name), report))
+        list(ask.run(tiny_world.ask(None, works.corpus, file=tmp_path / name), report))
 
 
 # --- questions ---
@@ -238,7 +240,7 @@ def test_bytes_that_are_no_text_are_refused(works, report):
 
 def test_no_question_at_all_is_refused(works, report):
     with pytest.raises(UsageError, match="no question"):
-        list(ask.run(tiny.ask(None, works.corpus), report))
+        list(ask.run(tiny_world.ask(None, works.corpus), report))
 
 
 def test_the_longest_question_is_read_and_a_longer_one_refused(works, report):
@@ -275,7 +277,7 @@ def test_a_checkpoint_of_the_same_memory_space_is_welcome(works, report):
     """instruct made the compressor that e2e kept: its corpora are interchangeable."""
     answer = once(QUESTION, works.corpus, report, model=str(works.instruct))
     assert answer.sources
-    latent = tiny.ask(
+    latent = tiny_world.ask(
         QUESTION, works.corpus, model=str(works.instruct), first_stage="latent", top_k=1
     )
     list(ask.run(latent, report))
@@ -334,7 +336,7 @@ def test_a_damaged_corpus_is_named(works, report, corpus, file):
 def test_an_unfinished_corpus_says_how_to_finish_it(works, report, heard, tmp_path):
     from clara_cli.errors import Interrupted
 
-    config = tiny.compress(works.documents, works.e2e, tmp_path / "half.clara", shard_size=2)
+    config = tiny_world.compress(works.documents, works.e2e, tmp_path / "half.clara", shard_size=2)
     with pytest.raises(Interrupted):
         compress.run(config, heard(stop_at=1))
     with pytest.raises(ArtefactError, match="not finished") as caught:
@@ -356,7 +358,7 @@ def test_a_checkpoint_without_a_generator_is_refused(works, report, tmp_path, co
 
 
 def test_a_session_answers_as_the_command_does_and_takes_another_k(works, report):
-    session = ask.open_session(tiny.ask(None, works.corpus), report)
+    session = ask.open_session(tiny_world.ask(None, works.corpus), report)
     assert session.corpus_name == str(works.corpus)
     assert said(session.ask(QUESTION)) == said(once(QUESTION, works.corpus, report))
     session.top_k = 1
@@ -367,7 +369,7 @@ def test_a_session_answers_as_the_command_does_and_takes_another_k(works, report
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), MemoryError()])
 def test_a_session_keeps_the_answer_that_could_not_be_explained(works, report, monkeypatch, fault):
-    session = ask.open_session(tiny.ask(None, works.corpus), report)
+    session = ask.open_session(tiny_world.ask(None, works.corpus), report)
     session.ask(QUESTION)
     last = session.ask("Who is its baker?")
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.cli import ask as terminal_ask
 from clara_cli.cli.show import answers
@@ -19,7 +19,7 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
 from clara_cli.errors import ArtefactError
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 def test_an_empty_corpus_is_refused(works, report, tmp_path):
@@ -28,7 +28,7 @@ def test_an_empty_corpus_is_refused(works, report, tmp_path):
     with open_writer(empty, identity) as writer:
         writer.finish(dict.fromkeys(COUNTS, 0), "0" * 64)
     with pytest.raises(ArtefactError, match=r"empty\.clara: no passages in it") as caught:
-        list(ask.run(tiny.ask(QUESTION, empty), report))
+        list(ask.run(tiny_world.ask(QUESTION, empty), report))
     assert caught.value.code == 3 and caught.value.hint
 
 
@@ -47,7 +47,7 @@ def test_a_model_that_is_not_here_is_named_offline(works, report, tmp_path):
     manifest["checkpoint"]["model"] = "nobody/nothing-7b"
     (corpus / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match="nobody/nothing-7b: not downloaded yet") as caught:
-        list(ask.run(tiny.ask(QUESTION, corpus), report))
+        list(ask.run(tiny_world.ask(QUESTION, corpus), report))
     assert "HF_HUB_OFFLINE" in caught.value.hint
 
 
@@ -57,7 +57,7 @@ def test_a_terminal_gets_the_answer_as_it_comes(clara, works, monkeypatch):
             return True
 
     monkeypatch.setenv("TERM", "xterm")
-    config = tiny.ask(QUESTION, works.corpus, top_k=1)
+    config = tiny_world.ask(QUESTION, works.corpus, top_k=1)
     shown = {}
     for name, stream in (("terminal", Terminal()), ("pipe", io.StringIO())):
         monkeypatch.setattr(sys, "stdout", stream)

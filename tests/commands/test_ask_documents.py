@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.answers import plain
 
 from clara_cli.cli import ask as terminal_ask
@@ -20,7 +20,7 @@ from clara_cli.corpus import cache
 from clara_cli.errors import ArtefactError, DataError, UsageError
 from clara_cli.storage.lock import locked
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 @pytest.fixture
@@ -29,13 +29,15 @@ def notes(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "notes"
     folder.mkdir()
-    text = "A head line.\n\n" + " ".join(tiny.sentence(*fact) for fact in tiny.FACTS[:3])
+    text = "A head line.\n\n" + " ".join(
+        tiny_world.sentence(*fact) for fact in tiny_world.FACTS[:3]
+    )
     (folder / "towns.md").write_text(text, encoding="utf-8")
     return folder
 
 
 def with_documents(works, report, *documents: str, **changes):
-    config = tiny.ask(QUESTION, None, model=str(works.e2e), documents=documents, **changes)
+    config = tiny_world.ask(QUESTION, None, model=str(works.e2e), documents=documents, **changes)
     with contextlib.ExitStack() as held:
         return terminal_ask._with_documents(config, report, held)
 
@@ -56,10 +58,10 @@ def test_documents_are_compressed_once_and_said(works, report, notes, tmp_path):
     (corpus,) = config.corpus
     assert corpus.parent == tmp_path / "cache" / "corpora"
     assert told(report) == [f"notes: compressed once into {corpus}"]
-    before = tiny.files(corpus)
+    before = tiny_world.files(corpus)
     assert with_documents(works, report, "./notes/").corpus == (corpus,)
     assert told(report)[1:] == [f"./notes/: compressed before, in {corpus}"]
-    assert tiny.files(corpus) == before
+    assert tiny_world.files(corpus) == before
     answer = next(iter(ask.run(config, report)))
     assert not any("has no index" in note for note in report.notes)
     places = {(s["file"], s["line"]) for s in plain(answer)["sources"]}
@@ -211,7 +213,9 @@ def test_wrong_options_are_told_before_documents_are_compressed(
 
 
 def test_a_path_in_place_of_the_question_is_documents(notes):
-    config = tiny.ask(f".{os.sep}notes", None)
+    config = tiny_world.ask(f".{os.sep}notes", None)
     assert terminal_ask._documents_named_first(config).documents == (f".{os.sep}notes",)
     for question in ("notes?", "./no such file", "Who/what?"):
-        assert terminal_ask._documents_named_first(tiny.ask(question, None)).question == question
+        assert (
+            terminal_ask._documents_named_first(tiny_world.ask(question, None)).question == question
+        )

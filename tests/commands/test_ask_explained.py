@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.answers import plain
 
 from clara_cli.answering.explain import contributions
 from clara_cli.documents.chunk import model_text
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 def test_slots_add_up_to_the_cosine():

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.scripted_llm import Raw, completion, serving, streamed
 from helpers.transformers_server import transformers_serve
 
@@ -33,7 +33,7 @@ def no_key(monkeypatch):
 
 
 def ask_llm(url: str, corpus: Path, report, question: str = QUESTION, **changes):
-    config = tiny.ask(question, corpus, llm=url, llm_model="m", **changes)
+    config = tiny_world.ask(question, corpus, llm=url, llm_model="m", **changes)
     return next(iter(ask.run(config, report)))
 
 
@@ -84,7 +84,7 @@ def test_what_the_model_finds_in_no_passage_is_not_supported(works, report, repl
 
 def test_a_streamed_answer_is_told_piece_by_piece(works, report):
     with serving(lambda asked: "Nora Velden it is.") as server:
-        config = tiny.ask(None, works.corpus, llm=server.url, llm_model="m")
+        config = tiny_world.ask(None, works.corpus, llm=server.url, llm_model="m")
         session, pieces = ask.open_session(config, report), []
         answer = session.ask(QUESTION, pieces.append)
         assert server.asked[0].body["stream"] is True
@@ -95,7 +95,7 @@ def test_a_stream_that_breaks_off_is_not_begun_again(works, report):
     whole = streamed("Nora Velden it is.")
     broken = Raw(200, whole.body[:150], whole.headers, truncate=True)
     with serving(lambda asked: broken) as server:
-        config = tiny.ask(None, works.corpus, llm=server.url, llm_model="m")
+        config = tiny_world.ask(None, works.corpus, llm=server.url, llm_model="m")
         session, pieces = ask.open_session(config, report), []
         with pytest.raises(LLMError, match="broke off"):
             session.ask(QUESTION, pieces.append)
@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_off_is_not_begun_again(works, report):
 def test_a_follow_up_brings_what_it_leans_on(works, report):
     with serving(lambda asked: "Max Orme") as server:
         session = ask.open_session(
-            tiny.ask(None, works.corpus, llm=server.url, llm_model="m"), report
+            tiny_world.ask(None, works.corpus, llm=server.url, llm_model="m"), report
         )
         session.ask("Who is mayor of Quarrel?")
         second = session.ask("And its baker?")
@@ -119,7 +119,7 @@ def test_a_follow_up_brings_what_it_leans_on(works, report):
 
 
 def test_a_file_of_questions_is_answered_in_its_order_several_at_once(works, tmp_path, capsys):
-    towns = [town for town, _ in tiny.FACTS]
+    towns = [town for town, _ in tiny_world.FACTS]
     file = tmp_path / "q.txt"
     file.write_text("".join(f"Who is mayor of {town}?\n" for town in towns))
 
@@ -130,7 +130,7 @@ def test_a_file_of_questions_is_answered_in_its_order_several_at_once(works, tmp
         return Raw(reply.status, reply.body, reply.headers, delay)
 
     with serving(play) as server:
-        config = tiny.ask(None, works.corpus, file=file, llm=server.url, llm_model="m")
+        config = tiny_world.ask(None, works.corpus, file=file, llm=server.url, llm_model="m")
         terminal_ask.run(config, as_json=True, quiet=True)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["answer"] for line in lines] == [f"that of {town}" for town in towns]
@@ -165,7 +165,7 @@ def test_passages_too_long_for_the_model_name_the_option_that_shortens_them(work
 
 def test_a_corpus_without_text_cannot_be_read(works, report, tmp_path):
     mute = tmp_path / "mute.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, mute, text=False), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, mute, text=False), report)
     with serving(lambda asked: "x") as server, pytest.raises(ArtefactError, match="kept none"):
         ask_llm(server.url, mute, report)
 
@@ -185,7 +185,7 @@ def test_a_corpus_without_text_cannot_be_read(works, report, tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(works, report, changes, message):
     with pytest.raises(UsageError, match=message):
-        list(ask.run(tiny.ask(QUESTION, works.corpus, **changes), report))
+        list(ask.run(tiny_world.ask(QUESTION, works.corpus, **changes), report))
 
 
 # --- real servers ---
@@ -195,7 +195,7 @@ def test_options_that_do_not_go_together_are_refused(works, report, changes, mes
 def test_transformers_serve_reads_the_passages(works, report, tiny_backbone, tmp_path):
     """A random model answers noise; what counts is that it is its noise, streamed or not."""
     with transformers_serve(tmp_path / "log") as url:
-        config = tiny.ask(None, works.corpus, llm=url, llm_model=str(tiny_backbone), top_k=1)
+        config = tiny_world.ask(None, works.corpus, llm=url, llm_model=str(tiny_backbone), top_k=1)
         session, pieces = ask.open_session(config, report), []
         whole = session.ask(QUESTION)
         session.said.clear()
@@ -230,14 +230,14 @@ def guitar(tmp_path_factory) -> Path:
     (folder / "guitar.jsonl").write_text(line + "\n")
     corpus = folder / "guitar.clara"
     compress.run(
-        tiny.compress(folder / "guitar.jsonl", Path("nano"), corpus, ratio=16), NullReport()
+        tiny_world.compress(folder / "guitar.jsonl", Path("nano"), corpus, ratio=16), NullReport()
     )
     return corpus
 
 
 @pytest.mark.slow
 def test_llama_cpp_reads_the_passages_streamed_or_not(guitar, report, llama_cpp):
-    config = tiny.ask(None, guitar, llm=llama_cpp, llm_model="any", max_new_tokens=24)
+    config = tiny_world.ask(None, guitar, llm=llama_cpp, llm_model="any", max_new_tokens=24)
     session, pieces = ask.open_session(config, report), []
     told = session.ask("How many strings does a Portuguese guitar have?", pieces.append)
     session.said.clear()

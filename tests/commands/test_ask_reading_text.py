@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.answers import plain
 
 from clara_cli.answering.reading import texts_within
@@ -12,7 +12,7 @@ from clara_cli.commands import ask, compress
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 def test_text_is_read_by_the_bare_backbone(clara):
@@ -48,7 +48,7 @@ def test_a_budget_takes_whole_passages_in_order():
 
 def test_text_needs_text(works, report, tmp_path):
     mute = tmp_path / "mute.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, mute, text=False), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, mute, text=False), report)
     for read in ("text", "auto"):
         with pytest.raises(ArtefactError, match="kept no text"):
-            list(ask.run(tiny.ask(QUESTION, mute, read=read), report))
+            list(ask.run(tiny_world.ask(QUESTION, mute, read=read), report))

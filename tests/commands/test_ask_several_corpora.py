@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.answers import plain
 
 from clara_cli.answering.engine import AskOptions, Clara
@@ -14,18 +14,18 @@ from clara_cli.commands import ask, compress
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.records import NullReport
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 @pytest.fixture(scope="module")
 def halves(works, tmp_path_factory) -> list[Path]:
     """The shared documents in two corpora, the second at a higher ratio."""
     folder = tmp_path_factory.mktemp("halves")
-    documents, made = tiny.documents(), []
+    documents, made = tiny_world.documents(), []
     for name, part, ratio in (("one", documents[:5], 4), ("two", documents[5:], 16)):
-        data = tiny.write_jsonl(folder / f"{name}.jsonl", part)
+        data = tiny_world.write_jsonl(folder / f"{name}.jsonl", part)
         made.append(folder / f"{name}.clara")
-        compress.run(tiny.compress(data, works.e2e, made[-1], ratio=ratio), NullReport())
+        compress.run(tiny_world.compress(data, works.e2e, made[-1], ratio=ratio), NullReport())
     return made
 
 
@@ -50,9 +50,11 @@ def test_a_word_counts_as_rare_as_it_is_in_all_corpora(works, tmp_path):
     rest = ["A ferry leaves Bergen at noon."] + [f"Lake {n} has a boat here." for n in range(40)]
     folders = []
     for name, texts in (("small", told), ("large", rest)):
-        data = tiny.write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
+        data = tiny_world.write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"text": text} for text in texts]
+        )
         folders.append(tmp_path / f"{name}.clara")
-        compress.run(tiny.compress(data, works.e2e, folders[-1], ratio=16), NullReport())
+        compress.run(tiny_world.compress(data, works.e2e, folders[-1], ratio=16), NullReport())
     both = Clara.open(folders, device="cpu", dtype="float32")
     (found,) = both.find(["Does the ferry leave Dover?"], AskOptions(top_k=2))
     assert [hit.corpus for hit in found.hits] == [str(folders[0]), str(folders[1])]
@@ -74,8 +76,8 @@ def test_the_highest_ratio_among_corpora_is_read(halves):
 
 def test_corpora_of_two_memory_spaces_are_refused(works, report, tmp_path):
     other = tmp_path / "other.clara"
-    compress.run(tiny.compress(works.documents, works.scp, other), report)
-    config = tiny.ask(QUESTION, works.corpus)
+    compress.run(tiny_world.compress(works.documents, works.scp, other), report)
+    config = tiny_world.ask(QUESTION, works.corpus)
     config = dataclasses.replace(config, corpus=(works.corpus, other))
     with pytest.raises(ArtefactError, match=r"other\.clara was compressed by checkpoint"):
         list(ask.run(config, report))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering import support
 from clara_cli.answering.engine import AskOptions, Clara
@@ -19,7 +19,7 @@ from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.core.decode import log_likelihoods
 from clara_cli.errors import ArtefactError
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 
 
 def calibrated(works, folder: Path, **changes) -> Path:
@@ -52,7 +52,7 @@ def test_a_calibration_judges_by_the_answers_likelihood(works, tmp_path):
 
 def test_a_follow_up_is_judged_on_what_it_stands_for(works, tmp_path, report):
     path = calibrated(works, tmp_path)
-    config = tiny.ask(None, works.corpus, model=str(path), top_k=1, explain=True)
+    config = tiny_world.ask(None, works.corpus, model=str(path), top_k=1, explain=True)
     session = ask.open_session(config, report)
     session.ask("Who is mayor of Quarrel?")
     pointing = session.ask("And its baker?").explain.signals["asked"]

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import backbone_templates as templates
-from helpers import released_checkpoint as released
-from helpers import tiny_world as tiny
+from helpers import backbone_templates, released_checkpoint, tiny_world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -41,7 +39,7 @@ def gemma(model_type: str, **config) -> Kind:
     """The turns and tokens that all Gemmas have."""
     return Kind(
         model_type,
-        templates.GEMMA,
+        backbone_templates.GEMMA,
         {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"},
         ("<start_of_turn>", "<end_of_turn>"),
         ("<eos>", "<end_of_turn>"),
@@ -52,7 +50,7 @@ def gemma(model_type: str, **config) -> Kind:
 KINDS = {
     "qwen3": Kind(
         "qwen3",
-        templates.THINK,
+        backbone_templates.THINK,
         {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
         ("<|im_start|>",),
         ("<|im_end|>", "<|endoftext|>"),
@@ -61,7 +59,7 @@ KINDS = {
     ),
     "phi-4-mini": Kind(
         "phi3",
-        templates.PHI,
+        backbone_templates.PHI,
         {"pad_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
         ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         ("<|end|>", "<|endoftext|>"),
@@ -70,7 +68,7 @@ KINDS = {
     ),
     "llama-3": Kind(
         "llama",
-        templates.LLAMA,
+        backbone_templates.LLAMA,
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
         ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
         ("<|end_of_text|>", "<|eot_id|>"),
@@ -86,7 +84,7 @@ KINDS = {
     "gemma-3": gemma("gemma3_text", sliding_window=64, query_pre_attn_scalar=8),
     "old mistral": Kind(
         "mistral",
-        templates.MISTRAL_OLD,
+        backbone_templates.MISTRAL_OLD,
         {"bos_token": "<s>", "eos_token": "</s>"},
         config={"sliding_window": None},
     ),
@@ -138,12 +136,14 @@ def answers(corpus: Path, model: Path, heard: Any) -> list[dict[str, Any]]:
     """What is asked of a corpus by each first stage, without the seconds."""
     made = []
     for stage in ("bm25", "latent"):
-        config = tiny.ask("Who is mayor of Pinewick?", corpus, model=str(model), first_stage=stage)
+        config = tiny_world.ask(
+            "Who is mayor of Pinewick?", corpus, model=str(model), first_stage=stage
+        )
         (answer,) = ask.run(dataclasses.replace(config, top_k=2), heard())
         record = dataclasses.asdict(answer)
         made.append({key: record[key] for key in record if key != "seconds"})
     (told,) = ask.run(
-        tiny.ask(None, corpus, model=str(model), task="paraphrase", passage="d4#0"), heard()
+        tiny_world.ask(None, corpus, model=str(model), task="paraphrase", passage="d4#0"), heard()
     )
     return [*made, {"told": told.answer, "prompt": told.prompt_tokens}]
 
@@ -165,20 +165,22 @@ def test_the_whole_way_and_back_gives_the_same_answers(name, tmp_path, heard, wo
     kind = KINDS[name]
     backbone = backbone_of(kind, tmp_path / "backbone")
     report = heard()
-    config = tiny.scp(works.pairs, backbone, tmp_path / "scp", steps=2)
+    config = tiny_world.scp(works.pairs, backbone, tmp_path / "scp", steps=2)
     first = pretrain.run(config, report)
     assert first.ce > 0 and first.mse is not None
     for stage, init in (("instruct", "scp"), ("e2e", "instruct")):
-        questions = tiny.train(works.questions, tmp_path / init, tmp_path / stage, stage, steps=2)
+        questions = tiny_world.train(
+            works.questions, tmp_path / init, tmp_path / stage, stage, steps=2
+        )
         assert train.run(questions, report).ce > 0
     corpus, again = tmp_path / "a.clara", tmp_path / "b.clara"
-    compress.run(tiny.compress(works.documents, tmp_path / "e2e", corpus), report)
+    compress.run(tiny_world.compress(works.documents, tmp_path / "e2e", corpus), report)
     resaved = tmp_path / "resaved"
-    train.run(tiny.train(works.questions, tmp_path / "e2e", resaved, "e2e", steps=0), report)
-    compress.run(tiny.compress(works.documents, resaved, again), report)
+    train.run(tiny_world.train(works.questions, tmp_path / "e2e", resaved, "e2e", steps=0), report)
+    compress.run(tiny_world.compress(works.documents, resaved, again), report)
     shards = [one / "shards" / "00000.safetensors" for one in (corpus, again)]
     assert shards[0].read_bytes() == shards[1].read_bytes()
-    assert tiny.same(tmp_path / "e2e" / "checkpoint", resaved / "checkpoint")
+    assert tiny_world.same(tmp_path / "e2e" / "checkpoint", resaved / "checkpoint")
     found = answers(corpus, tmp_path / "e2e", heard)
     assert found == answers(corpus, resaved, heard)
     written = [generated(folder, corpus) for folder in (tmp_path / "e2e", resaved)]
@@ -207,17 +209,17 @@ def test_its_files_tell_the_same_digest_and_its_ends_end_an_answer(name, tmp_pat
 def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
     """The released code gives Qwen tokenizers their first added special as BOS."""
     folder = backbone_of(KINDS["qwen3"], tmp_path / "Qwen3-tiny")
-    checkpoint = released.write(folder, tmp_path / "released")
+    checkpoint = released_checkpoint.write(folder, tmp_path / "released")
     model = load(LoadOptions(str(checkpoint), str(folder), "cpu", "float32")).model
     assert model.prompter.bos == "<|im_start|>"
     corpus, native = tmp_path / "a.clara", tmp_path / "native"
     words = {"ratio": None, "backbone": str(folder)}
-    compress.run(tiny.compress(works.documents, checkpoint, corpus, **words), heard())
-    converted = tiny.train(works.questions, checkpoint, native, "e2e", steps=0)
+    compress.run(tiny_world.compress(works.documents, checkpoint, corpus, **words), heard())
+    converted = tiny_world.train(works.questions, checkpoint, native, "e2e", steps=0)
     train.run(dataclasses.replace(converted, backbone=str(folder)), heard())
     results = []
     for named, where in ((checkpoint, str(folder)), (native, None)):
-        config = tiny.ask("Who is mayor?", corpus, model=str(named), backbone=where)
+        config = tiny_world.ask("Who is mayor?", corpus, model=str(named), backbone=where)
         (answer,) = ask.run(config, heard())
         results.append((answer.answer, answer.prompt_tokens, answer.sources))
     assert results[0] == results[1]

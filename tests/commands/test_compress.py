@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.commands import compress, compress_pipeline
 from clara_cli.config import CompressConfig
@@ -32,7 +32,7 @@ FACT = "The mayor of Elmgate is Nora Velden."
 
 
 def go(data: Path, works, out: Path, report, **changes):
-    return compress.run(tiny.compress(data, works.e2e, out, **changes), report)
+    return compress.run(tiny_world.compress(data, works.e2e, out, **changes), report)
 
 
 def memory(corpus: Path) -> torch.Tensor:
@@ -40,7 +40,7 @@ def memory(corpus: Path) -> torch.Tensor:
 
 
 def lines(path: Path, *texts: str) -> Path:
-    return tiny.write_jsonl(path, [{"id": str(n), "text": t} for n, t in enumerate(texts)])
+    return tiny_world.write_jsonl(path, [{"id": str(n), "text": t} for n, t in enumerate(texts)])
 
 
 # --- what comes in ---
@@ -111,7 +111,9 @@ def test_the_default_corpus_is_named_after_the_first_input():
 
 def test_the_model_is_the_environments_where_none_is_given(works, report, tmp_path, monkeypatch):
     monkeypatch.setenv("CLARA_MODEL", str(works.e2e))
-    config = tiny.compress(lines(tmp_path / "a.jsonl", FACT), works.e2e, tmp_path / "out.clara")
+    config = tiny_world.compress(
+        lines(tmp_path / "a.jsonl", FACT), works.e2e, tmp_path / "out.clara"
+    )
     compress.run(dataclasses.replace(config, model=None), report)
     made_by = Corpus.open(tmp_path / "out.clara").manifest.identity.checkpoint
     assert made_by["model"] == str(works.e2e) and made_by["stage"] == "e2e"
@@ -126,7 +128,7 @@ def test_the_result_has_the_contracts_keys_and_adds_up(works, report, tmp_path):
     corpus = Corpus.open(tmp_path / "out.clara")
     passages = list(corpus.passages())
     assert result.corpus == str(tmp_path / "out.clara")
-    assert result.documents == len(tiny.documents())
+    assert result.documents == len(tiny_world.documents())
     assert result.passages == len(passages) == len(corpus) > result.documents
     assert (result.empty, result.skipped, result.truncated) == (1, 0, 0)
     assert (result.memory_tokens, result.ratio) == (16, 4)
@@ -139,7 +141,7 @@ def test_the_result_has_the_contracts_keys_and_adds_up(works, report, tmp_path):
 
 
 def test_tokens_count_the_title_and_stop_at_the_passage_length(works, report, tmp_path):
-    data = tiny.write_jsonl(tmp_path / "a.jsonl", [{"title": "Who", "text": "x" * 200}])
+    data = tiny_world.write_jsonl(tmp_path / "a.jsonl", [{"title": "Who", "text": "x" * 200}])
     result = go(data, works, tmp_path / "out.clara", report, split="none")
     assert result.truncated == 1
     assert result.effective_ratio == 64 / 16
@@ -161,11 +163,11 @@ def test_rows_are_the_models_own_in_the_order_of_the_input(works, report, tmp_pa
         expected = torch.cat([model.encode([row], "compressor", 16).memory_BMD for row in rows])
     assert (memory(out) - expected).abs().max() < 1e-5
     order = [passage.document_id for passage in Corpus.open(out).passages()]
-    assert list(dict.fromkeys(order)) == [record["id"] for record in tiny.documents()]
+    assert list(dict.fromkeys(order)) == [record["id"] for record in tiny_world.documents()]
 
 
 def test_passages_keep_where_they_come_from(works):
-    by_id = {record["id"]: record for record in tiny.documents()}
+    by_id = {record["id"]: record for record in tiny_world.documents()}
     for passage in Corpus.open(works.corpus).passages():
         record = by_id[passage.document_id]
         assert passage.text == record["text"][passage.start : passage.end]
@@ -185,9 +187,11 @@ def test_the_ratio_asked_for_is_the_ratio_recorded(works, report, tmp_path):
     from clara_cli.commands import pretrain
 
     pretrain.run(
-        tiny.scp(works.pairs, works.backbone, tmp_path / "run", ratios=(20,), steps=0), report
+        tiny_world.scp(works.pairs, works.backbone, tmp_path / "run", ratios=(20,), steps=0), report
     )
-    config = tiny.compress(works.documents, tmp_path / "run", tmp_path / "out.clara", ratio=20)
+    config = tiny_world.compress(
+        works.documents, tmp_path / "run", tmp_path / "out.clara", ratio=20
+    )
     result = compress.run(config, report)
     assert (result.ratio, result.memory_tokens) == (20, 3)
     assert Corpus.open(tmp_path / "out.clara").manifest.identity.ratio == 20
@@ -223,7 +227,7 @@ def test_the_stored_format_is_the_one_named(works, report, tmp_path, dtype, stor
 
 
 def test_text_and_title_can_be_left_out(works, report, tmp_path):
-    data = tiny.write_jsonl(tmp_path / "a.jsonl", [{"title": "Elmgate", "text": FACT}])
+    data = tiny_world.write_jsonl(tmp_path / "a.jsonl", [{"title": "Elmgate", "text": FACT}])
     made = {}
     for name, changes in (("all", {}), ("bare", {"title": False}), ("mute", {"text": False})):
         go(data, works, tmp_path / name, report, **changes)
@@ -240,7 +244,7 @@ def test_text_and_title_can_be_left_out(works, report, tmp_path):
 
 @pytest.mark.parametrize("split", ["sentences", "tokens", "none"])
 def test_long_documents_are_cut_as_asked(works, report, tmp_path, split):
-    text = " ".join(record["text"] for record in tiny.documents()[:4])
+    text = " ".join(record["text"] for record in tiny_world.documents()[:4])
     result = go(lines(tmp_path / "a.jsonl", text), works, tmp_path / split, report, split=split)
     passages = list(Corpus.open(tmp_path / split).passages())
     assert result.truncated == (split == "none")
@@ -267,7 +271,7 @@ def test_special_tokens_in_a_document_are_plain_text(works, report, tmp_path):
 def test_the_same_command_writes_the_same_bytes(works, report, tmp_path):
     for name in ("once.clara", "again.clara"):
         go(works.documents, works, tmp_path / name, report)
-    assert tiny.files(tmp_path / "again.clara") == tiny.files(tmp_path / "once.clara")
+    assert tiny_world.files(tmp_path / "again.clara") == tiny_world.files(tmp_path / "once.clara")
 
 
 @pytest.mark.parametrize("shard", [1, 3])
@@ -282,7 +286,7 @@ def test_an_interrupted_corpus_ends_in_the_same_bytes(works, heard, report, tmp_
     with pytest.raises(ArtefactError, match="is not finished: 2 shards so far"):
         Corpus.open(out)
     result = go(data, works, out, report, shard_size=shard)
-    assert tiny.files(out) == tiny.files(tmp_path / "whole.clara")
+    assert tiny_world.files(out) == tiny_world.files(tmp_path / "whole.clara")
     assert result.passages == len(Corpus.open(out))
 
 
@@ -305,11 +309,11 @@ def test_an_interrupted_corpus_computes_no_finished_shard_again(
 
 def test_a_finished_corpus_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     shutil.copytree(works.corpus, tmp_path / "copy.clara")
-    before = tiny.files(tmp_path / "copy.clara")
+    before = tiny_world.files(tmp_path / "copy.clara")
     monkeypatch.setattr(CorpusWriter, "write", None)
     result = go(works.documents, works, tmp_path / "copy.clara", report)
-    assert tiny.files(tmp_path / "copy.clara") == before
-    assert (result.documents, result.passages_per_second) == (len(tiny.documents()), None)
+    assert tiny_world.files(tmp_path / "copy.clara") == before
+    assert (result.documents, result.passages_per_second) == (len(tiny_world.documents()), None)
 
 
 @pytest.mark.parametrize(
@@ -326,22 +330,22 @@ def test_a_finished_corpus_is_left_as_it_is(works, report, tmp_path, monkeypatch
     ],
 )
 def test_another_option_on_a_finished_corpus_is_refused_by_name(works, report, changes, named):
-    before = tiny.files(works.corpus)
+    before = tiny_world.files(works.corpus)
     with pytest.raises(ArtefactError) as caught:
         go(works.documents, works, works.corpus, report, **changes)
     assert caught.value.code == 3
     assert all(word in caught.value.message for word in (str(works.corpus), *named))
-    assert tiny.files(works.corpus) == before
+    assert tiny_world.files(works.corpus) == before
 
 
 def test_another_checkpoint_on_a_finished_corpus_is_refused(works, report):
     with pytest.raises(ArtefactError, match=r"checkpoint\.fingerprint"):
-        compress.run(tiny.compress(works.documents, works.scp, works.corpus), report)
+        compress.run(tiny_world.compress(works.documents, works.scp, works.corpus), report)
 
 
 @pytest.mark.parametrize("change", ["text", "more", "fewer", "metadata"])
 def test_other_documents_on_a_finished_corpus_are_refused(works, report, tmp_path, change):
-    records = tiny.documents()
+    records = tiny_world.documents()
     if change == "text":
         records[2]["text"] = records[2]["text"].replace("Ada", "Ida")
     elif change == "more":
@@ -350,11 +354,11 @@ def test_other_documents_on_a_finished_corpus_are_refused(works, report, tmp_pat
         records.pop()
     else:
         records[0]["rank"] = 99
-    data = tiny.write_jsonl(tmp_path / "documents.jsonl", records)
-    before = tiny.files(works.corpus)
+    data = tiny_world.write_jsonl(tmp_path / "documents.jsonl", records)
+    before = tiny_world.files(works.corpus)
     with pytest.raises(ArtefactError, match="finished corpus") as caught:
         go(data, works, works.corpus, report)
-    assert caught.value.hint and tiny.files(works.corpus) == before
+    assert caught.value.hint and tiny_world.files(works.corpus) == before
 
 
 def test_a_folder_of_other_things_is_left_alone(works, report, tmp_path):
@@ -362,7 +366,7 @@ def test_a_folder_of_other_things_is_left_alone(works, report, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("Dear")
     with pytest.raises(ArtefactError, match="letter.txt"):
         go(works.documents, works, tmp_path / "mine", report)
-    assert list(tiny.files(tmp_path / "mine")) == ["letter.txt"]
+    assert list(tiny_world.files(tmp_path / "mine")) == ["letter.txt"]
 
 
 # --- what is counted, left out or refused ---
@@ -423,7 +427,7 @@ def test_a_dry_run_counts_and_writes_nothing(works, report, tmp_path):
 def test_a_model_that_is_none_is_named(works, report, tmp_path, model, message):
     model = model or str(tmp_path)
     with pytest.raises(ArtefactError, match=message):
-        compress.run(tiny.compress(works.documents, model, tmp_path / "out.clara"), report)
+        compress.run(tiny_world.compress(works.documents, model, tmp_path / "out.clara"), report)
 
 
 def test_a_checkpoint_without_a_compressor_is_refused(works, report, tmp_path):
@@ -432,7 +436,7 @@ def test_a_checkpoint_without_a_compressor_is_refused(works, report, tmp_path):
     facts = json.loads((bare / "clara.json").read_text())
     (bare / "clara.json").write_text(json.dumps({**facts, "roles": ["generator"]}))
     with pytest.raises(ClaraError):
-        compress.run(tiny.compress(works.documents, bare, tmp_path / "out.clara"), report)
+        compress.run(tiny_world.compress(works.documents, bare, tmp_path / "out.clara"), report)
 
 
 def test_what_was_compressed_is_whole(works):
@@ -444,9 +448,9 @@ def test_a_finished_corpus_stays_when_its_documents_have_moved(works, report, tm
     shutil.copytree(works.corpus, out)
     moved = tmp_path / "elsewhere.jsonl"
     shutil.copy(works.documents, moved)
-    before = tiny.files(out)
-    compress.run(tiny.compress(moved, works.e2e, out), report)
-    assert tiny.files(out) == before
+    before = tiny_world.files(out)
+    compress.run(tiny_world.compress(moved, works.e2e, out), report)
+    assert tiny_world.files(out) == before
     places = [p.source for p in Corpus.open(out).passages()]
     assert places[0] == f"{works.documents}:1" and places[-1] == f"{works.documents}:11"
 
@@ -455,7 +459,7 @@ def test_a_finished_corpus_stays_when_its_documents_have_moved(works, report, tm
 
 
 def test_an_overlap_is_repeated_in_the_next_passage(works, report, tmp_path):
-    text = " ".join(record["text"] for record in tiny.documents()[:4])
+    text = " ".join(record["text"] for record in tiny_world.documents()[:4])
     data = lines(tmp_path / "a.jsonl", text)
     go(data, works, tmp_path / "out.clara", report, split="tokens", overlap=16)
     passages = list(Corpus.open(tmp_path / "out.clara").passages())
@@ -518,7 +522,7 @@ def test_a_dry_run_shows_how_far_it_has_read(works, heard, tmp_path, monkeypatch
 
 
 def test_a_dry_run_estimates_the_time_from_the_first_passages(works, report, tmp_path):
-    text = " ".join(record["text"] for record in tiny.documents()[:8])
+    text = " ".join(record["text"] for record in tiny_world.documents()[:8])
     few, many = (lines(tmp_path / f"{n}.jsonl", *[text] * n) for n in (20, 200))
     plans = [go(d, works, tmp_path / "out.clara", report, dry_run=True) for d in (few, many)]
     assert report.notes.count("the time is estimated from the first 64 passages") == 2
@@ -540,9 +544,9 @@ def corpus(works, tmp_path) -> Path:
 
 
 def test_documents_are_added_with_the_options_of_the_corpus(works, report, tmp_path, corpus):
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT}])
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT}])
     bare = {"model": None, "ratio": None, "into": corpus, "append": True}
-    result = compress.run(dataclasses.replace(tiny.compress(more, "", None), **bare), report)
+    result = compress.run(dataclasses.replace(tiny_world.compress(more, "", None), **bare), report)
     before = Corpus.open(works.corpus)
     after = Corpus.open(corpus)
     assert (result.documents, result.passages, result.ratio) == (1, 1, 4)
@@ -551,9 +555,9 @@ def test_documents_are_added_with_the_options_of_the_corpus(works, report, tmp_p
     assert result.bytes == sum(
         shard.bytes_memory + shard.bytes_passages for shard in after.manifest.shards[-1:]
     )
-    once = tiny.files(corpus)
-    compress.run(dataclasses.replace(tiny.compress(more, "", None), **bare), report)
-    assert tiny.files(corpus) == once
+    once = tiny_world.files(corpus)
+    compress.run(dataclasses.replace(tiny_world.compress(more, "", None), **bare), report)
+    assert tiny_world.files(corpus) == once
 
 
 UNUSUAL: dict[str, Any] = {
@@ -571,17 +575,17 @@ UNUSUAL: dict[str, Any] = {
 def test_an_addition_need_not_repeat_the_corpus_s_options(works, report, tmp_path):
     out = tmp_path / "out.clara"
     go(works.documents, works, out, report, **UNUSUAL)
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT * 3}])
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": FACT * 3}])
     bare = CompressConfig(inputs=(str(more),), into=out, append=True, device="cpu")
     assert compress.run(bare, report).documents == 1
-    repeated = tiny.compress(more, works.e2e, None, into=out, append=True, **UNUSUAL)
-    once = tiny.files(out)
+    repeated = tiny_world.compress(more, works.e2e, None, into=out, append=True, **UNUSUAL)
+    once = tiny_world.files(out)
     compress.run(repeated, report)
-    assert tiny.files(out) == once
+    assert tiny_world.files(out) == once
     with pytest.raises(ArtefactError, match=r"options\.overlap = 9, this command has 8") as caught:
         compress.run(dataclasses.replace(repeated, overlap=8), report)
     assert "omit that option" in caught.value.hint and "delete" not in caught.value.hint
-    assert tiny.files(out) == once
+    assert tiny_world.files(out) == once
 
 
 def test_an_addition_loads_the_backbone_as_the_corpus_did(works):
@@ -594,13 +598,13 @@ def test_an_addition_loads_the_backbone_as_the_corpus_did(works):
 
 def test_ids_the_corpus_has_are_refused_or_passed_over(works, report, tmp_path, corpus):
     records = [{"id": "new", "text": FACT}, {"id": "d3", "text": "Again."}]
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", records)
-    before = tiny.files(corpus)
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", records)
+    before = tiny_world.files(corpus)
     with pytest.raises(DataError, match=r"more\.jsonl:2: the id 'd3' is in .*copy\.clara already"):
-        compress.run(tiny.compress(more, works.e2e, None, into=corpus, append=True), report)
-    assert {name: b for name, b in tiny.files(corpus).items() if name in before} == before
+        compress.run(tiny_world.compress(more, works.e2e, None, into=corpus, append=True), report)
+    assert {name: b for name, b in tiny_world.files(corpus).items() if name in before} == before
     result = compress.run(
-        tiny.compress(more, works.e2e, None, into=corpus, append=True, skip_bad=True), report
+        tiny_world.compress(more, works.e2e, None, into=corpus, append=True, skip_bad=True), report
     )
     assert (result.documents, result.skipped) == (1, 1)
     assert len(Corpus.open(corpus)) == len(Corpus.open(works.corpus)) + 1
@@ -608,17 +612,17 @@ def test_ids_the_corpus_has_are_refused_or_passed_over(works, report, tmp_path, 
 
 def test_an_addition_that_does_not_fit_is_refused(works, report, tmp_path, corpus):
     more = lines(tmp_path / "more.jsonl", FACT)
-    before = tiny.files(corpus)
+    before = tiny_world.files(corpus)
     for changes, error in (
         ({"ratio": 16}, "made with ratio = 4, this command has 16"),
         ({"overlap": 3}, "options.overlap = 0, this command has 3"),
         ({"out": tmp_path / "x"}, "--out and --into were both given"),
         ({"into": tmp_path / "none.clara"}, "no finished corpus to add to"),
     ):
-        config = tiny.compress(more, works.e2e, None, into=corpus, append=True)
+        config = tiny_world.compress(more, works.e2e, None, into=corpus, append=True)
         with pytest.raises(ClaraError, match=error):
             compress.run(dataclasses.replace(config, **changes), report)
-    assert tiny.files(corpus) == before
+    assert tiny_world.files(corpus) == before
 
 
 def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_path, monkeypatch):
@@ -626,13 +630,13 @@ def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_pat
 
     out = tmp_path / "out.clara"
     go(works.documents, works, out, report, shard_size=3)
-    index.run(tiny.index(out, engine="hnsw"), report)
-    whole = tiny.files(out)
+    index.run(tiny_world.index(out, engine="hnsw"), report)
+    whole = tiny_world.files(out)
     (graph,) = (name for name in whole if name.endswith("graph.bin"))
     for name in ("shards/00001.safetensors", "passages/00003.jsonl.gz", graph):
         (out / name).write_bytes(whole[name][:-1] + bytes([whole[name][-1] ^ 1]))
     with pytest.raises(ArtefactError) as caught:
-        index.run(tiny.index(out, check=True), report)
+        index.run(tiny_world.index(out, check=True), report)
     said = caught.value
     assert all(name in said.message for name in ("shards/00001", "passages/00003", "graph.bin"))
     again = f"clara compress {works.documents} --ratio 4 --model {works.e2e} --shard-size 3"
@@ -644,9 +648,9 @@ def test_the_same_command_repairs_what_check_names(works, heard, report, tmp_pat
         CorpusWriter, "write", lambda self, n, *rest: (written.append(n), write(self, n, *rest))
     )
     go(works.documents, works, out, report, shard_size=3)
-    index.run(tiny.index(out, engine="hnsw"), report)
-    assert written == [1, 3] and tiny.files(out) == whole
-    index.run(tiny.index(out, check=True), report)
+    index.run(tiny_world.index(out, engine="hnsw"), report)
+    assert written == [1, 3] and tiny_world.files(out) == whole
+    index.run(tiny_world.index(out, check=True), report)
 
 
 @pytest.mark.parametrize(("rate", "told"), [(None, None), (0.00412, 0.0041), (152.849, 152.85)])

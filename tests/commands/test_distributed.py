@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import processes as forked
-from helpers import tiny_world as tiny
+from helpers import processes, tiny_world
 
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load
@@ -45,15 +44,15 @@ class Silence:
 def go(works, out: Path, stage: str, report: Any = None, **changes: Any) -> Any:
     report = report or Silence()
     if stage == "scp":
-        config = tiny.scp(works.pairs, works.backbone, out, **{**EQUAL, **changes})
+        config = tiny_world.scp(works.pairs, works.backbone, out, **{**EQUAL, **changes})
         return pretrain.run(config, report)
-    config = tiny.train(works.questions, works.instruct, out, stage, **{**EQUAL, **changes})
+    config = tiny_world.train(works.questions, works.instruct, out, stage, **{**EQUAL, **changes})
     return train.run(config, report)
 
 
 def assert_the_same_steps(one: Path, other: Path) -> None:
     """Losses within 1e-5 a step, weights within 1e-5 of their own size at the end."""
-    ours, theirs = tiny.metrics(one), tiny.metrics(other)
+    ours, theirs = tiny_world.metrics(one), tiny_world.metrics(other)
     assert len(ours) == len(theirs)
     for left, right in zip(ours, theirs, strict=True):
         for key in ("loss", "ce", "mse"):
@@ -61,7 +60,7 @@ def assert_the_same_steps(one: Path, other: Path) -> None:
         assert [left[key] for key in ("step", "lr", "cut")] == [
             right[key] for key in ("step", "lr", "cut")
         ]
-    left, right = (tiny.tensors(run / "checkpoint") for run in (one, other))
+    left, right = (tiny_world.tensors(run / "checkpoint") for run in (one, other))
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert (tensor - right[name]).norm() <= 1e-4 * right[name].norm() + 1e-6, name
@@ -83,7 +82,7 @@ def alone(works, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["scp", "e2e"])
 def test_two_processes_make_the_steps_of_one(works, alone, tmp_path, stage):
     """Batches of three: one process has two examples, the other one, of other lengths."""
-    results = forked.ranks(lambda rank: go(works, tmp_path / "two", stage).steps)
+    results = processes.ranks(lambda rank: go(works, tmp_path / "two", stage).steps)
     assert results == [STEPS, STEPS], results
     assert_the_same_steps(tmp_path / "two", alone(stage))
     assert load(LoadOptions(str(tmp_path / "two"), device="cpu")).info.stage == stage
@@ -91,7 +90,7 @@ def test_two_processes_make_the_steps_of_one(works, alone, tmp_path, stage):
 
 def test_a_step_smaller_than_the_processes_counts_once(works, tmp_path):
     changes = {"steps": 3, "batch_size": 1, "micro_batch": 1}
-    results = forked.ranks(lambda rank: go(works, tmp_path / "two", "scp", **changes).steps)
+    results = processes.ranks(lambda rank: go(works, tmp_path / "two", "scp", **changes).steps)
     assert results == [3, 3], results
     go(works, tmp_path / "one", "scp", **changes)
     assert_the_same_steps(tmp_path / "two", tmp_path / "one")
@@ -122,7 +121,7 @@ def test_a_sharded_backbone_makes_the_same_steps_and_an_ordinary_checkpoint(work
         go(works, tmp_path / "cut", stage, fsdp=True, checkpointing=stage == "scp", **few)
         return held
 
-    for whole, half in forked.ranks(sharded):
+    for whole, half in processes.ranks(sharded):
         assert half == whole / 2
     go(works, tmp_path / "one", stage, **few)
     assert_the_same_steps(tmp_path / "cut", tmp_path / "one")
@@ -140,20 +139,20 @@ def test_stopping_one_process_stops_all_after_a_step_and_the_run_goes_on(works, 
     def stopped(rank: int) -> Any:
         return go(works, run, "scp", Silence(stop_at=2 if rank == 1 else None), **four)
 
-    for kind, message, _ in forked.ranks(stopped):
+    for kind, message, _ in processes.ranks(stopped):
         assert (kind, message[:15]) == ("Interrupted", "interrupted; 2 "), message
     assert json.loads((run / "last" / "step.json").read_text()) == {"step": 2}
-    assert forked.ranks(lambda rank: go(works, run, "scp", **four).steps) == [4, 4]
+    assert processes.ranks(lambda rank: go(works, run, "scp", **four).steps) == [4, 4]
     go(works, tmp_path / "one", "scp", **four)
     assert_the_same_steps(run, tmp_path / "one")
 
 
 def test_processes_that_disagree_on_data_are_told_so(works, tmp_path):
-    other = tiny.write_jsonl(tmp_path / "pairs.jsonl", tiny.pairs()[1:])
+    other = tiny_world.write_jsonl(tmp_path / "pairs.jsonl", tiny_world.pairs()[1:])
 
     def disagree(rank: int) -> Any:
         data = works.pairs if rank == 0 else other
-        config = tiny.scp(data, works.backbone, tmp_path / "two", **EQUAL)
+        config = tiny_world.scp(data, works.backbone, tmp_path / "two", **EQUAL)
         return pretrain.run(type(config)(**{**config.__dict__, "pairs": ("same",)}), Silence())
 
     def read(paths: Any) -> Any:
@@ -162,7 +161,7 @@ def test_processes_that_disagree_on_data_are_told_so(works, tmp_path):
     pretrain_read = scp.read_pairs
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scp, "read_pairs", read)
-        for kind, message, _ in forked.ranks(disagree):
+        for kind, message, _ in processes.ranks(disagree):
             assert kind == "ArtefactError" and "disagree on data_sha256" in message
     assert not (tmp_path / "two").exists()
 
@@ -179,16 +178,16 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_with_the_records_name
         scp.read_memory_loss = poison
         return go(works, tmp_path / "two", "scp")
 
-    for kind, message, _ in forked.ranks(poisoned):
+    for kind, message, _ in processes.ranks(poisoned):
         assert kind == "ClaraError" and "step 1: the loss is nan" in message
         assert f"{works.pairs}:" in message
-    state = tiny.tensors(tmp_path / "two" / "last")
+    state = tiny_world.tensors(tmp_path / "two" / "last")
     assert state and all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_a_run_folder_of_other_settings_is_refused_in_every_process(works, alone, tmp_path):
     shutil.copytree(alone("scp"), tmp_path / "two")
-    refused = forked.ranks(lambda rank: go(works, tmp_path / "two", "scp", learning_rate=0.5))
+    refused = processes.ranks(lambda rank: go(works, tmp_path / "two", "scp", learning_rate=0.5))
     for kind, message, _ in refused:
         assert kind == "ArtefactError" and "was made with learning_rate" in message
 
@@ -211,4 +210,4 @@ def test_nproc_trains_in_processes_that_ctrl_c_stops_and_the_same_command_resume
     assert began.returncode == 130 and out == "", said
     assert said.count("interrupted; ") == 1 and "hint: run the same command again" in said
     done = json.loads((tmp_path / "run" / "last" / "step.json").read_text())["step"]
-    assert 0 < done < 400 and len(tiny.metrics(tmp_path / "run")) == done
+    assert 0 < done < 400 and len(tiny_world.metrics(tmp_path / "run")) == done

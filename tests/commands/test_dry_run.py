@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from typer.testing import CliRunner
 
 from clara_cli.cli.app import app
@@ -33,7 +33,7 @@ def test_asking_counts_the_cache_of_its_prompt(works, heard, unloaded):
     needs = []
     for changes in ({}, {"max_new_tokens": 9}, {"top_k": 6}, {"ratio": 16}):
         report = heard()
-        (need,) = ask.run(tiny.ask(None, works.corpus, dry_run=True, **changes), report)
+        (need,) = ask.run(tiny_world.ask(None, works.corpus, dry_run=True, **changes), report)
         needs.append(need)
         assert "computed from configs: activations and workspace come on top" in report.notes
     position = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their width, float32
@@ -45,7 +45,7 @@ def test_asking_counts_the_cache_of_its_prompt(works, heard, unloaded):
 
 def test_training_counts_what_it_trains_and_the_roles_it_adds(works, heard, tmp_path, unloaded):
     def of(stage, **changes):
-        config = tiny.train(works.questions, works.scp, tmp_path / "run", stage, **changes)
+        config = tiny_world.train(works.questions, works.scp, tmp_path / "run", stage, **changes)
         return train.run(config.__class__(**{**vars(config), "dry_run": True}), heard())
 
     instruct, e2e = of("instruct"), of("e2e")
@@ -59,7 +59,7 @@ def test_training_counts_what_it_trains_and_the_roles_it_adds(works, heard, tmp_
 
 
 def test_pretraining_counts_fresh_roles(works, heard, tmp_path, unloaded):
-    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", dry_run=True)
+    config = tiny_world.scp(works.pairs, works.backbone, tmp_path / "run", dry_run=True)
     need = pretrain.run(config, heard())
     whole = load_again(works)
     roles = ("compressor", "generator")
@@ -68,7 +68,7 @@ def test_pretraining_counts_fresh_roles(works, heard, tmp_path, unloaded):
     assert need.memory_tokens == 4 * (16 + 2) * 32
     assert need.training == 3 * (adapters + 4 * 16 * 32)
     with pytest.raises(UsageError, match="neither --backbone nor --init"):
-        pretrain.run(tiny.scp(works.pairs, None, tmp_path / "run", dry_run=True), heard())
+        pretrain.run(tiny_world.scp(works.pairs, None, tmp_path / "run", dry_run=True), heard())
 
 
 def load_again(works):
@@ -91,7 +91,7 @@ def test_compress_says_it_before_it_loads(works, heard, tmp_path, monkeypatch):
 
     monkeypatch.setattr(compress_pipeline, "load", stop)
     with pytest.raises(ArtefactError, match="stopped"):
-        config = tiny.compress(works.documents, works.e2e, tmp_path / "x.clara", dry_run=True)
+        config = tiny_world.compress(works.documents, works.e2e, tmp_path / "x.clara", dry_run=True)
         compress.run(config, report)
     assert any(note.startswith("weights and adapters take 0.00 GB") for note in report.notes)
 
@@ -109,6 +109,6 @@ def test_json_and_text_of_a_need(works):
 
 
 def test_a_backbone_whose_config_cannot_be_had_is_one_error(works, heard):
-    config = tiny.ask(None, works.corpus, dry_run=True, backbone="/nowhere")
+    config = tiny_world.ask(None, works.corpus, dry_run=True, backbone="/nowhere")
     with pytest.raises(ArtefactError, match="backbone /nowhere: no such directory"):
         list(ask.run(config, heard()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, index
@@ -23,7 +23,7 @@ STAGES = ["auto", "latent", "bm25", "hybrid"]
 def corpus(works, tmp_path_factory, request) -> Path:
     folder = shutil.copytree(works.corpus, tmp_path_factory.mktemp("where") / "copy.clara")
     heard = request.getfixturevalue("heard_once")
-    index.run(tiny.index(Path(folder), engine=request.param), heard)
+    index.run(tiny_world.index(Path(folder), engine=request.param), heard)
     return Path(folder)
 
 
@@ -38,7 +38,7 @@ def heard_once():
 
 
 def found(corpus: Path, report, where: str, **changes) -> list[str]:
-    config = tiny.ask(QUESTION, corpus, where=where, max_new_tokens=1, **changes)
+    config = tiny_world.ask(QUESTION, corpus, where=where, max_new_tokens=1, **changes)
     return [hit.passage.document_id for hit in next(iter(ask.run(config, report))).sources]
 
 

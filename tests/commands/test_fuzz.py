@@ -31,8 +31,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import mutations
-from helpers import tiny_world as tiny
+from helpers import mutations, tiny_world
 from helpers.scripted_llm import competent, serving, write_towns
 
 from clara_cli.cli.app import app
@@ -137,7 +136,9 @@ def stock(works, heard, tmp_path_factory) -> Iterator[Stock]:
     model, and documents in every form."""
     folder = tmp_path_factory.mktemp("stock")
     towns = write_towns(folder / "towns.jsonl", range(4))
-    questions = tiny.write_jsonl(folder / "bench.jsonl", [*tiny.questions(), *tiny.questions()[:2]])
+    questions = tiny_world.write_jsonl(
+        folder / "bench.jsonl", [*tiny_world.questions(), *tiny_world.questions()[:2]]
+    )
     with serving(competent) as server:
         bench, synth = folder / "bench", folder / "synth" / "pairs.jsonl"
         for words in (
@@ -163,12 +164,12 @@ def stock(works, heard, tmp_path_factory) -> Iterator[Stock]:
 
 def indexed_corpus(works: Any, folder: Path, heard: Any) -> Path:
     shutil.copytree(works.corpus, folder)
-    index.run(tiny.index(folder, engine="hnsw"), heard())
+    index.run(tiny_world.index(folder, engine="hnsw"), heard())
     return folder
 
 
 def unfinished_corpus(works: Any, folder: Path, heard: Any) -> Path:
-    unfinished = tiny.compress(works.documents, works.e2e, folder, shard_size=3)
+    unfinished = tiny_world.compress(works.documents, works.e2e, folder, shard_size=3)
     with pytest.raises(BaseException, match="interrupted"):
         compress.run(unfinished, heard(stop_at=3))
     return folder
@@ -177,7 +178,7 @@ def unfinished_corpus(works: Any, folder: Path, heard: Any) -> Path:
 def documents_of_every_form(made: Path) -> Path:
     """The same documents as JSON lines, packed, as text, as tables."""
     made.mkdir()
-    records = [record for record in tiny.documents() if "title" in record]
+    records = [record for record in tiny_world.documents() if "title" in record]
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     (made / "a.jsonl").write_bytes(lines)
     (made / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
@@ -254,7 +255,9 @@ def corpus(stock: Stock, folder: Path, rng: random.Random) -> Case:
     elif kind == 1:
         words = ["index", str(copied), *model, *MACHINE]
     elif kind == 2:
-        more = tiny.write_jsonl(folder / "more.jsonl", [{"id": "new", "text": "Una rules Elm."}])
+        more = tiny_world.write_jsonl(
+            folder / "more.jsonl", [{"id": "new", "text": "Una rules Elm."}]
+        )
         words = ["compress", str(more), "--into", str(copied), *model, *MACHINE]
     fit = (lambda: refit(copied)) if rng.random() < 0.6 else (lambda: None)
     return Case("corpus", files_of(copied), words, (0, 3), fit)
@@ -526,7 +529,9 @@ def attack(stock: Stock, number: int, folder: Path) -> tuple[str, Case, End, str
 @pytest.mark.slow
 def test_damage_ends_in_an_answer_or_an_error_with_its_place_and_code(stock, tmp_path):
     Recorder.whole = next(stock.indexed.rglob("graph.bin")).read_bytes()
-    shared = {name: tiny.files(getattr(stock.works, name)) for name in ("scp", "e2e", "corpus")}
+    shared = {
+        name: tiny_world.files(getattr(stock.works, name)) for name in ("scp", "e2e", "corpus")
+    }
     counts: Counter[str] = Counter()
     damaged: Counter[str] = Counter()
     codes: Counter[Any] = Counter()
@@ -551,4 +556,4 @@ def test_damage_ends_in_an_answer_or_an_error_with_its_place_and_code(stock, tmp
     assert not faults, "\n\n".join(faults)
     assert CASES < 1000 or min(*counts.values(), *damaged.values()) >= AT_LEAST
     for name, before in shared.items():
-        assert tiny.files(getattr(stock.works, name)) == before
+        assert tiny_world.files(getattr(stock.works, name)) == before

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
@@ -41,7 +41,7 @@ finally:  # not ru_maxrss: a process begins with its parent's
 
 
 def compressed(data, works, out, report, **changes):
-    return compress.run(tiny.compress(data, works.e2e, out, **changes), report)
+    return compress.run(tiny_world.compress(data, works.e2e, out, **changes), report)
 
 
 @pytest.mark.slow
@@ -51,9 +51,9 @@ def test_very_many_empty_documents(works, report, tmp_path):
     out = tmp_path / "out.clara"
     result = compressed(data, works, out, report, shard_size=MANY, batch_tokens=16 * MANY, ratio=16)
     assert (result.documents, result.passages, result.empty) == (MANY, MANY, MANY)
-    answer = next(ask.run(tiny.ask("Who is mayor?", out, model=str(works.e2e)), report))
+    answer = next(ask.run(tiny_world.ask("Who is mayor?", out, model=str(works.e2e)), report))
     assert len({hit.passage.passage_id for hit in answer.sources}) == 5
-    indexed = index.run(tiny.index(out), report)
+    indexed = index.run(tiny_world.index(out), report)
     assert indexed.vectors == MANY and indexed.queries == 0
 
 
@@ -75,7 +75,7 @@ def test_a_line_of_many_megabytes(works, tmp_path):
 def test_ids_titles_and_texts_may_hold_anything(works, report, tmp_path):
     odd = ["a/b", "two\nlines", "../../up", "nul\x00", "🎉", " "]
     records = [{"id": name, "title": name, "text": f"{name} مرحبا 東京 </s>"} for name in odd]
-    tiny.write_jsonl(tmp_path / "odd.jsonl", records)
+    tiny_world.write_jsonl(tmp_path / "odd.jsonl", records)
     compressed(tmp_path / "odd.jsonl", works, tmp_path / "out.clara", report)
     passages = list(Corpus.open(tmp_path / "out.clara").passages())
     assert [p.document_id for p in passages if p.start == 0] == odd
@@ -128,14 +128,14 @@ def recorded_copy(works, tmp_path):
 def test_code_in_a_clara_json_is_text(works, report, tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
     model = tmp_path / "model"
-    for name, data in tiny.files(works.e2e / "checkpoint").items():
+    for name, data in tiny_world.files(works.e2e / "checkpoint").items():
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_bytes(data)
     record = json.loads((model / "clara.json").read_text())
     assert key in record
     (model / "clara.json").write_text(json.dumps(record | {key: value}))
     with pytest.raises(ClaraError):
-        compress.run(tiny.compress(works.documents, model, tmp_path / "out.clara"), report)
+        compress.run(tiny_world.compress(works.documents, model, tmp_path / "out.clara"), report)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out.clara").exists()
 
 

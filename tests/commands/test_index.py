@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.engine import Clara
 from clara_cli.commands import ask, compress, index
@@ -35,7 +35,7 @@ def corpus(works, tmp_path) -> Path:
 
 @pytest.mark.parametrize("engine", ["exact", "hnsw", "auto"])
 def test_every_engine_is_measured_and_used(works, report, corpus, engine):
-    result = index.run(tiny.index(corpus, engine=engine), report)
+    result = index.run(tiny_world.index(corpus, engine=engine), report)
     rows = len(Corpus.open(corpus))
     assert list(dataclasses.asdict(result)) == KEYS
     assert result.engine == ("exact" if engine == "auto" else engine)  # a small corpus
@@ -52,9 +52,9 @@ def test_every_engine_is_measured_and_used(works, report, corpus, engine):
 
 def test_recall_is_the_share_of_the_exact_top_k(works, report, corpus):
     """Every key has its say over all candidates; over four, the share is counted by hand."""
-    whole = index.run(tiny.index(corpus), report)
+    whole = index.run(tiny_world.index(corpus), report)
     assert whole.recall_at_k == 1.0
-    result = index.run(tiny.index(corpus, engine="hnsw", top_k=4, candidates=4), report)
+    result = index.run(tiny_world.index(corpus, engine="hnsw", top_k=4, candidates=4), report)
     clara = Clara.open(corpus, device="cpu")
     built, found = clara.retriever.index, []
     for question in index.questions_to_measure(None, clara.corpus):
@@ -87,48 +87,51 @@ def test_auto_takes_the_graph_only_where_it_finds_enough_and_reads_less(
 
 
 def test_recall_is_measured_with_the_users_questions(works, report, corpus):
-    result = index.run(tiny.index(corpus, queries=works.questions), report)
-    assert result.queries == len(tiny.questions())
+    result = index.run(tiny_world.index(corpus, queries=works.questions), report)
+    assert result.queries == len(tiny_world.questions())
 
 
 def test_a_question_file_without_questions_is_bad_data(works, report, corpus, tmp_path):
     with pytest.raises(DataError, match=r"q\.jsonl:1: question is missing"):
         index.run(
-            tiny.index(corpus, queries=tiny.write_jsonl(tmp_path / "q.jsonl", [{"q": "?"}])), report
+            tiny_world.index(
+                corpus, queries=tiny_world.write_jsonl(tmp_path / "q.jsonl", [{"q": "?"}])
+            ),
+            report,
         )
 
 
 def test_questions_that_are_too_long_are_not_counted(works, report, corpus, tmp_path):
     records = [{"question": "Why " * 40}, {"question": "Who?"}]
-    data = tiny.write_jsonl(tmp_path / "q.jsonl", records)
-    assert index.run(tiny.index(corpus, queries=data), report).queries == 1
-    only = tiny.write_jsonl(tmp_path / "long.jsonl", records[:1])
-    result = index.run(tiny.index(corpus, queries=only), report)
+    data = tiny_world.write_jsonl(tmp_path / "q.jsonl", records)
+    assert index.run(tiny_world.index(corpus, queries=data), report).queries == 1
+    only = tiny_world.write_jsonl(tmp_path / "long.jsonl", records[:1])
+    result = index.run(tiny_world.index(corpus, queries=only), report)
     assert (result.recall_at_k, result.queries) == (None, 0)
 
 
 def test_a_corpus_without_text_is_indexed_and_not_measured(works, report, tmp_path):
     out = tmp_path / "mute.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, out, text=False), report)
-    result = index.run(tiny.index(out), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, out, text=False), report)
+    result = index.run(tiny_world.index(out), report)
     assert (result.recall_at_k, result.queries) == (None, 0)
     assert not (out / "index" / "bm25").exists()
     report.notes.clear()
-    next(ask.run(tiny.ask("Who?", out), report))
+    next(ask.run(tiny_world.ask("Who?", out), report))
     assert not any("no index" in note for note in report.notes)
 
 
 def test_the_same_index_is_built_twice_and_the_seed_is_heard(works, report, corpus):
     graphs = []
     for seed in (0, 0, 5):
-        index.run(tiny.index(corpus, engine="hnsw", seed=seed), report)
-        graphs.append(tiny.files(corpus / "index"))
+        index.run(tiny_world.index(corpus, engine="hnsw", seed=seed), report)
+        graphs.append(tiny_world.files(corpus / "index"))
     assert graphs[0] == graphs[1] != graphs[2]
 
 
 def test_exact_leaves_no_graph_of_an_earlier_index(works, report, corpus):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
-    index.run(tiny.index(corpus, engine="exact"), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
+    index.run(tiny_world.index(corpus, engine="exact"), report)
     assert {path.name for path in (corpus / "index").iterdir()} == {"bm25"}
 
 
@@ -136,11 +139,11 @@ def test_exact_leaves_no_graph_of_an_earlier_index(works, report, corpus):
 
 
 def test_check_finds_a_sound_corpus_sound(works, report, corpus):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
-    before = tiny.files(corpus)
-    result = index.run(tiny.index(corpus, check=True), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
+    before = tiny_world.files(corpus)
+    result = index.run(tiny_world.index(corpus, check=True), report)
     assert (result.engine, result.vectors) == ("check", len(Corpus.open(corpus)))
-    assert tiny.files(corpus) == before
+    assert tiny_world.files(corpus) == before
 
 
 FILES = [
@@ -170,11 +173,11 @@ def measured(monkeypatch) -> list[int]:
 def test_an_index_is_not_measured_again_where_nothing_changed(
     works, report, corpus, measured, engine
 ):
-    first = index.run(tiny.index(corpus, engine=engine), report)
-    before = tiny.files(corpus)
+    first = index.run(tiny_world.index(corpus, engine=engine), report)
+    before = tiny_world.files(corpus)
     report.notes.clear()
-    again = index.run(tiny.index(corpus, engine=engine), report)
-    assert len(measured) == 1 and tiny.files(corpus) == before
+    again = index.run(tiny_world.index(corpus, engine=engine), report)
+    assert len(measured) == 1 and tiny_world.files(corpus) == before
     assert report.notes == [f"{corpus}: nothing changed since this was measured"]
     assert dataclasses.replace(again, seconds=first.seconds) == first and again.seconds > 0
 
@@ -184,7 +187,7 @@ def test_an_index_is_measured_again_where_anything_changed(
 ):
     def run(**changes):
         before = len(measured)
-        index.run(tiny.index(corpus, engine="hnsw", **changes), report)
+        index.run(tiny_world.index(corpus, engine="hnsw", **changes), report)
         return len(measured) - before
 
     questions = tmp_path / "questions.jsonl"
@@ -203,13 +206,13 @@ def test_an_index_is_measured_again_where_anything_changed(
 
 @pytest.mark.parametrize("name", FILES)
 def test_check_names_the_file_with_a_flipped_bit(works, report, corpus, name):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
     (path,) = corpus.glob(name)
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(ArtefactError) as caught:
-        index.run(tiny.index(corpus, check=True), report)
+        index.run(tiny_world.index(corpus, check=True), report)
     assert caught.value.code == 3 and caught.value.hint
     assert str(path.relative_to(corpus)) in caught.value.message
 
@@ -218,10 +221,10 @@ def test_check_names_the_file_with_a_flipped_bit(works, report, corpus, name):
 def test_check_names_a_missing_and_a_shorter_file(works, report, corpus, name):
     (corpus / name).write_bytes((corpus / name).read_bytes()[:-1])
     with pytest.raises(ArtefactError, match=name):
-        index.run(tiny.index(corpus, check=True), report)
+        index.run(tiny_world.index(corpus, check=True), report)
     (corpus / name).unlink()
     with pytest.raises(ArtefactError, match=f"{name}: missing"):
-        index.run(tiny.index(corpus, check=True), report)
+        index.run(tiny_world.index(corpus, check=True), report)
 
 
 @pytest.mark.skipif(
@@ -230,13 +233,13 @@ def test_check_names_a_missing_and_a_shorter_file(works, report, corpus, name):
 )
 def test_milvus_gives_what_the_scan_gives(works, report, corpus, tmp_path):
     uri = str(tmp_path / "keys.db")
-    result = index.run(tiny.index(corpus, engine="milvus", uri=uri), report)
+    result = index.run(tiny_world.index(corpus, engine="milvus", uri=uri), report)
     assert (result.engine, result.recall_at_k) == ("milvus", 1.0)
     asked = {"first_stage": "latent", "top_k": 3}
-    found = next(ask.run(tiny.ask("Who?", corpus, **asked), report))
+    found = next(ask.run(tiny_world.ask("Who?", corpus, **asked), report))
     assert Clara.open(corpus, device="cpu").retriever.index.engine == "milvus"
-    index.run(tiny.index(corpus, engine="exact"), report)
-    scanned = next(ask.run(tiny.ask("Who?", corpus, **asked), report))
+    index.run(tiny_world.index(corpus, engine="exact"), report)
+    scanned = next(ask.run(tiny_world.ask("Who?", corpus, **asked), report))
     assert [(hit.row, hit.score) for hit in found.sources] == [
         (hit.row, hit.score) for hit in scanned.sources
     ]
@@ -244,32 +247,32 @@ def test_milvus_gives_what_the_scan_gives(works, report, corpus, tmp_path):
 
 @pytest.mark.parametrize("what", ["extra", "model", "server"])
 def test_an_index_stays_until_milvus_can_be_written(works, report, corpus, monkeypatch, what):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
-    before = tiny.files(corpus)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
+    before = tiny_world.files(corpus)
     if what == "extra":
         monkeypatch.setitem(sys.modules, "pymilvus", None)
     elif what == "server":
         pytest.importorskip("pymilvus")
     changes = {"model": str(works.scp)} if what == "model" else {}
-    config = tiny.index(corpus, engine="milvus", uri="http://127.0.0.1:9", **changes)
+    config = tiny_world.index(corpus, engine="milvus", uri="http://127.0.0.1:9", **changes)
     with pytest.raises(ClaraError):
         index.run(config, report)
-    assert tiny.files(corpus) == before
+    assert tiny_world.files(corpus) == before
 
 
 def test_a_uri_goes_with_milvus_and_milvus_with_a_uri(corpus):
     with pytest.raises(UsageError, match="--engine milvus: no --uri"):
-        tiny.index(corpus, engine="milvus")
+        tiny_world.index(corpus, engine="milvus")
     with pytest.raises(UsageError, match="--uri x.db was given with --engine hnsw"):
-        tiny.index(corpus, engine="hnsw", uri="x.db")
+        tiny_world.index(corpus, engine="hnsw", uri="x.db")
 
 
 def test_an_index_serves_its_own_ratio_only(works, report, corpus):
     """At a higher ratio memory is scanned, as if there were no graph, and that is said."""
-    plain = next(ask.run(tiny.ask("Who?", corpus, first_stage="latent", ratio=16), report))
-    index.run(tiny.index(corpus, engine="hnsw", candidates=1, top_k=1), report)
+    plain = next(ask.run(tiny_world.ask("Who?", corpus, first_stage="latent", ratio=16), report))
+    index.run(tiny_world.index(corpus, engine="hnsw", candidates=1, top_k=1), report)
     report.notes.clear()
-    asked = tiny.ask("Who?", corpus, first_stage="latent", ratio=16)
+    asked = tiny_world.ask("Who?", corpus, first_stage="latent", ratio=16)
     graph = next(ask.run(asked, report))
     assert [hit.row for hit in graph.sources] == [hit.row for hit in plain.sources]
     assert [note for note in report.notes if "memory is scanned" in note]
@@ -277,36 +280,36 @@ def test_an_index_serves_its_own_ratio_only(works, report, corpus):
 
 def test_an_index_of_another_corpus_is_refused_and_can_be_repaired(works, report, tmp_path, corpus):
     other = tmp_path / "other.clara"
-    records = tiny.write_jsonl(tmp_path / "other.jsonl", tiny.documents()[:5])
-    compress.run(tiny.compress(records, works.e2e, other), report)
-    index.run(tiny.index(other, engine="hnsw"), report)
+    records = tiny_world.write_jsonl(tmp_path / "other.jsonl", tiny_world.documents()[:5])
+    compress.run(tiny_world.compress(records, works.e2e, other), report)
+    index.run(tiny_world.index(other, engine="hnsw"), report)
     shutil.copytree(other / "index", corpus / "index")
     with pytest.raises(ArtefactError, match="indexes corpus") as caught:
-        next(ask.run(tiny.ask("Who?", corpus), report))
+        next(ask.run(tiny_world.ask("Who?", corpus), report))
     sums = [Corpus.open(folder).manifest.fingerprint[:12] for folder in (other, corpus)]
     assert all(each in caught.value.message for each in sums)
     assert "clara index" in caught.value.hint
-    index.run(tiny.index(corpus, engine="hnsw"), report)
-    next(ask.run(tiny.ask("Who?", corpus), report))
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
+    next(ask.run(tiny_world.ask("Who?", corpus), report))
 
 
 def test_a_damaged_index_is_refused_and_can_be_repaired(works, report, corpus):
-    index.run(tiny.index(corpus, engine="hnsw"), report)
+    index.run(tiny_world.index(corpus, engine="hnsw"), report)
     (corpus / "index" / "index.json").write_text("{")
     with pytest.raises(ArtefactError, match=r"index\.json"):
-        next(ask.run(tiny.ask("Who?", corpus), report))
-    index.run(tiny.index(corpus, engine="exact"), report)
-    next(ask.run(tiny.ask("Who?", corpus), report))
+        next(ask.run(tiny_world.ask("Who?", corpus), report))
+    index.run(tiny_world.index(corpus, engine="exact"), report)
+    next(ask.run(tiny_world.ask("Who?", corpus), report))
 
 
 def test_a_corpus_of_another_checkpoint_is_refused(works, report, corpus):
     with pytest.raises(ArtefactError, match="was compressed by checkpoint"):
-        index.run(tiny.index(corpus, model=str(works.scp)), report)
+        index.run(tiny_world.index(corpus, model=str(works.scp)), report)
 
 
 def test_a_place_without_a_corpus_is_named(works, report, tmp_path):
     with pytest.raises(ArtefactError, match="no such corpus") as caught:
-        index.run(tiny.index(tmp_path / "none.clara"), report)
+        index.run(tiny_world.index(tmp_path / "none.clara"), report)
     assert "clara compress" in caught.value.hint
     with pytest.raises(ArtefactError, match="not a corpus"):
-        index.run(tiny.index(tmp_path), report)
+        index.run(tiny_world.index(tmp_path), report)

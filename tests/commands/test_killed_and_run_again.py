@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.forks import ended, fork
 
 from clara_cli.commands import compress, index
@@ -54,13 +54,15 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 def test_killed_at_random_moments_nothing_is_lost_doubled_or_changed(works, heard, tmp_path):
     rng, report = random.Random(KILLS), heard()
-    records = [dict(r, id=f"more {r['id']}") for r in tiny.documents()]
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", records)
+    records = [dict(r, id=f"more {r['id']}") for r in tiny_world.documents()]
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", records)
 
     def phases(folder: Path) -> list[Callable[[], object]]:
-        first = tiny.compress(works.documents, works.e2e, folder, shard_size=SHARD)
-        added = tiny.compress(more, works.e2e, None, shard_size=SHARD, into=folder, append=True)
-        graph = tiny.index(folder, engine="hnsw")
+        first = tiny_world.compress(works.documents, works.e2e, folder, shard_size=SHARD)
+        added = tiny_world.compress(
+            more, works.e2e, None, shard_size=SHARD, into=folder, append=True
+        )
+        graph = tiny_world.index(folder, engine="hnsw")
         return [
             lambda: compress.run(first, report),
             lambda: compress.run(added, report),
@@ -71,8 +73,8 @@ def test_killed_at_random_moments_nothing_is_lost_doubled_or_changed(works, hear
     expected, length = [], []
     for work in phases(whole):
         length.append(timed(work))
-        expected.append(tiny.files(whole))
-    recall = index.run(tiny.index(whole, engine="hnsw"), report).recall_at_k
+        expected.append(tiny_world.files(whole))
+    recall = index.run(tiny_world.index(whole, engine="hnsw"), report).recall_at_k
     kills = round_ = 0
     while kills < KILLS:
         folder = tmp_path / f"{round_}.clara"
@@ -94,9 +96,9 @@ def test_killed_at_random_moments_nothing_is_lost_doubled_or_changed(works, hear
                 if code != -9:
                     break
             assert code == 0
-            assert tiny.files(folder) == expected[phase]
+            assert tiny_world.files(folder) == expected[phase]
         assert verify(folder) == []
-        found = index.run(tiny.index(folder, engine="hnsw"), report).recall_at_k
+        found = index.run(tiny_world.index(folder, engine="hnsw"), report).recall_at_k
         assert abs(found - recall) <= 0.005
         round_ += 1
 
@@ -126,8 +128,10 @@ def two(work: Callable[[int], object]) -> list[int]:
 
 
 def test_two_ranks_write_the_bytes_of_one_each_its_own_shards(works, heard, tmp_path, monkeypatch):
-    config = tiny.compress(works.documents, works.e2e, tmp_path / "out.clara", shard_size=SHARD)
-    one = tiny.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=SHARD)
+    config = tiny_world.compress(
+        works.documents, works.e2e, tmp_path / "out.clara", shard_size=SHARD
+    )
+    one = tiny_world.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=SHARD)
     expected = compress.run(one, heard())
     write = CorpusWriter.write
     monkeypatch.setattr(
@@ -144,19 +148,19 @@ def test_two_ranks_write_the_bytes_of_one_each_its_own_shards(works, heard, tmp_
         assert (result.passages, result.bytes) == (expected.passages, expected.bytes)
 
     assert two(work) == [0, 0]
-    assert tiny.files(tmp_path / "out.clara") == tiny.files(tmp_path / "one.clara")
+    assert tiny_world.files(tmp_path / "out.clara") == tiny_world.files(tmp_path / "one.clara")
     shards = -(-expected.passages // SHARD)
     made = sorted(path.name for path in tmp_path.glob("* by *"))
     assert made == sorted(f"{n} by {n % 2}" for n in range(shards))
     assert two(work) == [0, 0]  # finished: nothing more is written
-    assert tiny.files(tmp_path / "out.clara") == tiny.files(tmp_path / "one.clara")
+    assert tiny_world.files(tmp_path / "out.clara") == tiny_world.files(tmp_path / "one.clara")
 
 
 def test_an_error_of_one_rank_ends_both_and_what_is_done_is_kept(
     works, heard, tmp_path, monkeypatch
 ):
     out = tmp_path / "out.clara"
-    config = tiny.compress(works.documents, works.e2e, out, shard_size=SHARD)
+    config = tiny_world.compress(works.documents, works.e2e, out, shard_size=SHARD)
     write = CorpusWriter.write
 
     def full(self, number, *rest):
@@ -172,15 +176,20 @@ def test_an_error_of_one_rank_ends_both_and_what_is_done_is_kept(
         Corpus.open(out)
     monkeypatch.undo()
     compress.run(config, heard())  # one process goes on where two stopped
-    again = tiny.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=SHARD)
+    again = tiny_world.compress(
+        works.documents, works.e2e, tmp_path / "one.clara", shard_size=SHARD
+    )
     compress.run(again, heard())
-    assert tiny.files(out) == tiny.files(tmp_path / "one.clara")
+    assert tiny_world.files(out) == tiny_world.files(tmp_path / "one.clara")
 
 
 def test_documents_that_differ_between_the_machines_are_refused(works, heard, tmp_path):
-    data = [tiny.write_jsonl(tmp_path / f"{n}.jsonl", tiny.documents()[n:]) for n in range(2)]
+    data = [
+        tiny_world.write_jsonl(tmp_path / f"{n}.jsonl", tiny_world.documents()[n:])
+        for n in range(2)
+    ]
     out = tmp_path / "out.clara"
-    codes = two(lambda rank: compress.run(tiny.compress(data[rank], works.e2e, out), heard()))
+    codes = two(lambda rank: compress.run(tiny_world.compress(data[rank], works.e2e, out), heard()))
     assert codes == [1, 1] and not (out / "manifest.json").exists()
 
 
@@ -199,11 +208,11 @@ def test_nproc_starts_two_processes_and_one_speaks(works, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
-    assert json.loads(line)["documents"] == len(tiny.documents())
-    one = tiny.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=3)
+    assert json.loads(line)["documents"] == len(tiny_world.documents())
+    one = tiny_world.compress(works.documents, works.e2e, tmp_path / "one.clara", shard_size=3)
 
     class Quiet:
         progress = note = warn = staticmethod(lambda said: None)
 
     compress.run(one, Quiet())
-    assert tiny.files(tmp_path / "out.clara") == tiny.files(tmp_path / "one.clara")
+    assert tiny_world.files(tmp_path / "out.clara") == tiny_world.files(tmp_path / "one.clara")

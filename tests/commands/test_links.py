@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.commands import compress, index, pretrain
 from clara_cli.errors import ArtefactError, Interrupted
@@ -34,25 +34,25 @@ def link(artefact: Path, name: str, theirs: Path) -> None:
 
 def refused(theirs: Path, artefact: Path, name: str, run) -> None:
     """`run` ends with 3 and names the link, and nothing of theirs changed."""
-    before = tiny.files(theirs)
+    before = tiny_world.files(theirs)
     with pytest.raises(ArtefactError, match=f"{artefact / name}") as caught:
         run()
     assert caught.value.code == 3 and caught.value.hint
-    assert tiny.files(theirs) == before and (artefact / name).is_symlink()
+    assert tiny_world.files(theirs) == before and (artefact / name).is_symlink()
 
 
 @pytest.mark.parametrize("name", ["journal", "journal.json", ".lock", "shards", "passages"])
 def test_compress_follows_no_link_in_a_corpus(works, report, tmp_path, theirs, name):
     out = tmp_path / "out.clara"
     link(out, name, theirs)
-    config = tiny.compress(works.documents, works.e2e, out)
+    config = tiny_world.compress(works.documents, works.e2e, out)
     refused(theirs, out, name, lambda: compress.run(config, report))
 
 
 @pytest.mark.parametrize("name", ["journal", ".lock", "shards", "passages", "manifest.json"])
 def test_compress_into_follows_no_link_in_a_corpus(works, report, tmp_path, theirs, name):
     out = tmp_path / "out.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, out), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, out), report)
     if name in ("shards", "passages"):  # read through the link, what is new is not written
         (out / name).rename(theirs / "kept")
         (out / name).symlink_to(theirs / "kept")
@@ -61,18 +61,18 @@ def test_compress_into_follows_no_link_in_a_corpus(works, report, tmp_path, thei
         (out / name).symlink_to(theirs / name)
     else:
         link(out, name, theirs)
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "It rains."}])
-    config = tiny.compress(more, works.e2e, None, into=out, append=True)
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "It rains."}])
+    config = tiny_world.compress(more, works.e2e, None, into=out, append=True)
     refused(theirs, out, name, lambda: compress.run(config, report))
 
 
 @pytest.mark.parametrize("name", ["index", "index/.lock", "index/index.json", "index/bm25"])
 def test_index_follows_no_link_in_a_corpus(works, report, tmp_path, theirs, name):
     out = tmp_path / "out.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, out), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, out), report)
     link(out, name, theirs)
     for engine in ("hnsw", "exact") if name != "index/bm25" else ("hnsw",):
-        config = tiny.index(out, engine=engine)
+        config = tiny_world.index(out, engine=engine)
         refused(theirs, out, name, lambda config=config: index.run(config, report))
 
 
@@ -80,8 +80,8 @@ def test_a_corpus_that_is_a_link_itself_is_followed(works, report, tmp_path):
     (tmp_path / "there").mkdir()
     out = tmp_path / "out.clara"
     out.symlink_to(tmp_path / "there")
-    compress.run(tiny.compress(works.documents, works.e2e, out), report)
-    index.run(tiny.index(out, engine="hnsw"), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, out), report)
+    index.run(tiny_world.index(out, engine="hnsw"), report)
     assert out.is_symlink() and (tmp_path / "there" / "index" / "index.json").is_file()
 
 
@@ -92,7 +92,7 @@ RUN = ("last", "last.writing", "checkpoint", "checkpoint.writing", "metrics.json
 def test_training_follows_no_link_in_a_run_folder(works, heard, report, tmp_path, theirs, name):
     run = tmp_path / "run"
     tracker = "tensorboard" if name == "tensorboard" else "none"
-    config = tiny.scp(works.pairs, works.backbone, run, tracker=tracker)
+    config = tiny_world.scp(works.pairs, works.backbone, run, tracker=tracker)
     if name != "run.json":
         with pytest.raises(Interrupted):
             pretrain.run(config, heard(stop_at=2))

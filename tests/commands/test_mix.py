@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +27,8 @@ def records(each: int = 8) -> list[dict]:
     """As synth writes them: lists of simple and of complex questions, and paraphrases."""
     made = []
     for number in range(each):
-        town, name = tiny.FACTS[number % len(tiny.FACTS)]
-        docs = [tiny.sentence(town, name)]
+        town, name = tiny_world.FACTS[number % len(tiny_world.FACTS)]
+        docs = [tiny_world.sentence(town, name)]
         asked = {"question": [f"Who leads {town}?"], "answers": [name], "docs": docs}
         made.append({"data_type": "qa", **asked, "kind": "simple"})
         made.append({"data_type": "qa", **asked, "kind": "complex"})
@@ -39,7 +39,7 @@ def records(each: int = 8) -> list[dict]:
 
 def mixed(weights: dict[str, float] | None, each: int = 8, seed: int = 0) -> list[Pair]:
     pairs = [Pair(kind, (), ("a",), (str(n),)) for n in range(each) for kind in KINDS]
-    config = tiny.scp(Path("p"), Path("b"), Path("o"), mix=weights, seed=seed)
+    config = tiny_world.scp(Path("p"), Path("b"), Path("o"), mix=weights, seed=seed)
     return scp.mix(pairs, config)
 
 
@@ -84,7 +84,7 @@ def test_a_mix_that_cannot_be_meant_is_refused(weights, words):
 @pytest.mark.parametrize("value", ["3", "{simple = 'much'}"])
 def test_a_mix_is_a_table_of_numbers(value):
     with pytest.raises(UsageError, match="mix"):
-        with_recipe(tiny.scp(Path("p"), Path("b"), Path("o"), set=(f"mix={value}",)))
+        with_recipe(tiny_world.scp(Path("p"), Path("b"), Path("o"), set=(f"mix={value}",)))
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_a_mix_is_a_table_of_numbers(value):
 )
 def test_an_unknown_kind_in_the_data_is_named_with_its_line(tmp_path, changes, words):
     lines = [*records(1), {**records(1)[0], **changes}]
-    data = tiny.write_jsonl(tmp_path / "pairs.jsonl", lines)
+    data = tiny_world.write_jsonl(tmp_path / "pairs.jsonl", lines)
     with pytest.raises(DataError, match=rf"pairs.jsonl:4: {words}"):
         read_pairs([str(data)])
 
 
 def test_a_recipes_mix_is_what_a_run_reads(works, report, tmp_path, monkeypatch):
-    data = tiny.write_jsonl(tmp_path / "pairs.jsonl", records())
+    data = tiny_world.write_jsonl(tmp_path / "pairs.jsonl", records())
     recipe = tmp_path / "mix.toml"
     recipe.write_text("mix = {simple = 0.5, complex = 2, paraphrase = 0}\nbatch_size = 4\n")
-    config = tiny.scp(data, works.backbone, tmp_path / "run", recipe=recipe, steps=None)
+    config = tiny_world.scp(data, works.backbone, tmp_path / "run", recipe=recipe, steps=None)
     seen: Counter = Counter()
     kinds = {f"{data}:{n}": r["kind"] for n, r in enumerate(records(), 1)}
     gradients = loop.gradients
@@ -135,26 +135,26 @@ def test_one_checkpoint_serves_from_4_to_64(works, report, tmp_path, monkeypatch
     monkeypatch.setattr("clara_cli.core.stages.alignment_mse", keep)
     out = tmp_path / "run"
     changes = {"ratios": ratios, "steps": 24, "passage_tokens": 64}
-    pretrain.run(tiny.scp(works.pairs, works.backbone, out, **changes), report)
+    pretrain.run(tiny_world.scp(works.pairs, works.backbone, out, **changes), report)
     assert set(used) == {16, 8, 4, 2, 1} and len(used) == 24
     info = read_info(out / "checkpoint")
     assert info.ratios == ratios and info.memory_tokens == 16
     model = load(LoadOptions(str(out), device="cpu", dtype="float32")).model
-    row = model.prompter.passage(tiny.sentence(*tiny.FACTS[0]))
+    row = model.prompter.passage(tiny_world.sentence(*tiny_world.FACTS[0]))
     with torch.no_grad():
         longest = model.encode([row], "compressor", 16).memory_BMD
         for memory_tokens in (8, 4, 2, 1):
             shorter = model.encode([row], "compressor", memory_tokens).memory_BMD
             assert (shorter - longest[:, :memory_tokens]).abs().max() < 1e-5
     corpus = tmp_path / "four.clara"
-    compress.run(tiny.compress(works.documents, out, corpus), report)
+    compress.run(tiny_world.compress(works.documents, out, corpus), report)
     for ratio in ratios:
-        (found,) = ask.run(tiny.ask("Who is mayor of Elmgate?", corpus, ratio=ratio), report)
+        (found,) = ask.run(tiny_world.ask("Who is mayor of Elmgate?", corpus, ratio=ratio), report)
         assert found.memory_tokens == 64 // ratio * len(found.sources)
 
 
 def test_a_ratio_the_checkpoint_does_not_serve_is_refused(works, report, tmp_path):
-    config = tiny.scp(works.pairs, None, tmp_path / "run", init=str(works.scp), ratios=(8,))
+    config = tiny_world.scp(works.pairs, None, tmp_path / "run", init=str(works.scp), ratios=(8,))
     with pytest.raises(UsageError) as caught:
         pretrain.run(config, report)
     assert "8" in caught.value.message and "4, 16" in caught.value.hint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import read_info
@@ -18,10 +18,12 @@ STEADY = {"schedule": "constant", "warmup": 0.0}  # the same rate in runs of any
 
 def go(works: Any, out: Path, stage: str, report: Any, **changes: Any) -> Any:
     if stage == "scp":
-        made = tiny.scp(works.pairs, works.backbone, out, **STEADY, **changes)
+        made = tiny_world.scp(works.pairs, works.backbone, out, **STEADY, **changes)
         return pretrain.run(made, report)
     init = works.scp if stage == "instruct" else works.instruct
-    return train.run(tiny.train(works.questions, init, out, stage, **STEADY, **changes), report)
+    return train.run(
+        tiny_world.train(works.questions, init, out, stage, **STEADY, **changes), report
+    )
 
 
 @pytest.mark.parametrize("stage", ["scp", "instruct", "e2e"])
@@ -30,15 +32,15 @@ def test_a_finished_run_goes_on_to_more_steps_as_if_begun_with_them(
 ):
     run = tmp_path / "run"
     go(works, run, stage, heard(), steps=2)
-    before = tiny.files(run / "checkpoint")
+    before = tiny_world.files(run / "checkpoint")
     result = go(works, run, stage, report, steps=5)
     assert (result.steps, report.steps) == (5, 3)
     (note,) = [note for note in report.notes if "going on to 5" in note]
     assert "begun with 2 steps" in note and f"the checkpoint of 2 is {run}/checkpoint-2" in note
-    assert tiny.files(run / "checkpoint-2") == before
+    assert tiny_world.files(run / "checkpoint-2") == before
     go(works, tmp_path / "whole", stage, heard(), steps=5)
-    assert tiny.numbers(run) == tiny.numbers(tmp_path / "whole")
-    assert tiny.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
+    assert tiny_world.numbers(run) == tiny_world.numbers(tmp_path / "whole")
+    assert tiny_world.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
     assert read_info(run / "checkpoint").provenance[-1]["steps"] == 5
 
 
@@ -51,7 +53,7 @@ def test_an_interrupted_extension_goes_on_by_the_same_command(works, heard, repo
     go(works, run, "scp", report, steps=5)
     assert report.steps == 2
     go(works, tmp_path / "whole", "scp", heard(), steps=5)
-    assert tiny.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
+    assert tiny_world.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
     go(works, run, "scp", report, steps=5)
     assert report.steps == 2 and any("nothing to do" in note for note in report.notes)
 
@@ -67,7 +69,7 @@ def test_an_unfinished_run_may_be_given_more_steps(works, heard, report, tmp_pat
 def test_one_pass_counts_as_its_steps(works, heard, report, tmp_path):
     """Eighteen pairs in batches of nine are two steps, asked for or not."""
     run = tmp_path / "run"
-    records = len(tiny.pairs())
+    records = len(tiny_world.pairs())
     go(works, run, "scp", heard(), steps=None, batch_size=-(-records // 2))
     done = go(works, run, "scp", report, steps=2, batch_size=-(-records // 2))
     assert (done.steps, report.steps) == (2, 0)
@@ -103,4 +105,4 @@ def test_pools_of_the_query_reasoner_are_completed_for_the_steps_added(
     run = tmp_path / "run"
     go(works, run, "e2e", heard(), steps=2, **changes)
     assert go(works, run, "e2e", report, steps=4, **changes).steps == 4
-    assert len(tiny.metrics(run)) == 4
+    assert len(tiny_world.metrics(run)) == 4

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from safetensors.torch import load_file, save_file
 
 from clara_cli.answering import support
@@ -25,7 +25,7 @@ from clara_cli.corpus.quantize import DTYPES
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError
 
-QUESTION = tiny.questions()[0]["question"]
+QUESTION = tiny_world.questions()[0]["question"]
 ROW = 3
 
 
@@ -68,9 +68,9 @@ def corpora(works, tmp_path_factory, heard) -> dict[str, Path]:
     made = {}
     for dtype in DTYPES:
         made[dtype] = folder / f"{dtype}.clara"
-        config = tiny.compress(works.documents, works.e2e, made[dtype], store_dtype=dtype)
+        config = tiny_world.compress(works.documents, works.e2e, made[dtype], store_dtype=dtype)
         compress.run(config, heard())
-    index.run(tiny.index(made["float32"], engine="hnsw"), heard())
+    index.run(tiny_world.index(made["float32"], engine="hnsw"), heard())
     return made
 
 
@@ -111,7 +111,9 @@ def test_values_that_are_large_and_finite_are_read(corpora, tmp_path, report):
     for row in range(3):
         poison(tmp_path / "c", 3e38, row)  # their sum is infinite
     assert float(Corpus.open(tmp_path / "c").memory([0, 1, 2]).max()) == pytest.approx(3e38)
-    index.run(tiny.index(tmp_path / "c", engine="hnsw"), report)  # keys that overflow are none
+    index.run(
+        tiny_world.index(tmp_path / "c", engine="hnsw"), report
+    )  # keys that overflow are none
 
 
 # --- weights and logits ---
@@ -238,4 +240,4 @@ def test_a_state_that_is_not_finite_is_not_resumed(works, tmp_path, heard, name)
     tensors[key].flatten()[0] = float("nan")
     save_file(tensors, file)
     with pytest.raises(ArtefactError, match=rf"state\.safetensors: {re.escape(key)} has values"):
-        pretrain.run(tiny.scp(works.pairs, works.backbone, tmp_path / "run"), heard())
+        pretrain.run(tiny_world.scp(works.pairs, works.backbone, tmp_path / "run"), heard())

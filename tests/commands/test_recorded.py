@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -59,7 +59,7 @@ def case(request, shared, tmp_path_factory) -> Case:
     corpora = []
     for number, texts in enumerate(facts["generate_from_questions"]["documents"]):
         records = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
-        data = tiny.write_jsonl(folder / f"{number}.jsonl", records)
+        data = tiny_world.write_jsonl(folder / f"{number}.jsonl", records)
         corpora.append(folder / f"{number}.clara")
         clara("compress", str(data), *model, "--split", "none", "--out", str(corpora[-1]))
     return Case(folder, facts, load_file(recorded / "tensors.safetensors"), model, corpora)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.retriever import Retriever
 from clara_cli.commands import compress, train
@@ -29,8 +29,8 @@ BY = ("bm25", "query")
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world's questions with their answers alone."""
-    bare = [{"question": r["question"], "answer": r["answer"]} for r in tiny.questions()]
-    return tiny.write_jsonl(tmp_path_factory.mktemp("asked") / "q.jsonl", bare)
+    bare = [{"question": r["question"], "answer": r["answer"]} for r in tiny_world.questions()]
+    return tiny_world.write_jsonl(tmp_path_factory.mktemp("asked") / "q.jsonl", bare)
 
 
 def config(works, asked: Path, out: Path, **changes: Any):
@@ -39,7 +39,7 @@ def config(works, asked: Path, out: Path, **changes: Any):
     settings = {"pool": "retrieved", "corpus": works.corpus, "steps": 6, "pool_size": 4, **changes}
     stage = settings.pop("stage", "e2e")
     init = settings.pop("init", works.instruct)
-    return tiny.train(asked, init, out, stage, **settings)
+    return tiny_world.train(asked, init, out, stage, **settings)
 
 
 def by(how: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_the_mode_is_said_in_the_log_and_in_the_checkpoint(works, asked, report,
 
 def test_labelled_pools_are_said_too(works, report, tmp_path):
     result = train.run(
-        tiny.train(works.questions, works.scp, tmp_path / "run", "e2e", steps=1), report
+        tiny_world.train(works.questions, works.scp, tmp_path / "run", "e2e", steps=1), report
     )
     entry = read_info(Path(result.checkpoint)).provenance[-1]
     assert (entry["pool"], entry["init_stage"]) == ("labelled", "scp")
@@ -73,8 +73,8 @@ def test_labels_and_given_pools_change_nothing(works, asked, report, tmp_path, h
     """Questions with pools and golds train as the same questions without."""
     for name, data in (("bare", asked), ("labelled", works.questions)):
         train.run(config(works, data, tmp_path / name, steps=3, **by(how)), report)
-    assert tiny.numbers(tmp_path / "bare") == tiny.numbers(tmp_path / "labelled")
-    assert tiny.same(tmp_path / "bare" / "checkpoint", tmp_path / "labelled" / "checkpoint")
+    assert tiny_world.numbers(tmp_path / "bare") == tiny_world.numbers(tmp_path / "labelled")
+    assert tiny_world.same(tmp_path / "bare" / "checkpoint", tmp_path / "labelled" / "checkpoint")
 
 
 @pytest.mark.parametrize("how", BY)
@@ -88,8 +88,8 @@ def test_a_run_interrupted_between_refreshes_goes_on_to_the_bit(
     with pytest.raises(Interrupted, match=f"{stop} of 6"):
         train.run(config(works, asked, tmp_path / "run", **changes), Steps(stop))
     train.run(config(works, asked, tmp_path / "run", **changes), report)
-    assert tiny.numbers(tmp_path / "run") == tiny.numbers(tmp_path / "whole")
-    assert tiny.same(tmp_path / "run" / "checkpoint", tmp_path / "whole" / "checkpoint")
+    assert tiny_world.numbers(tmp_path / "run") == tiny_world.numbers(tmp_path / "whole")
+    assert tiny_world.same(tmp_path / "run" / "checkpoint", tmp_path / "whole" / "checkpoint")
 
 
 class Steps:
@@ -155,7 +155,7 @@ def test_nothing_is_compressed_and_what_is_read_is_the_corpus(
 
 def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_path):
     """A question that shares a word with too few passages gets others at random."""
-    data = tiny.write_jsonl(tmp_path / "q.jsonl", [{"question": "Xyzzy?", "answer": "no"}])
+    data = tiny_world.write_jsonl(tmp_path / "q.jsonl", [{"question": "Xyzzy?", "answer": "no"}])
     settings = config(works, data, tmp_path / "run", top_k=3)
     loaded = load(LoadOptions(str(works.e2e), device="cpu", dtype="float32"))
     stage = EndToEnd(settings, loaded, list(read_questions([str(data)])), Ranks(), report)
@@ -233,7 +233,7 @@ def test_a_corpus_of_another_memory_space_or_ratio_is_refused(works, asked, repo
         train.run(settings, report)
     assert f"use --init {works.e2e}, or" in caught.value.hint
     coarse = tmp_path / "coarse.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, coarse, ratio=16), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, coarse, ratio=16), report)
     with pytest.raises(UsageError, match="ask for 16 memory tokens, the corpus keeps 4"):
         train.run(config(works, asked, tmp_path / "run", corpus=coarse, ratios=(4,)), report)
     train.run(config(works, asked, tmp_path / "run", corpus=coarse, steps=1), report)
@@ -241,7 +241,7 @@ def test_a_corpus_of_another_memory_space_or_ratio_is_refused(works, asked, repo
 
 def test_bm25_needs_a_corpus_with_text(works, asked, report, tmp_path):
     bare = tmp_path / "bare.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, bare, text=False), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, bare, text=False), report)
     with pytest.raises(ArtefactError, match="no text was kept"):
         train.run(config(works, asked, tmp_path / "run", corpus=bare), report)
     train.run(config(works, asked, tmp_path / "run", corpus=bare, steps=1, **by("query")), report)
@@ -252,7 +252,7 @@ def test_a_share_is_validated_on_pools_retrieved_for_it(works, asked, report, tm
     """The questions kept aside have pools of the corpus too; without labels there is no recall."""
     changes = {"validation_share": 0.4, "validate_every": 2, "steps": 4, "dropout": 0.0, **by(how)}
     train.run(config(works, asked, tmp_path / "run", **changes), report)
-    checks = tiny.metrics(tmp_path / "run", "validation.jsonl")
+    checks = tiny_world.metrics(tmp_path / "run", "validation.jsonl")
     assert [line["step"] for line in checks] == [2, 4]
     assert {frozenset(line) for line in checks} == {frozenset({"step", "ce", "em", "f1"})}
     assert all(line["ce"] > 0 for line in checks)
@@ -280,5 +280,5 @@ def test_the_share_is_read_from_the_pools_bm25_finds(works, asked, report, tmp_p
 def test_labelled_questions_to_validate_on_keep_their_own_pools(works, asked, report, tmp_path):
     changes = {"validation": (str(works.questions),), "validate_every": 1, "steps": 1}
     train.run(config(works, asked, tmp_path / "run", **changes), report)
-    (line,) = tiny.metrics(tmp_path / "run", "validation.jsonl")
+    (line,) = tiny_world.metrics(tmp_path / "run", "validation.jsonl")
     assert {"recall@1", "recall@3"} <= line.keys()

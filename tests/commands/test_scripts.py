@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.cli import ask as terminal_ask
 from clara_cli.cli.show import answers
@@ -47,7 +47,7 @@ def run(config, capsys, *, as_json: bool = False) -> list[str]:
 
 @pytest.fixture
 def config(works):
-    return tiny.ask(None, works.corpus, file=Path("-"), top_k=1)
+    return tiny_world.ask(None, works.corpus, file=Path("-"), top_k=1)
 
 
 def test_stdin_is_a_question_a_line_as_text_or_json_and_ids_are_kept(config, piped, capsys):
@@ -108,7 +108,7 @@ def test_answer_only_is_a_line_a_question(works, config, piped, capsys, report):
     piped(LINES)
     lines = run(dataclasses.replace(config, answer_only=True), capsys)
     assert len(lines) == 3 == len(answers)
-    one = tiny.ask("Who is mayor of Elmgate?", works.corpus, top_k=1, answer_only=True)
+    one = tiny_world.ask("Who is mayor of Elmgate?", works.corpus, top_k=1, answer_only=True)
     assert run(one, capsys)[0] == lines[0]
     with pytest.raises(UsageError, match="--json and --answer-only"):
         terminal_ask.run(one, as_json=True, quiet=True)
@@ -146,7 +146,7 @@ def test_documents_asked_are_named_as_the_user_named_them(works, config, report)
 def test_passages_alone_are_logged_too(works, tmp_path, capsys):
     log = tmp_path / "log.jsonl"
     terminal_ask.run(
-        tiny.ask("Elmgate", works.corpus, search=True, log=log), as_json=False, quiet=True
+        tiny_world.ask("Elmgate", works.corpus, search=True, log=log), as_json=False, quiet=True
     )
     (record,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert record["question"] == "Elmgate" and "answer" not in record

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering import support
 from clara_cli.cli import ask as terminal_ask
@@ -21,7 +21,7 @@ QUESTION = "Who is mayor of Elmgate?"
 
 
 def search(question: str, corpus: Path | None, report, **changes) -> SearchResult:
-    (result,) = ask.run(tiny.ask(question, corpus, search=True, **changes), report)
+    (result,) = ask.run(tiny_world.ask(question, corpus, search=True, **changes), report)
     assert isinstance(result, SearchResult)
     return result
 
@@ -50,7 +50,7 @@ def test_words_find_passages_without_any_checkpoint(works, report, without_check
 def test_the_passages_are_those_an_answer_is_read_from(works, report, stage):
     result = search(QUESTION, works.corpus, report, first_stage=stage, top_k=3)
     answer = next(
-        iter(ask.run(tiny.ask(QUESTION, works.corpus, first_stage=stage, top_k=3), report))
+        iter(ask.run(tiny_world.ask(QUESTION, works.corpus, first_stage=stage, top_k=3), report))
     )
     assert [(h.row, h.score) for h in result.sources] == [(h.row, h.score) for h in answer.sources]
 
@@ -73,7 +73,7 @@ def test_no_generator_is_needed(works, report, tmp_path):
 
 def test_a_corpus_without_text_is_searched_by_memory(works, report, tmp_path):
     mute = tmp_path / "mute.clara"
-    compress.run(tiny.compress(works.documents, works.e2e, mute, text=False), report)
+    compress.run(tiny_world.compress(works.documents, works.e2e, mute, text=False), report)
     result = search(QUESTION, mute, report)
     assert len(result.sources) == 5 and all(hit.sentence is None for hit in result.sources)
 
@@ -81,7 +81,7 @@ def test_a_corpus_without_text_is_searched_by_memory(works, report, tmp_path):
 def test_a_file_of_questions_is_a_json_line_each(works, tmp_path, capsys, without_checkpoint):
     file = tmp_path / "q.txt"
     file.write_text("Elmgate?\nQuarrel?\n")
-    config = tiny.ask(None, works.corpus, search=True, file=file, top_k=1)
+    config = tiny_world.ask(None, works.corpus, search=True, file=file, top_k=1)
     terminal_ask.run(config, as_json=True, quiet=True)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["question"] for record in records] == ["Elmgate?", "Quarrel?"]
@@ -100,20 +100,20 @@ def test_a_file_of_questions_is_a_json_line_each(works, tmp_path, capsys, withou
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(works, report, idle):
-    config = tiny.ask(QUESTION, works.corpus, search=True)
+    config = tiny_world.ask(QUESTION, works.corpus, search=True)
     with pytest.raises(UsageError, match="--search and --.* do not go together"):
         list(ask.run(dataclasses.replace(config, **idle), report))
 
 
 def test_a_session_searches_what_a_follow_up_leans_on(works, report):
-    session = ask.open_session(tiny.ask(None, works.corpus), report)
+    session = ask.open_session(tiny_world.ask(None, works.corpus), report)
     session.ask("Who is mayor of Quarrel?")
     result = session.search("And its baker?")
     assert result.question == "And its baker?" and "Quarrel" in result.sources[0].passage.text
 
 
 def test_abstaining_says_so_where_the_sources_do_not_support_the_answer(works, report, tmp_path):
-    config = tiny.ask(QUESTION, works.corpus, abstain=True)
+    config = tiny_world.ask(QUESTION, works.corpus, abstain=True)
     with pytest.raises(UsageError, match="--abstain: nothing judges the support"):
         list(ask.run(config, report))
     model = tmp_path / "judged"

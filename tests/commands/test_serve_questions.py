@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.cli import serving
 from clara_cli.cli.show import json_line
@@ -98,8 +98,8 @@ def expected(works) -> dict[str, dict]:
     """What the command line answers, by question."""
     from clara_cli.records import NullReport
 
-    session = ask.open_session(tiny.ask(None, works.corpus), NullReport())
-    questions = [f"Who is mayor of {town}?" for town, _ in tiny.FACTS]
+    session = ask.open_session(tiny_world.ask(None, works.corpus), NullReport())
+    questions = [f"Who is mayor of {town}?" for town, _ in tiny_world.FACTS]
     alone = {question: session.answer_after(question, []) for question in questions}
     return {q: json_line.answer_json(answer) for q, answer in alone.items()}
 
@@ -144,7 +144,7 @@ def test_models_and_search(works, url, report):
     assert [model.id for model in client.models.list()] == ["clara"]
     root = url.removesuffix("/v1")
     status, record = send(f"{root}/search", {"question": QUESTION, "top_k": 2})
-    (alone,) = ask.run(tiny.ask(QUESTION, works.corpus, search=True, top_k=2), report)
+    (alone,) = ask.run(tiny_world.ask(QUESTION, works.corpus, search=True, top_k=2), report)
     assert status == 200 and record["sources"] == json_line.search_json(alone)["sources"]
 
 
@@ -281,6 +281,6 @@ def test_an_abstained_answer_is_said_as_such():
 
 @pytest.mark.parametrize("idle", [{"question": "q"}, {"answer_only": True}, {"explain": True}])
 def test_an_option_that_would_do_nothing_is_refused(works, report, idle):
-    config = tiny.ask(None, works.corpus, serve="8000")
+    config = tiny_world.ask(None, works.corpus, serve="8000")
     with pytest.raises(UsageError, match="--serve and .* do not go together"):
         ask.open_session(type(config)(**{**vars(config), **idle}), report)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from typer.testing import CliRunner
 
 from clara_cli.cli.app import app
@@ -72,7 +72,7 @@ def test_a_leg_ends_within_its_minutes_with_its_state_written(works: Any, tmp_pa
         words += ["--set", setting]
     result = CliRunner().invoke(app, [*words, "--out", str(run), "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    lines = [line for line in tiny.metrics(run) if "ce" in line]
+    lines = [line for line in tiny_world.metrics(run) if "ce" in line]
     summary = json.loads(result.stdout.splitlines()[-1])
     assert summary["steps"] == len(lines) > 1
     assert sum(line["seconds"] for line in lines[:-1]) < 0.03 * 60
@@ -107,12 +107,13 @@ def test_a_leg_that_begins_at_a_checkpoint_warms_up_and_does_not_fall_back(
     }
     first, second, cold = tmp_path / "first", tmp_path / "second", tmp_path / "cold"
     warm = {**shared, "warmup": 0.3}
-    train.run(tiny.train(works.questions, works.scp, first, "instruct", **warm), heard())
-    train.run(tiny.train(works.questions, first, second, "instruct", **warm), heard())
+    train.run(tiny_world.train(works.questions, works.scp, first, "instruct", **warm), heard())
+    train.run(tiny_world.train(works.questions, first, second, "instruct", **warm), heard())
     train.run(
-        tiny.train(works.questions, first, cold, "instruct", **{**shared, "warmup": 0.0}), heard()
+        tiny_world.train(works.questions, first, cold, "instruct", **{**shared, "warmup": 0.0}),
+        heard(),
     )
-    before, after, without = (tiny.metrics(run) for run in (first, second, cold))
+    before, after, without = (tiny_world.metrics(run) for run in (first, second, cold))
     rates = [line["lr"] for line in after]
     assert rates[0] <= 0.15 * max(rates) and rates[:9] == sorted(rates[:9])
     learned = before[0]["ce"] - before[-1]["ce"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.retriever import Retriever
 from clara_cli.commands import compress, index
@@ -25,7 +25,7 @@ KEYS = [field.name for field in dataclasses.fields(SyncResult)]
 
 def into(corpus: Path, *inputs: Path | str, **changes: Any) -> CompressConfig:
     named = tuple(map(str, inputs))
-    return CompressConfig(**{**tiny.MACHINE, "inputs": named, "into": corpus, **changes})
+    return CompressConfig(**{**tiny_world.MACHINE, "inputs": named, "into": corpus, **changes})
 
 
 def texts(corpus: Path) -> dict[str, str]:
@@ -46,12 +46,15 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 def sentences(count: int, first: int = 0) -> dict[str, str]:
     return {
-        f"{n:03}.txt": tiny.sentence(f"Town {n}", f"Mayor {n * n}") for n in range(first, count)
+        f"{n:03}.txt": tiny_world.sentence(f"Town {n}", f"Mayor {n * n}")
+        for n in range(first, count)
     }
 
 
 def built(works, heard, folder: Path, out: Path, **changes: Any) -> Path:
-    compress.run(tiny.compress(folder, works.e2e, out, **{"shard_size": 3, **changes}), heard())
+    compress.run(
+        tiny_world.compress(folder, works.e2e, out, **{"shard_size": 3, **changes}), heard()
+    )
     return out
 
 
@@ -83,17 +86,17 @@ def assert_searched_alike(one: Path, other: Path) -> None:
 def test_new_changed_and_unchanged_documents(works, heard, tmp_path):
     folder = write(tmp_path / "notes", sentences(8))
     corpus = built(works, heard, folder, tmp_path / "c.clara", store_dtype="float32")
-    before = tiny.files(corpus)
+    before = tiny_world.files(corpus)
     same = compress.run(into(corpus, folder), heard())
     assert list(dataclasses.asdict(same)) == KEYS
     assert (same.unchanged, same.computed, same.bytes_written) == (8, 0, 0)
-    assert tiny.files(corpus) == before
+    assert tiny_world.files(corpus) == before
 
     write(folder, {"003.txt": "The mayor of Town 3 is new.", "new/a.txt": "Elmgate has a mayor."})
     result = compress.run(into(corpus, folder), heard())
     assert (result.added, result.replaced, result.unchanged, result.deleted) == (1, 1, 7, 0)
     assert result.computed == 2 and (result.documents, result.passages) == (9, 9)
-    after = tiny.files(corpus)
+    after = tiny_world.files(corpus)
     shards = {name for name in before if name.startswith(("shards", "passages"))}
     assert all(after[name] == before[name] for name in shards)
     assert result.bytes_written == sum(
@@ -217,12 +220,12 @@ def test_a_file_of_another_input_with_the_same_name_is_refused(works, heard, tmp
 def test_records_by_id_and_by_content(works, heard, tmp_path):
     data = tmp_path / "data.jsonl"
     lines = [{"id": "a", "text": "One mayor."}, {"text": "Two mayors."}, {"text": "Three."}]
-    tiny.write_jsonl(data, lines)
+    tiny_world.write_jsonl(data, lines)
     corpus = built(works, heard, data, tmp_path / "c.clara")
-    tiny.write_jsonl(data, [{"text": "Zero."}, *lines, {"id": "b", "text": "Four."}])
+    tiny_world.write_jsonl(data, [{"text": "Zero."}, *lines, {"id": "b", "text": "Four."}])
     result = compress.run(into(corpus, data), heard())
     assert (result.added, result.unchanged, result.computed) == (2, 3, 2)
-    tiny.write_jsonl(data, [{"id": "a", "text": "One mayor less."}])
+    tiny_world.write_jsonl(data, [{"id": "a", "text": "One mayor less."}])
     result = compress.run(into(corpus, data, prune=True, yes=True), heard())
     assert (result.replaced, result.deleted) == (1, 4)
     assert texts(corpus) == {"a": "One mayor less."}
@@ -251,7 +254,7 @@ def test_a_corpus_of_version_1_follows_without_computing_again(works, heard, tmp
 def test_a_vacuum_takes_deleted_rows_out_and_search_stays(works, heard, tmp_path):
     folder = write(tmp_path / "notes", sentences(11))
     corpus = built(works, heard, folder, tmp_path / "c.clara", store_dtype="int8")
-    index.run(tiny.index(corpus, engine="hnsw"), heard())
+    index.run(tiny_world.index(corpus, engine="hnsw"), heard())
     kept = Corpus.open(corpus)
     memory = kept.memory(range(11))
     write(folder, {"002.txt": "New words."})
@@ -305,11 +308,11 @@ def test_a_dry_run_says_what_would_change_and_writes_nothing(works, heard, tmp_p
     corpus = built(works, heard, folder, tmp_path / "c.clara")
     write(folder, {"000.txt": "Changed.", "new.txt": "New."})
     (folder / "003.txt").unlink()
-    before, report = tiny.files(corpus), heard()
+    before, report = tiny_world.files(corpus), heard()
     result = compress.run(into(corpus, folder, dry_run=True, prune=True), report)
     assert (result.added, result.replaced, result.unchanged, result.deleted) == (1, 1, 2, 1)
     assert result.computed == result.bytes_written == 0 and result.documents == 4
-    assert report.notes == ["no longer there: 003.txt"] and tiny.files(corpus) == before
+    assert report.notes == ["no longer there: 003.txt"] and tiny_world.files(corpus) == before
     done = compress.run(into(corpus, folder, prune=True, yes=True), heard())
     assert (done.added, done.replaced, done.unchanged, done.deleted) == (1, 1, 2, 1)
 
@@ -396,7 +399,7 @@ def test_the_documents_of_a_corpus_are_listed_and_shown(works, heard, tmp_path):
     folder = write(tmp_path / "notes", {**sentences(2), **long})
     corpus = built(works, heard, folder, tmp_path / "c.clara")
     compress.run(into(corpus, delete=("001.txt",)), heard())
-    listed = index.run(tiny.index(corpus, list=True), heard())
+    listed = index.run(tiny_world.index(corpus, list=True), heard())
     assert [(row.id, row.source) for row in listed.documents] == [
         ("000.txt", "notes/000.txt"), ("long.md", "notes/long.md")
     ]  # fmt: skip
@@ -404,14 +407,14 @@ def test_the_documents_of_a_corpus_are_listed_and_shown(works, heard, tmp_path):
     row = listed.documents[1]
     assert (row.passages, row.tokens) == (len(passages), sum(p.tokens for p in passages))
     assert len(passages) > 1 and listed.passages == len(passages) + 1
-    shown = index.run(tiny.index(corpus, show="long.md"), heard())
+    shown = index.run(tiny_world.index(corpus, show="long.md"), heard())
     assert [one.text for one in shown.texts] == [p.text for p in passages]
     assert (shown.title, shown.model) == ("A long one", str(works.e2e))
     assert shown.bytes == row.bytes == len(passages) * 16 * 32 * 4  # float32
     with pytest.raises(UsageError, match="no document '001.txt'"):
-        index.run(tiny.index(corpus, show="001.txt"), heard())
+        index.run(tiny_world.index(corpus, show="001.txt"), heard())
     with pytest.raises(UsageError, match="--list and --show do not go together"):
-        tiny.index(corpus, list=True, show="x")
+        tiny_world.index(corpus, list=True, show="x")
 
 
 def test_cached_corpora_are_listed_and_forgotten(works, heard, tmp_path, monkeypatch):
@@ -429,7 +432,7 @@ def test_cached_corpora_are_listed_and_forgotten(works, heard, tmp_path, monkeyp
     (row,) = cache.cached_corpora()
     assert (row.name, row.documents, row.passages) == (place.stem, 2, 2)
     assert row.inputs == (str(folder),) and row.model == str(works.e2e)
-    assert row.bytes == sum(len(data) for data in tiny.files(place).values())
+    assert row.bytes == sum(len(data) for data in tiny_world.files(place).values())
     with pytest.raises(UsageError, match="no cached corpus 'x'"):
         cache.forget("x")
     assert cache.forget(place.stem) == [place.stem]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from helpers.forks import ended, fork
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ WRITES = ("replace", "fsync", "unlink", "truncate")  # where a process may die: 
 
 def into(corpus: Path, *inputs: Path, **changes: Any) -> CompressConfig:
     named = tuple(map(str, inputs))
-    return CompressConfig(**{**tiny.MACHINE, "inputs": named, "into": corpus, **changes})
+    return CompressConfig(**{**tiny_world.MACHINE, "inputs": named, "into": corpus, **changes})
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
@@ -81,7 +81,9 @@ def make_machine(model: Path) -> type[RuleBasedStateMachine]:
             self.files: dict[str, str] = {}
             self.readers: list[tuple[Corpus, dict[str, str]]] = []
             self.write("a.txt", "The first.")
-            compress.run(tiny.compress(self.folder, model, self.corpus, shard_size=2), NullReport())
+            compress.run(
+                tiny_world.compress(self.folder, model, self.corpus, shard_size=2), NullReport()
+            )
             self.stored = dict(self.files)
 
         def teardown(self) -> None:
@@ -119,7 +121,7 @@ def make_machine(model: Path) -> type[RuleBasedStateMachine]:
         @rule()
         def index(self) -> None:
             if self.stored:
-                index.run(tiny.index(self.corpus, engine="hnsw"), NullReport())
+                index.run(tiny_world.index(self.corpus, engine="hnsw"), NullReport())
 
         @rule()
         def read(self) -> None:
@@ -183,11 +185,11 @@ def test_random_edits_kills_and_readers_against_a_dictionary(works):
 def test_killed_at_random_moments_while_editing_nothing_is_lost(works, tmp_path):
     rng, folder, corpus = random.Random(KILLS), tmp_path / "notes", tmp_path / "c.clara"
     folder.mkdir()
-    files = {f"{n:02}.txt": tiny.sentence(f"Town {n}", f"Mayor {n}") for n in range(12)}
+    files = {f"{n:02}.txt": tiny_world.sentence(f"Town {n}", f"Mayor {n}") for n in range(12)}
     for name, text in files.items():
         (folder / name).write_text(text)
-    compress.run(tiny.compress(folder, works.e2e, corpus, shard_size=3), NullReport())
-    index.run(tiny.index(corpus, engine="hnsw"), NullReport())
+    compress.run(tiny_world.compress(folder, works.e2e, corpus, shard_size=3), NullReport())
+    index.run(tiny_world.index(corpus, engine="hnsw"), NullReport())
     kills, seconds = 0, 0.5
     for turn in range(10**6):
         before = texts(Corpus.open(corpus))

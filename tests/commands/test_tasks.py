@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ EXACT = ["--device", "cpu", "--dtype", "float32", "--json"]
 def do(works, heard, task: str | None = "paraphrase", passage: str | None = "d1#0", **changes):
     """(retelling, what was said) of a task on the shared corpus."""
     report = heard()
-    config = tiny.ask(None, works.corpus, task=task, passage=passage, **changes)
+    config = tiny_world.ask(None, works.corpus, task=task, passage=passage, **changes)
     (made,) = ask.run(config, report)
     return made, report
 
@@ -86,7 +86,7 @@ def test_a_higher_ratio_reads_fewer_memory_tokens(works, heard):
     ],
 )
 def test_what_does_not_go_with_a_task_is_refused(works, heard, changes, message):
-    config = tiny.ask(None, works.corpus, task="qa", passage="d1#0")
+    config = tiny_world.ask(None, works.corpus, task="qa", passage="d1#0")
     with pytest.raises(UsageError, match=message) as caught:
         list(ask.run(dataclasses.replace(config, **changes), heard()))
     assert caught.value.hint
@@ -98,7 +98,7 @@ def test_a_dry_run_refuses_what_the_run_would(works, heard):
     for changes in ({"passage": None}, {"top_k": 3}):
         given = {"task": "qa", "passage": "d1#0", "dry_run": True, **changes}
         with pytest.raises(UsageError, match="--task"):
-            list(ask.run(tiny.ask(None, works.corpus, **given), heard()))
+            list(ask.run(tiny_world.ask(None, works.corpus, **given), heard()))
 
 
 def test_json_and_text_of_a_task(works):
@@ -140,7 +140,9 @@ def test_without_a_query_reasoner_it_is_said_once_how_passages_are_found(works, 
     }
     for stage, how in said.items():
         report = heard()
-        config = tiny.ask("Who is mayor of Pinewick?", works.corpus, model=model, first_stage=stage)
+        config = tiny_world.ask(
+            "Who is mayor of Pinewick?", works.corpus, model=model, first_stage=stage
+        )
         (answer,) = ask.run(config, report)
         told = [note for note in report.notes if "no query reasoner: passages are" in note]
         assert told == [f"this checkpoint has no query reasoner: passages are {how}"]
@@ -152,7 +154,7 @@ def test_latent_search_without_a_query_reasoner_is_the_compressors_own_reading(
 ):
     model = str(without(works.e2e, tmp_path / "instruct", "query_reasoner"))
     question = "Who is mayor of Pinewick?"
-    config = tiny.ask(question, works.corpus, model=model, first_stage="latent", top_k=3)
+    config = tiny_world.ask(question, works.corpus, model=model, first_stage="latent", top_k=3)
     (answer,) = ask.run(config, heard())
     loaded = load(LoadOptions(model, device="cpu", dtype="float32")).model
     row = loaded.prompter.passage(question)
@@ -178,11 +180,13 @@ def test_a_missing_role_is_one_error(works, heard, tmp_path, missing, needed):
         (model / "clara.json").write_text(json.dumps({**described, "fingerprint": found}))
     with pytest.raises(ArtefactError, match=f"no {missing} in this checkpoint") as caught:
         if needed == "ask":
-            list(ask.run(tiny.ask("Who?", works.corpus, model=str(model)), heard()))
+            list(ask.run(tiny_world.ask("Who?", works.corpus, model=str(model)), heard()))
         elif needed == "compress":
-            compress.run(tiny.compress(works.documents, model, tmp_path / "x.clara"), heard())
+            compress.run(tiny_world.compress(works.documents, model, tmp_path / "x.clara"), heard())
         else:
-            train.run(tiny.train(works.questions, model, tmp_path / "run", "instruct"), heard())
+            train.run(
+                tiny_world.train(works.questions, model, tmp_path / "run", "instruct"), heard()
+            )
     assert "it has " in caught.value.hint
     assert missing not in caught.value.hint
 
@@ -274,7 +278,7 @@ def test_prompts_of_tasks_are_the_recorded_ones(released):
 
 def test_every_recorded_stage_does_what_its_adapters_allow(released, tmp_path):
     _, words = released
-    data = tiny.write_jsonl(tmp_path / "d.jsonl", [{"id": "a", "text": "Ann lives in Rome."}])
+    data = tiny_world.write_jsonl(tmp_path / "d.jsonl", [{"id": "a", "text": "Ann lives in Rome."}])
     for stage, told in (
         ("stage1", "paraphrases a passage"),
         ("stage1_2", "answers questions; it has no query reasoner"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.answering.reading import Generated
 from clara_cli.answering.support import read_calibrations
@@ -24,13 +24,13 @@ MANY = [(f"Town{n:02}", f"Ann{n:02} Lee{n:02}") for n in range(60)]
 
 @pytest.fixture
 def aside(tmp_path: Path) -> Path:
-    return tiny.write_jsonl(tmp_path / "aside.jsonl", tiny.questions(MANY, pool=2))
+    return tiny_world.write_jsonl(tmp_path / "aside.jsonl", tiny_world.questions(MANY, pool=2))
 
 
 def examples(count: int = 8) -> list[Example]:
     made = []
     for town, name in MANY[:count]:
-        text = tiny.sentence(town, name)
+        text = tiny_world.sentence(town, name)
         made.append(Example(AnswerExample(f"Who is mayor of {town}?", name, (text,)), (name,)))
     return made
 
@@ -84,7 +84,7 @@ def test_a_run_writes_the_calibration_of_how_its_checkpoint_reads(
     text = {"text_share": 1.0, "train_roles": ("generator",)} if read == "text" else {}
     run = tmp_path / "run"
     changes = {"validation": (str(aside),), "validate_every": 3, **text}
-    train.run(tiny.train(works.questions, works.scp, run, "instruct", **changes), report)
+    train.run(tiny_world.train(works.questions, works.scp, run, "instruct", **changes), report)
     info = read_info(run / "checkpoint")
     calibrations = read_calibrations(run / "checkpoint", info.fingerprint)
     assert list(calibrations) == [read] == [info.reading.mode]
@@ -99,7 +99,7 @@ def test_a_run_writes_the_calibration_of_how_its_checkpoint_reads(
 def test_too_few_right_answers_leave_support_unjudged_and_say_so(works, report, tmp_path, aside):
     run = tmp_path / "run"
     changes = {"validation": (str(aside),), "validate_every": 3}
-    train.run(tiny.train(works.questions, works.scp, run, "instruct", **changes), report)
+    train.run(tiny_world.train(works.questions, works.scp, run, "instruct", **changes), report)
     assert not (run / "checkpoint" / "support.json").exists()
     (note,) = [note for note in report.notes if "support stays unjudged" in note]
     assert "0 of" in note and "are right" in note
@@ -116,6 +116,6 @@ def test_a_text_reader_is_validated_on_text(works, report, tmp_path, aside, monk
     run = tmp_path / "run"
     changes = {"text_share": 1.0, "train_roles": ("generator",), "validate_limit": 4}
     changes |= {"validation": (str(aside),), "validate_every": 3}
-    train.run(tiny.train(works.questions, works.scp, run, "instruct", **changes), report)
-    (check,) = tiny.metrics(run, "validation.jsonl")
+    train.run(tiny_world.train(works.questions, works.scp, run, "instruct", **changes), report)
+    (check,) = tiny_world.metrics(run, "validation.jsonl")
     assert torch.isfinite(torch.tensor(check["ce"])) and "f1" in check

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.commands import pretrain, train
 from clara_cli.config import PretrainConfig, TrainConfig
@@ -97,25 +97,27 @@ def observe(works, out: Path, command: type, settings: dict[str, Any], monkeypat
         patch.setattr(loop.RunFolder, "save", spy_save)
         patch.setattr(ClaraModel, "checkpoint_layers", lambda _: shown.append("checkpointing"))
         if command is PretrainConfig:
-            pretrain.run(tiny.scp(works.pairs, works.backbone, out, **settings), Silence())
+            pretrain.run(tiny_world.scp(works.pairs, works.backbone, out, **settings), Silence())
         else:
             stage = settings.pop("stage", "e2e")
             if settings.get("pool") == "retrieved":
                 settings["corpus"] = works.corpus
             asked = works.questions
             if settings.pop("several", False):
-                several = [{**q, "answers": ["Her", "Him"]} for q in tiny.questions()]
-                asked = tiny.write_jsonl(out.with_suffix(".jsonl"), several)
+                several = [{**q, "answers": ["Her", "Him"]} for q in tiny_world.questions()]
+                asked = tiny_world.write_jsonl(out.with_suffix(".jsonl"), several)
             if settings.pop("shared", False):
-                first, *others = tiny.questions()
+                first, *others = tiny_world.questions()
                 shared = [{**q, "paragraphs": first["paragraphs"]} for q in others[:3]]
-                asked = tiny.write_jsonl(out.with_suffix(".jsonl"), [first, *others, *shared])
+                asked = tiny_world.write_jsonl(out.with_suffix(".jsonl"), [first, *others, *shared])
             init = works.scp if stage == "instruct" else works.instruct
-            train.run(tiny.train(asked, init, out, stage, **settings), Silence())
+            train.run(tiny_world.train(asked, init, out, stage, **settings), Silence())
     info = dataclasses.replace(read_info(out / "checkpoint"), provenance=())
-    checks = tiny.metrics(out, "validation.jsonl") if (out / "validation.jsonl").exists() else []
+    checks = (
+        tiny_world.metrics(out, "validation.jsonl") if (out / "validation.jsonl").exists() else []
+    )
     shown += [checks, sorted(path.name for path in out.iterdir())]
-    return [*shown, tiny.numbers(out), tiny.tensors(out / "checkpoint"), info]
+    return [*shown, tiny_world.numbers(out), tiny_world.tensors(out / "checkpoint"), info]
 
 
 class Silence:
@@ -172,7 +174,7 @@ def test_every_setting_is_in_the_tables_above(command, table):
 def test_a_temperature_is_above_zero(works, given):
     """Below it InfoNCE learns the reverse, at it nothing."""
     out, sets = Path("unused"), (f"temperature={given}",)
-    config = tiny.train(works.questions, works.scp, out, "retrieval", set=sets)
+    config = tiny_world.train(works.questions, works.scp, out, "retrieval", set=sets)
     with pytest.raises(UsageError, match=r"temperature is .*, the least is 1e-06"):
         with_recipe(config)
 
@@ -191,7 +193,7 @@ def test_a_temperature_is_above_zero(works, given):
     ],
 )
 def test_a_wrong_set_is_named_with_what_comes_nearest(works, given, words):
-    config = tiny.scp(works.pairs, works.backbone, Path("unused"), set=(given,))
+    config = tiny_world.scp(works.pairs, works.backbone, Path("unused"), set=(given,))
     with pytest.raises(UsageError) as caught:
         with_recipe(config)
     said = f"{caught.value.message} {caught.value.hint}"
@@ -202,13 +204,13 @@ def test_a_wrong_set_is_named_with_what_comes_nearest(works, given, words):
 def test_settings_come_from_the_recipe_then_from_set(works, tmp_path):
     recipe = tmp_path / "small.toml"
     recipe.write_text("learning_rate = 1\nratios = [4]\nclip = 2.5\nmicro_batch = 1\n")
-    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
+    config = tiny_world.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
     config = dataclasses.replace(config, set=("clip=0.5", "micro_batch=none", "steps=1"))
     made = with_recipe(config)
     assert (made.learning_rate, made.ratios, made.clip) == (1.0, (4,), 0.5)
     assert (made.micro_batch, made.steps) == (None, 1)
     pretrain.run(made, Silence())
-    assert tiny.metrics(made.out)[0]["lr"] == 1.0
+    assert tiny_world.metrics(made.out)[0]["lr"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_settings_come_from_the_recipe_then_from_set(works, tmp_path):
 def test_a_wrong_recipe_is_named(works, tmp_path, text, words):
     recipe = tmp_path / "wrong.toml"
     recipe.write_text(text)
-    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
+    config = tiny_world.scp(works.pairs, works.backbone, tmp_path / "run", recipe=recipe)
     with pytest.raises(UsageError) as caught:
         with_recipe(config)
     said = f"{caught.value.message} {caught.value.hint}"
@@ -233,10 +235,14 @@ def test_a_wrong_recipe_is_named(works, tmp_path, text, words):
 def test_settings_of_fresh_checkpoints_are_refused_where_they_would_do_nothing(
     works, tmp_path, heard, name
 ):
-    config = tiny.scp(
-        works.pairs, None, tmp_path / "run", init=str(works.scp), **{name: 2 * tiny.FRESH[name]}
+    config = tiny_world.scp(
+        works.pairs,
+        None,
+        tmp_path / "run",
+        init=str(works.scp),
+        **{name: 2 * tiny_world.FRESH[name]},
     )
-    with pytest.raises(UsageError, match=f"{name} is .* was made with {tiny.FRESH[name]}"):
+    with pytest.raises(UsageError, match=f"{name} is .* was made with {tiny_world.FRESH[name]}"):
         pretrain.run(config, heard())
 
 

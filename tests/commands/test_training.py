@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 
 from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
@@ -31,9 +31,9 @@ def go(works, out: Path, stage: str, report, **changes):
     """A stage's run as the shared ones were made, but for `changes`."""
     if stage == "scp":
         backbone = changes.pop("backbone", works.backbone)
-        return pretrain.run(tiny.scp(works.pairs, backbone, out, **changes), report)
+        return pretrain.run(tiny_world.scp(works.pairs, backbone, out, **changes), report)
     init = works.scp if stage == "instruct" else works.instruct
-    return train.run(tiny.train(works.questions, init, out, stage, **changes), report)
+    return train.run(tiny_world.train(works.questions, init, out, stage, **changes), report)
 
 
 # --- what a run writes ---
@@ -42,7 +42,7 @@ def go(works, out: Path, stage: str, report, **changes):
 @pytest.mark.parametrize("stage", STAGES)
 def test_metrics_have_a_line_a_step_with_the_keys_of_the_contract(works, stage):
     run = getattr(works, stage)
-    lines = tiny.metrics(run)
+    lines = tiny_world.metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     for line in lines:
         assert line.keys() >= KEYS
@@ -59,11 +59,13 @@ def test_a_checkpoint_says_what_made_it_and_holds_the_roles(works, stage):
     assert set(info.roles) == roles and info.stage == stage
     assert (info.max_passage_tokens, info.memory_tokens, info.ratios) == (64, 16, (4, 16))
     assert [entry["stage"] for entry in info.provenance] == list(STAGES[: STAGES.index(stage) + 1])
-    assert info.provenance[-1]["records"] == len(tiny.pairs() if stage == "scp" else tiny.FACTS)
+    assert info.provenance[-1]["records"] == len(
+        tiny_world.pairs() if stage == "scp" else tiny_world.FACTS
+    )
 
 
 def test_each_stage_trains_its_roles_and_no_other(works):
-    scp, instruct, e2e = (tiny.tensors(getattr(works, s) / "checkpoint") for s in STAGES)
+    scp, instruct, e2e = (tiny_world.tensors(getattr(works, s) / "checkpoint") for s in STAGES)
 
     def changed(before: dict, after: dict) -> set[str]:
         return {key.split("/")[0] for key in before if not torch.equal(before[key], after[key])}
@@ -83,7 +85,7 @@ def test_the_memory_space_is_kept_by_e2e_and_changed_by_instruct(works):
 def test_the_result_has_the_contracts_keys_and_the_last_steps_means(works, report, tmp_path):
     result = go(works, tmp_path / "run", "scp", report, steps=2)
     assert list(result_json(result)) == RESULT
-    last = tiny.metrics(tmp_path / "run")[-1]
+    last = tiny_world.metrics(tmp_path / "run")[-1]
     assert (result.stage, result.steps) == ("scp", 2)
     assert result.ce == pytest.approx(last["ce"], abs=1e-6)
     assert result.mse == pytest.approx(last["mse"], abs=1e-6)
@@ -95,11 +97,11 @@ def test_a_bundled_backbone_travels_with_the_checkpoint(works, report, tmp_path)
     bundled = tmp_path / "bundled"
     shutil.copytree(works.scp / "checkpoint", bundled)
     shutil.copytree(works.backbone, bundled / "backbone")
-    config = tiny.train(works.questions, bundled, tmp_path / "run", "instruct", steps=1)
+    config = tiny_world.train(works.questions, bundled, tmp_path / "run", "instruct", steps=1)
     train.run(config, report)
     shutil.rmtree(bundled)
     made = tmp_path / "run" / "checkpoint"
-    assert tiny.files(made / "backbone") == tiny.files(works.backbone)
+    assert tiny_world.files(made / "backbone") == tiny_world.files(works.backbone)
     assert load(LoadOptions(str(made), device="cpu")).info.stage == "instruct"
 
 
@@ -115,15 +117,15 @@ def test_the_loss_curve_of_twenty_steps_is_the_recorded_one(works, report, tmp_p
     """No dropout, whose random numbers differ between processors."""
     changes = {"steps": 20, "batch_size": 4, "learning_rate": 3e-3, "dropout": 0.0}
     go(works, tmp_path / "run", "scp", report, **changes)
-    found = [line["loss"] for line in tiny.metrics(tmp_path / "run")]
+    found = [line["loss"] for line in tiny_world.metrics(tmp_path / "run")]
     assert found == pytest.approx(CURVE, rel=1e-3)
 
 
 def test_sixty_steps_on_four_records_overfit(works, report, tmp_path):
-    data = tiny.write_jsonl(tmp_path / "four.jsonl", tiny.pairs()[:4])
+    data = tiny_world.write_jsonl(tmp_path / "four.jsonl", tiny_world.pairs()[:4])
     changes = {"steps": 60, "batch_size": 4, "dropout": 0.0, "learning_rate": 2e-2}
-    pretrain.run(tiny.scp(data, works.backbone, tmp_path / "run", **changes), report)
-    lines = tiny.metrics(tmp_path / "run")
+    pretrain.run(tiny_world.scp(data, works.backbone, tmp_path / "run", **changes), report)
+    lines = tiny_world.metrics(tmp_path / "run")
     assert lines[-1]["ce"] < 0.6 * lines[0]["ce"]
 
 
@@ -136,7 +138,7 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch(works, report, tmp_
     go(works, tmp_path / "whole", stage, report, **changes)
     go(works, tmp_path / "parts", stage, report, **changes, micro_batch=2)
     for whole, parts in zip(
-        tiny.metrics(tmp_path / "whole"), tiny.metrics(tmp_path / "parts"), strict=True
+        tiny_world.metrics(tmp_path / "whole"), tiny_world.metrics(tmp_path / "parts"), strict=True
     ):
         for key in ("loss", "ce", "mse", "lr"):
             assert parts[key] == (whole[key] and pytest.approx(whole[key], rel=1e-5)), key
@@ -152,11 +154,11 @@ def test_bfloat16_stays_within_two_percent_of_float32(works, report, tmp_path, s
     for dtype in ("float32", "bfloat16"):
         go(works, tmp_path / dtype, stage, report, **changes, dtype=dtype)
     exact, rounded = (
-        [line["loss"] for line in tiny.metrics(tmp_path / dtype)]
+        [line["loss"] for line in tiny_world.metrics(tmp_path / dtype)]
         for dtype in ("float32", "bfloat16")
     )
     assert rounded == pytest.approx(exact, rel=0.02) and rounded != exact
-    kept = tiny.tensors(tmp_path / "bfloat16" / "checkpoint")
+    kept = tiny_world.tensors(tmp_path / "bfloat16" / "checkpoint")
     assert {t.dtype for n, t in kept.items() if "lora_" in n} == {torch.float32}
 
 
@@ -183,13 +185,15 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(
 def test_data_smaller_than_a_batch_is_one_batch(works, report, tmp_path):
     result = go(works, tmp_path / "run", "scp", report, steps=None, batch_size=100)
     assert result.steps == 1
-    whole = go(works, tmp_path / "whole", "scp", report, steps=1, batch_size=len(tiny.pairs()))
-    assert tiny.numbers(tmp_path / "run") == tiny.numbers(tmp_path / "whole")
+    whole = go(
+        works, tmp_path / "whole", "scp", report, steps=1, batch_size=len(tiny_world.pairs())
+    )
+    assert tiny_world.numbers(tmp_path / "run") == tiny_world.numbers(tmp_path / "whole")
     assert whole.steps == 1
 
 
 def test_one_pass_reads_every_record_once(works):
-    config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=5, steps=None)
+    config = tiny_world.scp(works.pairs, works.backbone, Path("unused"), batch_size=5, steps=None)
     records = list(range(12))
     steps = sampling.count_steps(config, len(records))
     seen = [
@@ -233,8 +237,8 @@ class Silence:
 
 
 def assert_resumed_as_if_nothing_happened(run: Path, whole: Path) -> None:
-    assert tiny.numbers(run) == tiny.numbers(whole)
-    assert tiny.same(run / "checkpoint", whole / "checkpoint")
+    assert tiny_world.numbers(run) == tiny_world.numbers(whole)
+    assert tiny_world.same(run / "checkpoint", whole / "checkpoint")
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -261,7 +265,9 @@ def test_a_run_short_of_memory_goes_on_in_smaller_passes(works, unbroken, heard,
     (run / "run.json").write_text(json.dumps({**began, "micro_batch": 2, "checkpointing": False}))
     go(works, run, "scp", report, **exact, micro_batch=1, checkpointing=True)
     go(works, tmp_path / "whole", "scp", report, **exact)
-    for one, other in zip(tiny.metrics(run), tiny.metrics(tmp_path / "whole"), strict=True):
+    for one, other in zip(
+        tiny_world.metrics(run), tiny_world.metrics(tmp_path / "whole"), strict=True
+    ):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
@@ -345,7 +351,7 @@ def test_a_killed_run_goes_on_from_its_last_save(works, unbroken, report, tmp_pa
                 shutil.copytree(tmp_path / "run", tmp_path / "killed")
 
     go(works, tmp_path / "run", stage, Copying(), steps=6, save_minutes=0.0)
-    assert len(tiny.metrics(tmp_path / "killed")) == 4
+    assert len(tiny_world.metrics(tmp_path / "killed")) == 4
     assert json.loads((tmp_path / "killed" / "last" / "step.json").read_text()) == {"step": 3}
     go(works, tmp_path / "killed", stage, report, steps=6)
     assert report.steps == 3
@@ -370,7 +376,7 @@ def test_a_run_killed_while_its_backbone_is_copied_is_not_finished(
     bundled = tmp_path / "bundled"
     shutil.copytree(works.scp / "checkpoint", bundled)
     shutil.copytree(works.backbone, bundled / "backbone")
-    config = tiny.train(works.questions, bundled, tmp_path / "run", "instruct", steps=1)
+    config = tiny_world.train(works.questions, bundled, tmp_path / "run", "instruct", steps=1)
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -387,11 +393,11 @@ def test_a_run_killed_while_its_backbone_is_copied_is_not_finished(
 def test_a_finished_run_is_left_as_it_is(works, report, tmp_path, monkeypatch):
     run = tmp_path / "run"
     first = go(works, run, "scp", report, steps=2)
-    before = tiny.files(run)
+    before = tiny_world.files(run)
     monkeypatch.setattr(runner, "fit", None)
     again = go(works, run, "scp", report, steps=2)
     assert report.notes[-1] == f"{run} is finished; nothing to do"
-    assert tiny.files(run) == before
+    assert tiny_world.files(run) == before
     assert (again.steps, again.ce, again.mse) == (first.steps, first.ce, first.mse)
     assert again.tokens_per_second is None
 
@@ -410,18 +416,18 @@ def test_other_settings_on_a_run_are_refused_by_name_and_value(
 ):
     copy = tmp_path / "run"
     shutil.copytree(works.scp, copy)
-    before = tiny.files(copy)
+    before = tiny_world.files(copy)
     with pytest.raises(ArtefactError) as caught:
         go(works, copy, "scp", report, **changes)
     assert all(word in caught.value.message for word in (str(copy), *named))
-    assert tiny.files(copy) == before
+    assert tiny_world.files(copy) == before
 
 
 def test_other_data_on_a_run_is_refused(works, report, tmp_path):
     copy, data = tmp_path / "run", tmp_path / "pairs.jsonl"
     shutil.copytree(works.scp, copy)
     shutil.copy(works.pairs, data)
-    config = tiny.scp(works.pairs, works.backbone, copy)
+    config = tiny_world.scp(works.pairs, works.backbone, copy)
     data.write_text(data.read_text().replace("Nora", "Cora"))
     other = {**config.__dict__, "pairs": (str(data),)}
     with pytest.raises(ArtefactError, match="data_sha256|pairs"):
@@ -476,7 +482,7 @@ def test_history_is_not_written_again_where_no_line_is_dropped(tmp_path):
 
 def test_history_survives_a_disk_that_is_full_while_lines_are_dropped(tmp_path, monkeypatch):
     run = kept(tmp_path / "run", steps=5, saved=3)
-    before = tiny.files(run.path)
+    before = tiny_world.files(run.path)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "no space left")
@@ -485,7 +491,7 @@ def test_history_survives_a_disk_that_is_full_while_lines_are_dropped(tmp_path, 
         patch.setattr(os, "truncate", full)
         with pytest.raises(ClaraError, match=r"metrics\.jsonl: no space left"):
             restored(run)
-    assert tiny.files(run.path) == before
+    assert tiny_world.files(run.path) == before
     assert restored(run) == [1, 2, 3]
 
 
@@ -529,8 +535,8 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_records(works, report, 
         go(works, run, "scp", report, weight_decay=1e37, learning_rate=1.0, warmup=0.0)
     assert "step 2" in caught.value.message and "nan" in caught.value.message
     assert f"{works.pairs}:" in caught.value.message and "learning_rate" in caught.value.hint
-    assert len(tiny.metrics(run)) == 1 and not (run / "checkpoint").exists()
-    kept = tiny.tensors(run / "last")
+    assert len(tiny_world.metrics(run)) == 1 and not (run / "checkpoint").exists()
+    kept = tiny_world.tensors(run / "last")
     assert kept and all(torch.isfinite(tensor).all() for tensor in kept.values())
 
 
@@ -543,7 +549,9 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(works, report, tmp_p
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", burst)
     with pytest.raises(ClaraError, match="step 1: the gradient is inf"):
         go(works, tmp_path / "run", "scp", report)
-    assert all(torch.isfinite(t).all() for t in tiny.tensors(tmp_path / "run" / "last").values())
+    assert all(
+        torch.isfinite(t).all() for t in tiny_world.tensors(tmp_path / "run" / "last").values()
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -560,13 +568,13 @@ def test_a_batch_without_a_labelled_token_stops_and_names_the_records(
 def test_an_example_whose_prompt_does_not_fit_is_counted_and_left_out(
     works, report, tmp_path, stage
 ):
-    records = tiny.questions()
+    records = tiny_world.questions()
     records[0]["question"] += " " + "Really" * 200
-    data = tiny.write_jsonl(tmp_path / "q.jsonl", records)
+    data = tiny_world.write_jsonl(tmp_path / "q.jsonl", records)
     init = works.scp if stage == "instruct" else works.instruct
     changes = {"steps": 1, "batch_size": len(records), "max_length": 800}
-    train.run(tiny.train(data, init, tmp_path / "run", stage, **changes), report)
-    line = tiny.metrics(tmp_path / "run")[0]
+    train.run(tiny_world.train(data, init, tmp_path / "run", stage, **changes), report)
+    line = tiny_world.metrics(tmp_path / "run")[0]
     assert line["cut"] == 1 and math.isfinite(line["loss"])
     assert report.warnings == ["answers cut to fit max_length = 800: 1"]
 
@@ -589,11 +597,13 @@ def test_a_fresh_role_follows_from_the_seed(works, report, tmp_path):
     (bare / "clara.json").write_text(json.dumps({**facts, "roles": ["compressor"]}))
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         torch.manual_seed(hash(name))
-        config = tiny.train(works.questions, bare, tmp_path / name, "instruct", seed=seed, steps=1)
+        config = tiny_world.train(
+            works.questions, bare, tmp_path / name, "instruct", seed=seed, steps=1
+        )
         train.run(config, report)
     generators = [tmp_path / n / "checkpoint" / "generator" for n in ("one", "same", "other")]
-    assert tiny.same(generators[0], generators[1])
-    assert not tiny.same(generators[0], generators[2])
+    assert tiny_world.same(generators[0], generators[1])
+    assert not tiny_world.same(generators[0], generators[2])
 
 
 @pytest.mark.parametrize(
@@ -619,16 +629,16 @@ def test_wrong_settings_are_usage_errors(works, report, tmp_path, stage, changes
 
 def test_a_question_without_a_pool_is_named(works, report, tmp_path):
     record = {"question": "Who?", "answer": "Nora"}
-    data = tiny.write_jsonl(tmp_path / "q.jsonl", [record])
+    data = tiny_world.write_jsonl(tmp_path / "q.jsonl", [record])
     with pytest.raises(DataError, match="q.jsonl:1: the question has no pool"):
-        train.run(tiny.train(data, works.scp, tmp_path / "run", "e2e"), report)
+        train.run(tiny_world.train(data, works.scp, tmp_path / "run", "e2e"), report)
 
 
 # --- --steps 0 ---
 
 
 def convert(init: Path, out: Path, report, **changes):
-    settings = {**tiny.MACHINE, "init": str(init), "out": out, "steps": 0, **changes}
+    settings = {**tiny_world.MACHINE, "init": str(init), "out": out, "steps": 0, **changes}
     return train.run(train.TrainConfig(**settings), report)
 
 
@@ -636,17 +646,17 @@ def test_steps_0_writes_the_checkpoint_again_and_trains_nothing(works, report, t
     result = convert(works.e2e, tmp_path / "out", report)
     assert (result.stage, result.steps, result.ce, result.mse) == ("e2e", 0, None, None)
     assert result.tokens_per_second is None
-    assert tiny.same(tmp_path / "out" / "checkpoint", works.e2e / "checkpoint")
+    assert tiny_world.same(tmp_path / "out" / "checkpoint", works.e2e / "checkpoint")
     infos = [read_info(p / "checkpoint") for p in (works.e2e, tmp_path / "out")]
     assert infos[0].fingerprint == infos[1].fingerprint
 
 
 def test_steps_0_twice_does_nothing_and_elsewhere_refuses(works, report, tmp_path):
     convert(works.scp, tmp_path / "out", report)
-    before = tiny.files(tmp_path / "out")
+    before = tiny_world.files(tmp_path / "out")
     convert(works.scp, tmp_path / "out", report)
     assert any("is finished" in note for note in report.notes)
-    assert tiny.files(tmp_path / "out") == before
+    assert tiny_world.files(tmp_path / "out") == before
     with pytest.raises(ArtefactError, match="init"):
         convert(works.e2e, tmp_path / "out", report)
     with pytest.raises(UsageError, match="ratios: 1 is not served"):
@@ -674,10 +684,10 @@ def cut(file: Path) -> None:
 def test_a_finished_run_whose_checkpoint_is_damaged_writes_it_again(works, report, tmp_path, loss):
     run = tmp_path / "run"
     go(works, run, "scp", report)
-    before = tiny.files(run)
+    before = tiny_world.files(run)
     LOSSES[loss](run / "checkpoint")
     go(works, run, "scp", report)
-    after = tiny.files(run)
+    after = tiny_world.files(run)
     for changing in (before, after):
         del changing["environment.jsonl"]
     assert after == before

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import processes as forked
-from helpers import tiny_world as tiny
+from helpers import processes, tiny_world
 
 from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
@@ -33,7 +32,7 @@ from clara_cli.training import run_folder, runner, sampling, scp, trackers, vali
 from clara_cli.training.instruct import Instruct
 from clara_cli.training.run_folder import RunFolder
 
-KEPT = tiny.FACTS[:3]  # validated on
+KEPT = tiny_world.FACTS[:3]  # validated on
 
 
 def go(works, out: Path, stage: str, report: Any, **changes: Any) -> Any:
@@ -41,16 +40,16 @@ def go(works, out: Path, stage: str, report: Any, **changes: Any) -> Any:
     base = {"dropout": 0.0, "steps": 4, "validate_every": 2, **changes}
     held = out.with_suffix(".held.jsonl")
     if "validation_share" not in changes:
-        records = tiny.pairs(KEPT) if stage == "scp" else tiny.questions(KEPT, pool=3)
-        base["validation"] = (str(tiny.write_jsonl(held, records)),)
+        records = tiny_world.pairs(KEPT) if stage == "scp" else tiny_world.questions(KEPT, pool=3)
+        base["validation"] = (str(tiny_world.write_jsonl(held, records)),)
     if stage == "scp":
-        return pretrain.run(tiny.scp(works.pairs, works.backbone, out, **base), report)
+        return pretrain.run(tiny_world.scp(works.pairs, works.backbone, out, **base), report)
     init = works.scp if stage == "instruct" else works.instruct
-    return train.run(tiny.train(works.questions, init, out, stage, **base), report)
+    return train.run(tiny_world.train(works.questions, init, out, stage, **base), report)
 
 
 def checked(run: Path) -> list[dict[str, Any]]:
-    return tiny.metrics(run, "validation.jsonl")
+    return tiny_world.metrics(run, "validation.jsonl")
 
 
 FIGURES = {
@@ -81,7 +80,9 @@ def test_the_loss_of_a_check_is_that_of_the_checkpoint_over_all_answer_tokens(
     go(works, tmp_path / "run", "instruct", report, steps=2, micro_batch=2)
     model = load(LoadOptions(str(tmp_path / "run"), device="cpu", dtype="float32")).model
     examples = [
-        Instruct.example(question, tiny.train(Path("x"), Path("y"), Path("z"), "instruct"), rng)
+        Instruct.example(
+            question, tiny_world.train(Path("x"), Path("y"), Path("z"), "instruct"), rng
+        )
         for question in read_questions([str(tmp_path / "run.held.jsonl")])
         for rng in [random.Random(0)]
     ]
@@ -119,12 +120,12 @@ def test_the_best_weights_become_the_checkpoint_and_the_last_ones_stay(
     shorter = {"steps": 3, "validate_every": 1, "patience": None}
     with pytest.raises(Interrupted):
         go(works, tmp_path / "two", "scp", Stopping(2), **shorter)
-    at_two, ours = tiny.tensors(tmp_path / "two" / "last"), tiny.tensors(run / "best")
+    at_two, ours = tiny_world.tensors(tmp_path / "two" / "last"), tiny_world.tensors(run / "best")
     assert all(torch.equal(ours[name], at_two[name]) for name in ours)
     best, last = (read_info(run / name) for name in ("checkpoint", "checkpoint-last"))
     assert (best.provenance[-1]["steps"], last.provenance[-1]["steps"]) == (2, 3)
     assert best.provenance[-1]["validation"] == {"ce": 1.0}
-    assert not tiny.same(run / "checkpoint", run / "checkpoint-last")
+    assert not tiny_world.same(run / "checkpoint", run / "checkpoint-last")
     assert load(LoadOptions(str(run / "checkpoint-last"), device="cpu")).info.stage == "scp"
 
 
@@ -158,15 +159,15 @@ def test_a_validated_run_goes_on_to_the_bit(works, heard, report, tmp_path):
     go(works, tmp_path / "whole", "e2e", report, **changes)
     shutil.copy(tmp_path / "whole.held.jsonl", tmp_path / "run.held.jsonl")
     same = {**changes, "validation": (str(tmp_path / "whole.held.jsonl"),)}
-    config = tiny.train(works.questions, works.instruct, tmp_path / "run", "e2e", dropout=0.0)
+    config = tiny_world.train(works.questions, works.instruct, tmp_path / "run", "e2e", dropout=0.0)
     config = type(config)(**{**config.__dict__, **same})
     with pytest.raises(Interrupted):
         train.run(config, heard(stop_at=2))
     (tmp_path / "run" / "validation.jsonl").open("a").write('{"step": 2, "ce"')  # killed
     train.run(config, report)
     assert checked(tmp_path / "run") == checked(tmp_path / "whole")
-    assert tiny.numbers(tmp_path / "run") == tiny.numbers(tmp_path / "whole")
-    assert tiny.same(tmp_path / "run" / "checkpoint", tmp_path / "whole" / "checkpoint")
+    assert tiny_world.numbers(tmp_path / "run") == tiny_world.numbers(tmp_path / "whole")
+    assert tiny_world.same(tmp_path / "run" / "checkpoint", tmp_path / "whole" / "checkpoint")
 
 
 def test_a_share_kept_aside_is_never_trained_on(works, report, tmp_path, monkeypatch):
@@ -197,9 +198,11 @@ def test_a_share_kept_aside_is_never_trained_on(works, report, tmp_path, monkeyp
 )
 def test_validation_that_cannot_be_is_refused(works, report, tmp_path, stage, changes, message):
     base = {"validation": ()} if "validation_share" in changes else {}
-    config = tiny.scp(works.pairs, works.backbone, tmp_path / "run", **{**base, **changes})
+    config = tiny_world.scp(works.pairs, works.backbone, tmp_path / "run", **{**base, **changes})
     if stage == "e2e":
-        config = tiny.train(works.questions, works.instruct, tmp_path / "run", stage, **changes)
+        config = tiny_world.train(
+            works.questions, works.instruct, tmp_path / "run", stage, **changes
+        )
     with pytest.raises(UsageError, match=message):
         (pretrain if stage == "scp" else train).run(config, report)
     assert not (tmp_path / "run").exists()
@@ -209,7 +212,9 @@ def test_two_processes_measure_what_one_does_sharded_or_not(works, report, tmp_p
     go(works, tmp_path / "one", "e2e", report, steps=2)
     for name, fsdp in (("two", False), ("cut", True)):
         work = {"steps": 2, "fsdp": fsdp}
-        forked.ranks(lambda rank, w=work, n=name: go(works, tmp_path / n, "e2e", report, **w).steps)
+        processes.ranks(
+            lambda rank, w=work, n=name: go(works, tmp_path / n, "e2e", report, **w).steps
+        )
         for ours, theirs in zip(checked(tmp_path / name), checked(tmp_path / "one"), strict=True):
             assert ours == {key: pytest.approx(theirs[key], abs=1e-5) for key in theirs}
         assert load(LoadOptions(str(tmp_path / name), device="cpu")).info.stage == "e2e"
@@ -219,7 +224,7 @@ def test_two_processes_measure_what_one_does_sharded_or_not(works, report, tmp_p
 
 
 def test_the_run_folder_says_what_it_was_computed_with(works):
-    (line,) = tiny.metrics(works.scp, "environment.jsonl")
+    (line,) = tiny_world.metrics(works.scp, "environment.jsonl")
     assert line["torch"] == torch.__version__ and line["processes"] == 1 and line["began"]
     settings = json.loads((works.scp / "run.json").read_text())
     assert len(settings["data_sha256"]) == 64 and settings["seed"] == 0
@@ -250,7 +255,7 @@ def test_tensorboard_in_the_run_folder_has_every_step_and_check(works, report, t
     events.Reload()
     shown = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in ("train/ce",)}
     assert shown["train/ce"] == [
-        (line["step"], pytest.approx(line["ce"])) for line in tiny.metrics(tmp_path / "run")
+        (line["step"], pytest.approx(line["ce"])) for line in tiny_world.metrics(tmp_path / "run")
     ]
     assert [e.step for e in events.Scalars("validation/ce")] == [1, 2]
 
@@ -279,7 +284,7 @@ def test_a_disk_full_while_the_state_is_saved_keeps_the_state_before(
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         go(works, run, "scp", heard(stop_at=2))
-    before = tiny.tensors(run / "last")
+    before = tiny_world.tensors(run / "last")
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "save_tensors", full)
         usage = namedtuple("usage", "total used free")(9, 9, 1234)
@@ -289,12 +294,12 @@ def test_a_disk_full_while_the_state_is_saved_keeps_the_state_before(
         with pytest.raises(ClaraError, match=message):
             go(works, run, "scp", report)
     assert not (run / "last.writing").exists()
-    kept = tiny.tensors(run / "last")
+    kept = tiny_world.tensors(run / "last")
     assert all(torch.equal(kept[name], before[name]) for name in before)
     go(works, run, "scp", report)
     go(works, tmp_path / "whole", "scp", report)
-    assert tiny.numbers(run) == tiny.numbers(tmp_path / "whole")
-    assert tiny.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
+    assert tiny_world.numbers(run) == tiny_world.numbers(tmp_path / "whole")
+    assert tiny_world.same(run / "checkpoint", tmp_path / "whole" / "checkpoint")
 
 
 def test_a_disk_full_while_a_line_is_written_changes_no_parameter(
@@ -317,7 +322,7 @@ def test_a_disk_full_while_a_line_is_written_changes_no_parameter(
     assert json.loads((run / "last" / "step.json").read_text()) == {"step": 1}
     go(works, run, "scp", report)
     go(works, tmp_path / "whole", "scp", report)
-    assert tiny.numbers(run) == tiny.numbers(tmp_path / "whole")
+    assert tiny_world.numbers(run) == tiny_world.numbers(tmp_path / "whole")
 
 
 def test_a_disk_full_while_the_checkpoint_is_written_leaves_none(
@@ -347,7 +352,7 @@ def test_the_best_check_is_the_first_of_the_best():
 
 
 def test_batches_by_length_read_every_record_once_and_repeat(works):
-    config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=8)
+    config = tiny_world.scp(works.pairs, works.backbone, Path("unused"), batch_size=8)
     config = type(config)(**{**config.__dict__, "group_by_length": True})
     lengths = [random.Random(n).randrange(1000) for n in range(1003)]
     steps = sampling.count_steps(type(config)(**{**config.__dict__, "steps": None}), len(lengths))
@@ -390,7 +395,7 @@ def drawn_anew(config, step: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_pass_is_shuffled_once_and_drawn_as_if_for_each_step(works, monkeypatch, grouped):
-    config = tiny.scp(works.pairs, works.backbone, Path("unused"), batch_size=4, seed=91)
+    config = tiny_world.scp(works.pairs, works.backbone, Path("unused"), batch_size=4, seed=91)
     config = dataclasses.replace(config, group_by_length=grouped)
     steps = [*range(120), 3, 90, 0]  # of a little more than two passes, and back
     expected = [drawn_anew(config, step, 203) for step in steps]
@@ -416,7 +421,7 @@ def test_the_length_of_a_question_is_taken_once(works, report, monkeypatch, tmp_
             taken.append(1)
             return super().__repr__()
 
-    config = tiny.train(works.questions, works.instruct, tmp_path, "instruct", steps=9)
+    config = tiny_world.train(works.questions, works.instruct, tmp_path, "instruct", steps=9)
     config = dataclasses.replace(config, group_by_length=True)
     names = [field.name for field in dataclasses.fields(Question)]
     read = read_questions(config.questions)

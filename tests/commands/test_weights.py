@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_world as tiny
+from helpers import tiny_world
 from safetensors.torch import load_file, save_file
 
 from clara_cli.bundled import BUNDLED
@@ -29,7 +29,7 @@ def world(works, tmp_path):
     shutil.copytree(works.e2e / "checkpoint", copy)
     shutil.copytree(works.backbone, copy / "backbone")
     corpus = tmp_path / "c.clara"
-    compress.run(tiny.compress(works.documents, copy, corpus), Heard())
+    compress.run(tiny_world.compress(works.documents, copy, corpus), Heard())
     return copy, corpus
 
 
@@ -62,12 +62,16 @@ def enlarge(monkeypatch) -> None:
 
 def commands(works, model: Path, corpus: Path, tmp_path: Path) -> dict:
     """Every command that checks in full, as a function."""
-    learn = tiny.train(works.questions, model, tmp_path / "run", "e2e", steps=1)
+    learn = tiny_world.train(works.questions, model, tmp_path / "run", "e2e", steps=1)
     measured = BenchConfig(
-        **tiny.MACHINE, dataset=str(works.questions), model=str(model), system="clara", limit=2
+        **tiny_world.MACHINE,
+        dataset=str(works.questions),
+        model=str(model),
+        system="clara",
+        limit=2,
     )
-    checked = tiny.index(corpus, check=True, model=str(model))
-    again = tiny.compress(works.documents, model, tmp_path / "again.clara")
+    checked = tiny_world.index(corpus, check=True, model=str(model))
+    again = tiny_world.compress(works.documents, model, tmp_path / "again.clara")
     return {
         "compress": lambda: compress.run(again, Heard()),
         "train": lambda: train.run(learn, Heard()),
@@ -77,7 +81,7 @@ def commands(works, model: Path, corpus: Path, tmp_path: Path) -> dict:
 
 
 def question(model: Path, corpus: Path) -> None:
-    list(ask.run(tiny.ask("Who is mayor of Pinewick?", corpus, model=str(model)), Heard()))
+    list(ask.run(tiny_world.ask("Who is mayor of Pinewick?", corpus, model=str(model)), Heard()))
 
 
 PARTS = {
@@ -113,10 +117,10 @@ def test_ask_notices_what_its_sample_reads(world, works, tmp_path, part, monkeyp
     enlarge(monkeypatch)
     model, corpus = tmp_path / "sampled", tmp_path / "sampled.clara"
     shutil.copytree(world[0], model)
-    described = tiny.train(works.questions, model, tmp_path / "anew", "e2e", steps=0)
+    described = tiny_world.train(works.questions, model, tmp_path / "anew", "e2e", steps=0)
     train.run(described, Heard())  # writes the sample of windows this small
     model = tmp_path / "anew" / "checkpoint"
-    compress.run(tiny.compress(works.documents, model, corpus), Heard())
+    compress.run(tiny_world.compress(works.documents, model, corpus), Heard())
     question(model, corpus)
     file, name = PARTS[part]
     flip(model / file, name, sampled=True)
@@ -197,11 +201,11 @@ def test_a_corpus_and_a_checkpoint_of_version_1_open_with_a_note(works, world, t
     model, _ = world
     as_version_1(model)
     corpus, report = tmp_path / "old.clara", Heard()
-    compress.run(tiny.compress(works.documents, model, corpus), report)
+    compress.run(tiny_world.compress(works.documents, model, corpus), report)
     assert any("an older version of clara" in note for note in report.notes)
     for named, note in ((model, "writes it anew"), (works.e2e, "compared as that version did")):
         report = Heard()
-        (answer,) = ask.run(tiny.ask("Who is mayor?", corpus, model=str(named)), report)
+        (answer,) = ask.run(tiny_world.ask("Who is mayor?", corpus, model=str(named)), report)
         assert answer.sources and any(note in line for line in report.notes)
         assert any("an older version of clara" in line for line in report.notes)
 
@@ -210,15 +214,15 @@ def test_a_corpus_of_version_1_is_finished_and_added_to(works, world, tmp_path):
     model, corpus = world[0], tmp_path / "old.clara"
     old = Path(shutil.copytree(model, tmp_path / "old"))
     as_version_1(old)
-    compress.run(tiny.compress(works.documents, old, corpus), Heard())
+    compress.run(tiny_world.compress(works.documents, old, corpus), Heard())
     shutil.rmtree(old)
     shutil.copytree(model, old)  # the same checkpoint, written anew
-    before = tiny.files(corpus)
-    compress.run(tiny.compress(works.documents, old, corpus), Heard())
-    assert tiny.files(corpus) == before
-    more = tiny.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "A new one."}])
+    before = tiny_world.files(corpus)
+    compress.run(tiny_world.compress(works.documents, old, corpus), Heard())
+    assert tiny_world.files(corpus) == before
+    more = tiny_world.write_jsonl(tmp_path / "more.jsonl", [{"id": "new", "text": "A new one."}])
     settings = dataclasses.replace(
-        tiny.compress(more, old, corpus), out=None, into=corpus, append=True
+        tiny_world.compress(more, old, corpus), out=None, into=corpus, append=True
     )
     assert compress.run(dataclasses.replace(settings, model=None), Heard()).passages > 0
 
@@ -237,7 +241,7 @@ def test_version_1_is_written_anew_as_version_2(works, world, tmp_path):
     model, _ = world
     fingerprint = read_info(model).fingerprint
     as_version_1(model)
-    train.run(tiny.train(works.questions, model, tmp_path / "anew", "e2e", steps=0), Heard())
+    train.run(tiny_world.train(works.questions, model, tmp_path / "anew", "e2e", steps=0), Heard())
     info = read_info(tmp_path / "anew" / "checkpoint")
     assert (info.version, info.fingerprint) == (2, fingerprint)
 
@@ -265,10 +269,10 @@ def test_a_clara_json_without_its_digests_is_refused(world, change):
 def test_index_check_says_where_weights_are_not_here(world, tmp_path):
     model, corpus = world
     report = Heard()
-    index.run(tiny.index(corpus, check=True), report)
+    index.run(tiny_world.index(corpus, check=True), report)
     assert not report.notes
     shutil.rmtree(model)
-    index.run(tiny.index(corpus, check=True), report)
+    index.run(tiny_world.index(corpus, check=True), report)
     assert any(note.startswith("weights are not checked: ") for note in report.notes)
 
 
@@ -283,14 +287,14 @@ def test_a_model_that_is_no_name_is_refused(world, works, named, tmp_path):
     told["checkpoint"]["model"] = named
     file.write_text(json.dumps(told))
     measured = BenchConfig(
-        **tiny.MACHINE, dataset=str(works.questions), corpus=corpus, setting="corpus", limit=2
+        **tiny_world.MACHINE, dataset=str(works.questions), corpus=corpus, setting="corpus", limit=2
     )
     more = dataclasses.replace(
-        tiny.compress(works.documents, model, corpus), out=None, into=corpus, append=True
+        tiny_world.compress(works.documents, model, corpus), out=None, into=corpus, append=True
     )
     for run in (
-        lambda: list(ask.run(tiny.ask("Who?", corpus), Heard())),
-        lambda: index.run(tiny.index(corpus), Heard()),
+        lambda: list(ask.run(tiny_world.ask("Who?", corpus), Heard())),
+        lambda: index.run(tiny_world.index(corpus), Heard()),
         lambda: bench.run(measured, Heard()),
         lambda: compress.run(dataclasses.replace(more, model=None), Heard()),
     ):
@@ -315,6 +319,6 @@ def test_a_model_inside_the_corpus_has_to_be_named_by_the_user(world, tmp_path):
         told["checkpoint"]["model"] = named
         file.write_text(json.dumps(told))
         with pytest.raises(ArtefactError, match="lies in the corpus itself") as error:
-            list(ask.run(tiny.ask("Who?", corpus), Heard()))
+            list(ask.run(tiny_world.ask("Who?", corpus), Heard()))
         assert f"--model {named}" in error.value.hint
         question(Path(named), corpus)

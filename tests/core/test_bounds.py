@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import backbone_templates as templates
+from helpers import backbone_templates
 from jinja2.exceptions import TemplateError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -161,10 +161,10 @@ def test_a_template_renders_within_bounds_of_time_and_size(tokenizer, template, 
     assert chat_templates.render_chat(tokenizer, [{"role": "user", "content": "Who?"}]) == "Who?"
 
 
-@pytest.mark.parametrize("name", templates.TEMPLATES)
+@pytest.mark.parametrize("name", backbone_templates.TEMPLATES)
 @pytest.mark.parametrize("ending", [[], [{"role": "assistant", "content": "Nora."}]])
 def test_a_chat_is_what_transformers_makes_of_it(tokenizer, name, ending):
-    tokenizer.chat_template = templates.TEMPLATES[name][0]
+    tokenizer.chat_template = backbone_templates.TEMPLATES[name][0]
     if tokenizer.chat_template is None:
         return
     chat = [{"role": "user", "content": "Who is mayor\n of Pinewick \u4e16?"}, *ending]
@@ -201,10 +201,10 @@ def test_several_templates_without_a_default_are_one_error(tokenizer):
     assert chat_templates.chat_template(tokenizer) == "b"
 
 
-@pytest.mark.parametrize("name", templates.TEMPLATES)
+@pytest.mark.parametrize("name", backbone_templates.TEMPLATES)
 def test_templates_that_keep_what_they_are_given_pass_the_check(tiny_backbone, name):
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    tokenizer.chat_template = templates.TEMPLATES[name][0]
+    tokenizer.chat_template = backbone_templates.TEMPLATES[name][0]
     Prompter(tokenizer, 64).check_template("backbone b")
 
 
@@ -226,6 +226,6 @@ CONTENT = "{{ m['content'] }}"
 )
 def test_a_template_that_changes_what_it_is_given_is_refused(tiny_backbone, written, times):
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
-    tokenizer.chat_template = templates.CHATML.replace(CONTENT, written)
+    tokenizer.chat_template = backbone_templates.CHATML.replace(CONTENT, written)
     with pytest.raises(ArtefactError, match=f"backbone b: its chat template writes .* {times}"):
         Prompter(tokenizer, 64).check_template("backbone b")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import released_checkpoint as released
+from helpers import released_checkpoint
 
 from clara_cli.core.checkpoint import LoadOptions, load
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
@@ -18,7 +18,9 @@ from clara_cli.errors import ArtefactError, ClaraError, UsageError
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, tiny_backbone) -> Path:
-    return released.write(tiny_backbone, tmp_path_factory.mktemp("released") / "compression-16")
+    return released_checkpoint.write(
+        tiny_backbone, tmp_path_factory.mktemp("released") / "compression-16"
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import processes as forked
+from helpers import processes
 from helpers.mayors import MAYORS, question, sentence, write
 from typer.testing import CliRunner, Result
 
@@ -497,7 +497,7 @@ def test_two_processes_write_what_one_does(
             go(mayors, checkpoint, launch.report_of_first(Heard()), out=folder, **more)
         return sorted(path.name for path in two.iterdir()) if rank == 0 else []
 
-    written, _ = forked.ranks(work)
+    written, _ = processes.ranks(work)
     assert "report.html" in written, written
     for folder in (two, begun):
         for name in ("predictions.jsonl", "bench.json"):
@@ -513,7 +513,7 @@ def test_an_error_of_the_first_process_is_everyones(
     def work(rank: int) -> None:
         go(mayors, checkpoint, launch.report_of_first(Heard()), out=tmp_path / "o", top_k=2, **more)
 
-    for kind, message, _ in forked.ranks(work):
+    for kind, message, _ in processes.ranks(work):
         assert (kind, "top_k = 5, this command has 2" in message) == ("ArtefactError", True), (
             message
         )
