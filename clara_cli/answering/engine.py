@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.answering.answerer import Answerer, FoundPassages
+from clara_cli.answering.familiar_text import read_familiar_text
 from clara_cli.answering.passage_search import (
     AskOptions,
     EncodeQuestions,
@@ -56,6 +57,8 @@ class Clara:
             refuse_mismatch(loaded, one.corpus)
         self.query_role = self.model.query_role
         self.answerer = Answerer(loaded, self.has_text, self._other)
+        fingerprints = (loaded.info.fingerprint, loaded.info.older_fingerprint)
+        self.familiar_text = read_familiar_text(loaded.path, *fingerprints)
 
     @classmethod
     def open(
@@ -229,6 +232,12 @@ class Clara:
     ) -> list[Answer]:
         """Answer questions from passages already found; see `Answerer.answer`."""
         return self.answerer.answer(found, how, on_text)
+
+    def reads_well(self, found: FoundPassages) -> bool:
+        """Whether passages are like the text that the checkpoint has learned, as far as that was
+        measured for it."""
+        passages = [hit.passage for hit in found.hits]
+        return self.familiar_text is None or self.familiar_text.has(self.model, passages)
 
     def retell(
         self,

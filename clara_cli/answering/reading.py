@@ -96,7 +96,7 @@ def generate(
     max_new_tokens: int,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Generated]:
-    """The answer to each prompt, computed in batches of like length. `on_text` is told each piece
+    """The answer to each prompt, computed in batches of like length. `on_text` receives each piece
     of the answer to a single prompt."""
     tokenizer = model.prompter.tokenizer
     generated: dict[int, Generated] = {}

@@ -16,10 +16,11 @@ from torch import Tensor
 from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError, UsageError, nearest
+from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
-from clara_cli.search.errors import OtherCorpusError
+from clara_cli.search.errors import REBUILD, OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
 from clara_cli.search.keys import make_key
 from clara_cli.search.label_index import SIDECAR, GraphIndex
@@ -188,10 +189,13 @@ def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
     corpus. Raises ArtefactError where it is damaged or of another corpus."""
     try:
         index = kind.load(corpus.folder / place, corpus.manifest.states)
-    except OtherCorpusError as error:
-        if corpus.is_current() and error.indexed not in corpus.manifest.edits.renumbered:
-            raise
-        return None
+    except ArtefactError as error:
+        if isinstance(error, OtherCorpusError):
+            if not corpus.is_current() or error.indexed in corpus.manifest.edits.renumbered:
+                return None
+        if error.hint == REBUILD:
+            error.hint = f"build it again: clara index {shell_word(corpus.folder)}"
+        raise
     return index if index is not None and len(index) == corpus.manifest.rows else None
 
 

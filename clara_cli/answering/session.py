@@ -7,12 +7,15 @@ language model may read as text, and loads a checkpoint only for a question that
 
 from __future__ import annotations
 
+import shlex
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
+from clara_cli.answering.answerer import FoundPassages
 from clara_cli.answering.engine import Clara
 from clara_cli.answering.followup import completed
 from clara_cli.answering.llm_answerer import LLMAnswerer, LLMQuestion
@@ -23,6 +26,7 @@ from clara_cli.answering.passage_search import (
     refuse_odd_text,
 )
 from clara_cli.answering.retriever import INDEX, Retriever
+from clara_cli.bundled import fetch_smol
 from clara_cli.config import AskConfig
 from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.errors import ArtefactError, UsageError
@@ -69,7 +73,7 @@ class Session(ABC):
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer one question, searching with what was said before where the question leans on
-        it; `on_text` is told each piece of the answer as it comes."""
+        it; `on_text` receives each piece of the answer as it comes."""
         answer = self.answer_after(question, self.said, on_text)
         self.said.append(answer)
         return answer
@@ -144,6 +148,7 @@ class ClaraSession(Session):
         super().__init__(config, report)
         reading = clara.loaded.info.reading
         self.clara = clara
+        self._warned = False
         self.top_k = config.top_k or reading.passages
         self.read = config.read or reading.mode
 
@@ -174,7 +179,42 @@ class ClaraSession(Session):
 
     def ask_all(self, questions: list[str]) -> list[Answer]:
         """Answer questions that have nothing to do with each other, in their order."""
-        return self.clara.ask_all([non_empty(question) for question in questions], self._how())
+        how = self._how()
+        found = self.clara.find([non_empty(question) for question in questions], how)
+        return self._answer(found, how)
+
+    def _answer(
+        self,
+        found: list[FoundPassages],
+        how: AskOptions,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[Answer]:
+        """The answers from passages found; where those are unlike what the checkpoint can read,
+        its answers say so, and the first time the report has the command that reads them."""
+        unlike = [not self.clara.reads_well(one) for one in found]
+        warning = f"these passages are unlike the text that {self.clara.loaded.name} has learned"
+        if any(unlike) and not self._warned:
+            self._warned = True
+            question = found[unlike.index(True)].question
+            self._report.warn(f"{warning}: {self._better_reader(question)}")
+        answers = self.clara.answer(found, how, on_text)
+        return [
+            replace(answer, warnings=(warning,)) if unknown else answer
+            for answer, unknown in zip(answers, unlike, strict=True)
+        ]
+
+    def _better_reader(self, question: str) -> str:
+        """The command that answers a question from the same documents by a model that reads text,
+        or shows passages where the documents are not there."""
+        corpora = [retriever.corpus for retriever in self.clara.retrievers]
+        parts = [part for corpus in corpora for part in corpus.manifest.parts]
+        words = [takewhile(lambda word: not word.startswith("--"), part.inputs) for part in parts]
+        documents = [word for part in words for word in part]
+        if not documents or not all(Path(document).exists() for document in documents):
+            folders = [word for corpus in corpora for word in ("--corpus", str(corpus.folder))]
+            return f"find them with {shlex.join(['clara', 'ask', '--search', question, *folders])}"
+        ask = shlex.join(["clara", "ask", question, *documents, "--model", "smol"])
+        return f"a model that reads text answers with {fetch_smol()}{ask}"
 
     def _encoder(self, how: AskOptions) -> EncodeQuestions:
         return self.clara.encoder(how.ratio)
@@ -191,7 +231,7 @@ class ClaraSession(Session):
         how = self._how(explain, max_new_tokens=max_new_tokens)
         whole = completed(non_empty(question), before[-1] if before else None)
         (found,) = self.clara.find([whole], how)
-        (answer,) = self.clara.answer([replace(found, question=question)], how, on_text)
+        (answer,) = self._answer([replace(found, question=question)], how, on_text)
         return answer
 
 
@@ -287,7 +327,7 @@ class PassageSession(Session):
 def non_empty(question: str) -> str:
     """The question; raises UsageError for an empty one."""
     if not question.strip():
-        raise UsageError("the question is empty", 'ask something: clara ask "Who ...?"')
+        raise UsageError("the question is empty", "write a question")
     return question
 
 

@@ -197,7 +197,7 @@ class ChatClient:
 
     async def ask(self, prompt: Prompt, on_text: Callable[[str], None] | None = None) -> Reply:
         """The reply to a prompt, tried again where a failure may pass, elsewhere if there is an
-        elsewhere. `on_text` is told each piece of a streamed reply: once it was told one, nothing
+        elsewhere. `on_text` receives each piece of a streamed reply: once it was told one, nothing
         is tried again."""
         heard = _PieceCounter(on_text)
         started, last, failed = time.monotonic(), "", None

@@ -94,7 +94,7 @@ async def read_bounded(response: httpx2.Response, limit: int) -> tuple[bytes, bo
 async def read_reply(
     response: httpx2.Response, asked: str, on_text: Callable[[str], None] | None = None
 ) -> Reply:
-    """The reply of a response with status 200; `on_text` is told each piece of a streamed one.
+    """The reply of a response with status 200; `on_text` receives each piece of a streamed one.
     Raises BrokenReply."""
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         return await _read_stream(response, asked, on_text)

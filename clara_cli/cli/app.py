@@ -148,7 +148,9 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and ctx is not None and option is not None:
         if isinstance(ctx.command, ClaraGroup) and option.removeprefix("--") in SHARED:
-            return UsageError(f"no such option: {option}", f"it goes last: {path} COMMAND {option}")
+            return UsageError(
+                f"no such option: {option}", f"it goes last, as in {path} ask {option}"
+            )
         names = [name for p in ctx.command.get_params(ctx) for name in (*p.opts, *p.secondary_opts)]
         flags = [name for name in names if name.startswith("-")]
         return UsageError(f"no such option: {option}", nearest(option, flags))

@@ -55,7 +55,7 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
             return
         config = dataclasses.replace(config, question=_read_question())
     if config.question is not None and not config.question.strip():
-        raise UsageError("the question is empty", 'clara ask "Who ...?" --corpus DIR')
+        raise UsageError("the question is empty", "write it in quotes after clara ask")
     with terminal.TerminalReport(quiet=quiet) as report, contextlib.ExitStack() as held:
         printer = held.enter_context(Printer(config, report, as_json=as_json))
         config = _with_documents(config, report, held)
@@ -113,7 +113,7 @@ def _cache_line(row: CachedCorpusRow) -> str:
 
 
 def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
-    """Answer over HTTP until the process is told to end."""
+    """Answer over HTTP until the process is asked to end."""
     if as_json:
         raise UsageError("--serve and --json do not go together", "omit --json")
     serving.check_installed()
@@ -286,6 +286,7 @@ class Printer:
         self._report.pause()
         with answers.Stream() as stream:
             answer = session.ask(question, stream.say)
+        self._report.pause()
         self.show(answer)
         return answer
 
@@ -341,7 +342,7 @@ def _open_log(file: Path | None) -> TextIO | None:
 
 def _check_support(given: Iterable[Answer], *, required: bool) -> None:
     """Take every answer; with `--require-support`, fail when the sources do not carry one, or
-    nobody can tell."""
+    it is unjudged."""
     verdicts = [answer.supported for answer in given]
     missing, unjudged = verdicts.count(False), verdicts.count(None)
     if not required or not missing + unjudged:
@@ -364,5 +365,5 @@ def _read_question() -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not {error.encoding}", "pipe UTF-8 text") from error
     if not question:
-        raise UsageError("no question: stdin is empty", 'clara ask "Who ...?" --corpus DIR')
+        raise UsageError("no question: stdin is empty", "write it in quotes after clara ask")
     return question

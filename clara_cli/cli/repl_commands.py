@@ -33,7 +33,7 @@ class Session(Protocol):
         """The passages of a question alone."""
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
-        """The answer to one question; `on_text` is told each piece as it comes."""
+        """The answer to one question; `on_text` receives each piece as it comes."""
 
     def explain(self) -> Answer:
         """The last answer again, with the why."""

@@ -27,10 +27,10 @@ from typing import Any, Protocol, TypeVar
 
 from clara_cli.cli.show import json_line
 from clara_cli.errors import ClaraError, UsageError
+from clara_cli.extras import install_command
 from clara_cli.records import ABSTENTION, Answer, Report, SearchResult
 
 TOKEN = "CLARA_SERVE_TOKEN"
-EXTRA = "pip install 'clara-cli[serve]'"
 MODEL = "clara"
 LONGEST_BODY = 2**18  # bytes
 MOST_WAITING = 256  # requests, those being answered included
@@ -70,7 +70,9 @@ class Address:
         host, _, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
         if not port.isdecimal() or int(port) > 65535:
-            raise UsageError(f"--serve {text}: no port", "write --serve 8000, or HOST:8000")
+            raise UsageError(
+                f"--serve {text}: no port", "write --serve 8000, or --serve 127.0.0.1:8000"
+            )
         return cls(host, int(port))
 
     @property
@@ -114,11 +116,11 @@ def check_installed() -> None:
     """Raise UsageError where the server's packages are missing."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise UsageError(f"--serve needs {' and '.join(missing)}", EXTRA)
+        raise UsageError(f"--serve needs {' and '.join(missing)}", install_command("serve"))
 
 
 class Refusal(Exception):  # noqa: N818  (an answer to a client)
-    """What a client is told instead of an answer, with its HTTP status."""
+    """What a client receives instead of an answer, with its HTTP status."""
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
         super().__init__(message)
@@ -402,7 +404,7 @@ def serve(
     holds_back: bool,
     log: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Serve until the process is told to end.
+    """Serve until the process is asked to end.
 
     Raises:
         UsageError: where the address cannot be had, or needs a token.

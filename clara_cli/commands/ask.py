@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def run(
     elif config.file is not None:
         questions = read_question_file(config.file)
     else:
-        raise UsageError("no question", "give one, or -f FILE")
+        raise UsageError("no question", "give one, or a file of them with -f")
     session = open_session(config, report)
     check_questions(session, questions)
     if config.file is not None:
@@ -170,14 +171,18 @@ def check_options(config: AskConfig) -> None:
         parse(config.where)
     idle = next((name for name, _ in changed_options(config)), None)
     if idle and not config.documents:
-        raise UsageError(f"{idle} without documents", 'clara ask "..." ./FOLDER, or omit it')
+        raise UsageError(
+            f"{idle} without documents", "name documents after the question, or omit it"
+        )
 
 
 def check_task(config: AskConfig) -> None:
     """Raise UsageError for half a task, and for options that do nothing in one."""
     if config.task is None or config.passage is None:
         given, other = ("--passage", "--task") if config.task is None else ("--task", "--passage")
-        raise UsageError(f"{given} without {other}", "clara ask --task paraphrase --passage ID")
+        raise UsageError(
+            f"{given} without {other}", "both are needed; sources show the ids of passages"
+        )
     refuse_idle(config, IDLE_IN_TASK, f"--task {config.task}", TASK_HINT)
 
 
@@ -282,7 +287,10 @@ def find_corpora(folders: tuple[Path, ...]) -> list[Path]:
         if candidates
         else "none here"
     )
-    raise UsageError(f"which corpus? {what}", "name it with --corpus DIR")
+    hint = "name one with --corpus, or ask documents directly: clara ask ./notes"
+    if candidates:
+        hint = f"name it: --corpus {shlex.quote(str(candidates[0]))}"
+    raise UsageError(f"which corpus? {what}", hint)
 
 
 def check_questions(session: Session, questions: Sequence[AskedQuestion]) -> None:

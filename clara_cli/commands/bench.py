@@ -103,7 +103,7 @@ def compare_systems(config: BenchConfig, name: str, report: Report) -> BenchResu
 def interrupted(out: Path | None) -> Interrupted:
     """What Ctrl-C ends in."""
     kept = f"; the questions answered so far are in {out}" if out else ""
-    hint = "run the same command again: it goes on" if out else "--out DIR keeps answers"
+    hint = "run the same command again: it goes on" if out else "with --out answers are kept"
     return Interrupted(f"interrupted{kept}", hint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from clara_cli.core.abilities import Abilities
 from clara_cli.core.checkpoint import Loaded
@@ -18,7 +19,8 @@ OLDER = "was written by an older version of clara, which recorded less of its we
 def note_older(loaded: Loaded, corpora: Sequence[Corpus], report: Report) -> None:
     """Say where a checkpoint or a corpus is compared as version 1 of its format was."""
     if loaded.info.version == 1:
-        anew = f"clara train --init {shell_word(loaded.name)} --steps 0 --out DIR writes it anew"
+        out = shell_word(f"{Path(loaded.name).name}-anew")
+        anew = f"clara train --init {shell_word(loaded.name)} --steps 0 --out {out} writes it anew"
         report.note(f"{loaded.name} {OLDER}: the first values of each are compared; {anew}")
         return
     for corpus in corpora:

@@ -163,7 +163,7 @@ def default_out(inputs: tuple[str, ...]) -> Path:
     name = name.split(":")[0].split(".")[0]
     if inputs[0] == "-" or not name:
         message = f"--out is needed for input {inputs[0]!r}"
-        raise UsageError(message, "name the corpus: --out NAME.clara")
+        raise UsageError(message, "name the corpus, as in --out documents.clara")
     return Path(f"{name}.clara")
 
 

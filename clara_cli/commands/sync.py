@@ -83,7 +83,7 @@ class Sync:
             raise UsageError("stdin cannot be read by several processes", "compress a file")
         manifest = read_manifest(self.folder)
         if manifest is None:
-            hint = f"make it first: clara compress DOCUMENTS --out {shell_word(self.folder)}"
+            hint = f"make it first: clara compress, with --out {shell_word(self.folder)}"
             raise ArtefactError(f"{self.folder}: no finished corpus to change", hint)
         self.identity = manifest.identity
         refuse_other_options(config, self.identity)

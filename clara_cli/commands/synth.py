@@ -114,7 +114,7 @@ class Target:
         """What `--llm` and `--llm-model` name."""
         llm = config.llm or os.environ.get("CLARA_LLM", "")
         if not llm:
-            hint = "--llm http://127.0.0.1:8000/v1 --llm-model NAME, or a local model: --llm DIR"
+            hint = "give --llm a server's address and --llm-model, or --llm a local model's folder"
             raise UsageError("no language model", hint)
         parts = tuple(part.strip() for part in llm.split(","))
         served = [part.startswith(("http://", "https://")) for part in parts]

@@ -51,7 +51,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
         return ranks.lead(lambda: convert(config, report))
     if stage_class is None or not config.questions:
         raise UsageError(
-            "training needs QUESTIONS and --stage", "add --stage instruct, retrieval or e2e"
+            "training needs questions and --stage", "add --stage instruct, retrieval or e2e"
         )
     check_pool_settings(config, stage_class.retrieves)
     stage_class.trained_roles(config)

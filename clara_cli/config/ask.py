@@ -16,13 +16,13 @@ class AskConfig(PlacementOptions, DocumentOptions):
     """Answer questions from a compressed corpus, with sources. Without a question: the REPL.
 
     Examples:
-      clara ask "Who is the mayor of Frostmouth?" --corpus sample.clara
+      clara ask "Who commanded the Eastern Walrus 58?" --corpus sample.clara
       clara ask "When is the next release?" ./notes
-      clara ask --search "mayor of Frostmouth" --corpus sample.clara
-      clara ask "When is the next release?" ./notes --llm http://127.0.0.1:8000/v1 --llm-model NAME
+      clara ask --search "highest rank in sumo" --corpus sample.clara
+      clara ask "When is the next release?" ./notes --llm http://127.0.0.1:8000 --llm-model any
       clara ask -f questions.txt --corpus sample.clara --json
       cat questions.txt | clara ask -f - --corpus sample.clara --answer-only
-      clara ask "Who is the mayor?" --corpus sample.clara --where 'kind=invented'
+      clara ask "Who commanded the ship?" --corpus sample.clara --where 'title="Eastern Walrus 58"'
       clara ask --serve 8000 --corpus sample.clara
       clara ask --task paraphrase --passage invented-030#0 --corpus sample.clara
       clara ask --corpus sample.clara
@@ -68,7 +68,9 @@ class AskConfig(PlacementOptions, DocumentOptions):
         METHOD,
     )
     where: str | None = option(
-        "Search only passages whose fields fulfil this, like: lang=en and year>=2010.", None, METHOD
+        "Search only passages whose fields fulfil this, like: 'lang=en and year>=2010'.",
+        None,
+        METHOD,
     )
     max_new_tokens: int = option("Longest answer, in tokens.", 128, METHOD, low=1)
     model: str | None = option("Checkpoint; default: what the corpus names.", None, MODEL)
@@ -103,7 +105,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
         METHOD,
     )
     require_support: bool = option(
-        "Exit 5 when the sources do not support the answer.", False, METHOD
+        "Exit with 5 when the sources do not support the answer.", False, METHOD
     )
     abstain: bool = option(
         "Say 'not in the documents' instead of an answer that the sources do not support.",
@@ -123,8 +125,7 @@ class AskConfig(PlacementOptions, DocumentOptions):
         "Append every answer to this file, as --json prints it, with its time.", None, OUTPUT
     )
     clear_cache: bool = option(
-        "Remove the backbones that were dequantised into the cache, say how much that was, and "
-        "stop.",
+        "Remove the backbones that were dequantised into the cache, print their size, and stop.",
         False,
         OUTPUT,
     )

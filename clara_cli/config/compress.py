@@ -116,7 +116,7 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         for name in ("append", "prune", "delete", "delete_from", "vacuum", "watch"):
             if getattr(self, name) and self.into is None:
                 flag = "--" + name.replace("_", "-")
-                raise UsageError(f"{flag} without --into", f"name the corpus: --into DIR {flag}")
+                raise UsageError(f"{flag} without --into", "add --into and the corpus's folder")
         if self.yes and not self.prune:
             raise UsageError("--yes without --prune", "omit it: nothing is asked")
         deletes = bool(self.delete or self.delete_from)

@@ -27,31 +27,33 @@ class DocumentOptions:
         "Take the text from text or contents alone, whatever other fields there are.", False, INPUT
     )
     encoding: str | None = option(
-        "Encoding of text, CSV, TSV and JSON files; default: UTF-8, of a text file that is not "
-        "what it looks like, with a note.",
+        "Encoding of text, CSV, TSV and JSON files; default: UTF-8; a text file that is not UTF-8 "
+        "is read in the encoding it looks like, with a note.",
         None,
         INPUT,
     )
     include: tuple[str, ...] = option(
-        "Of folders read only files whose path in the folder fits this glob (several: repeat it).",
+        "In folders, read only files whose path matches this glob (several: repeat it).",
         (),
         INPUT,
     )
     exclude: tuple[str, ...] = option(
-        "Of folders leave out what fits this glob, written as in a .gitignore (several: repeat "
-        "it).",
+        "In folders, omit what matches this glob, written as in a .gitignore (several: repeat it).",
         (),
         INPUT,
     )
-    ignored: bool = option("Read in folders what a .gitignore there leaves out, too.", False, INPUT)
+    ignored: bool = option("In folders, also read what a .gitignore leaves out.", False, INPUT)
     max_record_mib: int = option(
-        "Largest line, row or text file, in MiB; memory for it grows to some 30 times as much.",
+        "Largest line, row or text file, in MiB; reading it may take 30 times as much memory.",
         16,
         INPUT,
         low=1,
     )
     file_seconds: float = option(
-        "Longest that reading one PDF, office, web or mail file may take.", 60.0, INPUT, low=0.1
+        "Most seconds that reading one PDF, office, web or mail file may take.",
+        60.0,
+        INPUT,
+        low=0.1,
     )
     skip_bad: bool = option(
         "Count and report bad lines, duplicate ids and what cannot be read instead of stopping.",

@@ -57,4 +57,4 @@ def _is_off(value: Any) -> bool:
 
 def _not_plain(fields: Fields, key: str) -> ArtefactError:
     error = fields.wrong(key, f"{str(fields.values[key])[:80]!r} is more than plain LoRA")
-    return ArtefactError(error.message, "train it anew with clara, or fold it into the backbone")
+    return ArtefactError(error.message, "train it again with clara, or fold it into the backbone")

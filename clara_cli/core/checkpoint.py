@@ -224,7 +224,7 @@ def find_stored(options: LoadOptions) -> StoredCheckpoint:
 
 
 def backbone_source(path: Path, info: CheckpointInfo, options: LoadOptions) -> str:
-    """Where a checkpoint's backbone comes from: as told, beside it, or by the name it has."""
+    """Where a checkpoint's backbone comes from: as given, beside it, or by the name it has."""
     bundled = path / "backbone"
     return options.backbone or (str(bundled) if bundled.is_dir() else info.backbone)
 

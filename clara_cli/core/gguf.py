@@ -82,7 +82,7 @@ def gguf_file(name: str) -> Path | None:
     if len(files) > 1:
         listed = ", ".join(file.name for file in files[:3])
         message = f"backbone {name}: {len(files)} GGUF files in it ({listed})"
-        raise ArtefactError(message, "name one of them with --backbone FILE.gguf")
+        raise ArtefactError(message, "name one of these files with --backbone")
     return files[0] if files else None
 
 

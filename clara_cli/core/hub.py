@@ -81,10 +81,11 @@ def choose_folder(repository: str, files: list[str], ratio: int | None) -> str:
     if ratio is None and len(ratios) == 1:
         return next(iter(ratios.values()))
     if ratio is None:
+        number, part = next(iter(ratios.items()))
         raise UsageError(
             f"{repository} has checkpoints for several ratios",
-            f"give --ratio: {served} (to train: --set ratios=[N]), or name {repository}/"
-            f"{next(iter(ratios.values()))}",
+            f"give --ratio: {served} (to train: --set ratios=[{number}]), or name "
+            f"{repository}/{part}",
         )
     if ratio not in ratios:
         raise UsageError(f"--ratio {ratio}: not in {repository}", f"it serves {served}")

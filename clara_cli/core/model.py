@@ -362,7 +362,7 @@ class ClaraModel(nn.Module):
         stop: Any = None,
     ) -> list[list[int]]:
         """Greedy continuation of each prompt, its end token left out; none ends before
-        `min_new_tokens`. A `streamer` (one prompt) is told every id as it comes, a `listener` the
+        `min_new_tokens`. A `streamer` (one prompt) receives every id as it comes, a `listener` the
         logits of every step; `stop` says which rows end there. Raises ArtefactError where logits
         are not finite."""
         width = max(map(len, rows))

@@ -17,10 +17,10 @@ from torch import nn
 
 from clara_cli.core.model import ClaraModel
 from clara_cli.errors import UsageError, first_line
+from clara_cli.extras import install_command
 from clara_cli.storage.artefact import parse
 from clara_cli.storage.file_kinds import read_user_file
 
-EXTRA = "pip install 'clara-cli[quant]'"
 MAPS = ("auto", "sequential")
 
 
@@ -76,7 +76,8 @@ WHOLE = BackbonePlacement()
 def check_bitsandbytes(load_in: str, device: torch.device) -> None:
     """Raise UsageError where bitsandbytes is missing or cannot work on the device."""
     if find_spec("bitsandbytes") is None:
-        raise UsageError(f"--load-in {load_in} needs bitsandbytes, which is not here", EXTRA)
+        message = f"--load-in {load_in} needs bitsandbytes, which is not here"
+        raise UsageError(message, install_command("quant"))
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -92,7 +93,7 @@ def cannot(load_in: str, reason: object) -> UsageError:
     """The error where bitsandbytes is there and does not work."""
     return UsageError(
         f"--load-in {load_in}: bitsandbytes does not work here: {first_line(reason)}",
-        f"omit --load-in, use --device cuda, or bring it up to date: {EXTRA}",
+        f"omit --load-in, use --device cuda, or bring it up to date: {install_command('quant')}",
     )
 
 

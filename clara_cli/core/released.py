@@ -203,5 +203,5 @@ def find_backbone(config: dict[str, Any], path: Path) -> str:
             return BACKBONES[tail]
     raise ArtefactError(
         f"{path / 'config.json'}: the backbone is {named!r}, a place on somebody else's machine",
-        "name it with --backbone DIR or --backbone OWNER/NAME",
+        "name it with --backbone: its folder, or its Hub id",
     )

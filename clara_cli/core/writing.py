@@ -27,8 +27,8 @@ def write(
     stop: Callable[[Tensor, Any], Tensor] | None = None,
 ) -> Tensor:
     """Ids (B, new) after prompts padded on the left, whose mask is 0 there. A row that has ended is
-    filled with its first end token; none ends before `min_new_tokens`. A `streamer` is told the ids
-    of each step, `processors` see its logits (B, V), `stop` says which rows end there."""
+    filled with its first end token; none ends before `min_new_tokens`. A `streamer` receives the
+    ids of each step, `processors` see its logits (B, V), `stop` says which rows end there."""
     if isinstance(causal_lm, Llama):
         return causal_lm.write(
             embeds_BTD,

@@ -25,7 +25,9 @@ class Additions:
         """Read every id of a finished corpus. Raises ArtefactError where there is none."""
         manifest = read_manifest(folder)
         if manifest is None:
-            hint = f"make it first: clara compress DOCUMENTS --out {shell_word(folder)}"
+            hint = (
+                f"make it first: clara compress with the documents and --out {shell_word(folder)}"
+            )
             raise ArtefactError(f"{folder}: no finished corpus to add to", hint)
         self.folder, self.manifest = folder, manifest
         self.part: int | None = None

@@ -84,8 +84,9 @@ def _finished(folder: Path) -> Manifest:
         raise ArtefactError(message, "run the same clara compress command again: it goes on")
     there = folder.exists()
     what = "not a corpus: no manifest.json" if there else "no such corpus"
-    out = "NAME.clara" if there else shell_word(folder)
-    raise ArtefactError(f"{folder}: {what}", f"make one: clara compress DOCUMENTS --out {out}")
+    out = "another --out" if there else f"--out {shell_word(folder)}"
+    hint = f"make one: clara compress with the documents and {out}"
+    raise ArtefactError(f"{folder}: {what}", hint)
 
 
 @dataclass(frozen=True)

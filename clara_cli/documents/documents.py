@@ -46,7 +46,7 @@ def read_documents(
 
     A bad record (not JSON, not an object, no string text, not UTF-8, a wrong id or title, an id
     seen before, or one that `refuse` has a word against) and a file or folder that cannot be read,
-    or not to its end, raise DataError, or, with `skip_bad`, are told to `on_bad` and passed over.
+    or not to its end, raise DataError, or, with `skip_bad`, are given to `on_bad` and passed over.
     A file that `is_unchanged`, asked of each, says is as it was read before is not read again.
     Raises UsageError at once for a missing path or a type that is not read, and DataError where
     there is no document at all, unless that `may_be_empty`.
@@ -288,7 +288,9 @@ def _text_field(record: dict[str, Any], fields: tuple[str, ...]) -> str:
         return others[0]
     if others:
         either = " or ".join(map(repr, others))
-        raise BadRecord(f"no text, which may be in {either}: --text-field NAME says where")
+        raise BadRecord(
+            f"no text, which may be in {either}: --text-field {others[0]} takes that one"
+        )
     names = ", ".join(map(str, record)) or "none"
     wanted = " (nor ".join(usual) + ")" * (len(usual) - 1)
     raise BadRecord(f"no {wanted}; its fields: {shortened(names)}")

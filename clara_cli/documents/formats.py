@@ -75,7 +75,7 @@ def read_pdf(source: Source, stream: IO[bytes]) -> dict[str, Any]:
 
     reader = pypdf.PdfReader(stream)
     if reader.is_encrypted and not reader.decrypt(""):
-        raise DataError(f"{source.name}: encrypted, it wants a password", "save it without one")
+        raise DataError(f"{source.name}: encrypted, it needs a password", "save it without one")
     parts = [(f"page={n}", page.extract_text()) for n, page in enumerate(reader.pages, 1)]
     if not any(text.strip() for _, text in parts):
         message = f"{source.name}: {len(parts)} pages and no text in them: scanned?"

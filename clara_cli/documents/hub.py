@@ -80,7 +80,7 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except DatasetNotFoundError as error:
-        hint = "check its name; a gated one wants `hf auth login`"
+        hint = "check its name; a gated one needs `hf auth login`"
         raise ArtefactError(f"hf:{name}: no such dataset on the Hub, or no access", hint) from error
     except ConnectionError as error:
         message = f"hf:{name}: not downloaded yet, and the Hub cannot be reached"

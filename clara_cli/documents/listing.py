@@ -16,6 +16,7 @@ from pathlib import Path
 from clara_cli.config.documents import DocumentOptions
 from clara_cli.documents.chosen_files import ALL_FILES, ChosenFiles, Patterns
 from clara_cli.errors import DataError, UsageError
+from clara_cli.extras import install_command
 from clara_cli.printable import shell_word
 from clara_cli.storage.file_kinds import printable_path, special_file, why_unreadable
 
@@ -47,7 +48,6 @@ NEEDS = {  # kinds read by the extra `documents`, and the library whose presence
     "rst": "docutils",
     "email": "bs4",
 }
-INSTALL = "pip install 'clara-cli[documents]'"
 HUB = "hf:"  # before the name of a Hugging Face dataset
 ACCEPTED = (
     "accepted: .jsonl .json .txt .md .csv .tsv (also .gz, .xz), .parquet, with the extra documents "
@@ -121,7 +121,7 @@ def list_inputs(
             label = item.removeprefix(HUB)
             listing.sources.append(Source(path, label, item, "hub", fields, input=item))
         elif _is_corpus(path):
-            hint = f'ask it: clara ask "..." --corpus {shell_word(item)}'
+            hint = f"ask it: clara ask --corpus {shell_word(item)}"
             raise UsageError(f"{item}: a compressed corpus, not documents", hint)
         elif path.is_dir():
             _walk(path, item, fields, patterns, listing)
@@ -130,7 +130,7 @@ def list_inputs(
             if kind in NEEDS and not is_readable(kind):
                 named = "mail" if kind == "email" else kind.upper()
                 message = f"{item}: {named} is read with the extra documents, not installed"
-                raise DataError(message, INSTALL)
+                raise DataError(message, install_command("documents"))
             label = path.name if names[path.name] == 1 else path.as_posix()
             _add(listing, Source(path, label, item, kind, fields, input=item))
         else:

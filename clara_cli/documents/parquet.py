@@ -7,6 +7,7 @@ Knows columns and their types; knows nothing of what a record means.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, in small batches. Dates, times, durations, UUIDs and decimals
     become strings, not-a-number null; bytes (images, sound) are left out, in whatever they lie,
-    and `note` is told of the columns that nothing is left of.
+    and `note` is called with the columns that nothing is left of.
 
     Raises:
         DataError: for a file that is not Parquet, damaged, without the text's column, or with two
@@ -47,7 +48,8 @@ def rows(
         if not set(source.fields) & set(kept):
             columns = ", ".join(kept)
             message = f"{source.name}: no string column {source.fields[0]!r} among {columns}"
-            raise DataError(message, "name the documents' column: --text-field NAME")
+            named = f"as in --text-field {shlex.quote(list(kept)[-1])}" if kept else "if it has one"
+            raise DataError(message, f"name the column of the text, {named}")
         if left_out := [f for f in table.schema_arrow if f.name not in kept]:
             named = ", ".join(f"{field.name} ({field.type})" for field in left_out)
             note(f"{source.name}: columns left out, of bytes: {shortened(named, 200)[1:-1]}")

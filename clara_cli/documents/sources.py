@@ -157,7 +157,7 @@ def position(stream: IO[bytes]) -> int:
 
 
 def _decompressed(stream: Any) -> Any:
-    """A buffered stream of what `stream` holds, told by its first bytes."""
+    """A buffered stream of what `stream` holds, recognised by its first bytes."""
     magic = stream.peek(6)[:6]
     if magic.startswith(_GZIP):
         return io.BufferedReader(gzip.GzipFile(fileobj=stream, mode="rb"), _BUFFER)

@@ -145,7 +145,9 @@ def _header(row: list[str], where: str, fields: tuple[str, ...]) -> list[str]:
     if not set(fields) & set(row):
         columns = ", ".join(map(repr, row[:20]))
         message = f"{where}: no column {fields[0]!r} among {columns}"
-        raise DataError(message, "name the documents' column: --text-field NAME")
+        raise DataError(
+            message, f"name the column of the text, as in --text-field {shell_word(row[-1])}"
+        )
     refuse_repeated(row, where)
     return row
 

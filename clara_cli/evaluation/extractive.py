@@ -1,8 +1,9 @@
 """The extractive baseline: no model chooses what is read, and it takes no more tokens than memory.
 
-The sentences of the pool that share the most telling words with the question, by BM25 with their
-passage's title, up to the tokens that the memory of as many passages takes. The strongest cheap
-rival of compressed memory: what that adds must be more than this keeps. Knows text and tokens.
+The sentences of the pool that share the most informative words with the question, by BM25 with
+their passage's title, up to the tokens that the memory of as many passages takes. The strongest
+cheap rival of compressed memory: what that adds must be more than this keeps. Knows text and
+tokens.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Cases:
         return (self._stored_id(self._given_passages[question.own_passage]),)
 
     def _stored_id(self, passage: PoolPassage) -> str:
-        """What a stored corpus calls a passage, told by its text."""
+        """What a stored corpus calls a passage, found by its text."""
         return self._stored_names.get(model_text(passage.title, passage.text), passage.id)
 
     @cached_property
@@ -185,7 +185,7 @@ def _check(
     has_any = bool(dataset.paragraphs) or any(q.pool for q in dataset.questions)
     if setting in ("normal", "corpus"):
         if not has_corpus and not has_any:
-            hint = "give a compressed corpus with --corpus DIR, or a dataset with paragraphs"
+            hint = "give --corpus a folder made by clara compress, or a data set with paragraphs"
             raise DataError(f"{dataset.name}: its questions come without paragraphs", hint)
         return
     if setting == "oracle" and not dataset.pooled:
@@ -194,7 +194,9 @@ def _check(
     for question in questions:
         if not question.pool and not dataset.lists_pools:
             what = f"{question.source}: question {question.id!r} has no paragraphs"
-            raise DataError(what, "use --setting corpus with --corpus DIR")
+            raise DataError(
+                what, "use --setting corpus, and give --corpus a folder made by clara compress"
+            )
         if setting == "gold" and not (any(p.gold for p in question.pool) or question.named_gold):
             what = f"{question.source}: question {question.id!r} has no gold paragraph"
             raise DataError(what, "flag them (gold or pos_index), or use --setting oracle")

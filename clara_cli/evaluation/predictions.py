@@ -284,7 +284,7 @@ def _resume(folder: Path, rows: Sequence[Row], cases: Sequence[Case]) -> tuple[A
 
 
 def _rewrite(folder: Path, answered: AnsweredRows) -> None:
-    """Write both files anew."""
+    """Write both files again."""
     write_atomic(folder, PREDICTIONS, b"".join(map(encode_line, answered.predictions)))
     write_atomic(folder, MEASURES, b"".join(map(encode_line, answered.measures)))
 

@@ -164,7 +164,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def measure(speed: Speed, rounds: int, report: Report) -> dict[str, dict[str, float] | None]:
-    """Medians by thing; None for one that memory did not suffice for, which is said."""
+    """Medians by thing; None for one that memory did not suffice for, with a warning."""
     timed_tasks = speed.timed_tasks()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in timed_tasks}
     failed: set[str] = set()

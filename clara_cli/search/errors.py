@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from clara_cli.errors import ArtefactError
 from clara_cli.storage.artefact import Fields
 
-REBUILD = "build it again: clara index CORPUS"
+REBUILD = "build it again with clara index"
 
 
 class OtherCorpusError(ArtefactError):

@@ -25,7 +25,7 @@ from clara_cli.storage.versions import Version
 GRAPH = "graph.bin"
 _SPACE = "cosine"
 _MOST_CANDIDATES = 2**31 - 1
-_EXACT = "use the exact scan: clara index CORPUS --engine exact"
+_EXACT = "use the exact scan: the same command with --engine exact"
 
 
 @dataclass(frozen=True, slots=True)

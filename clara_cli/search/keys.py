@@ -92,7 +92,7 @@ def make_key(name: str, memory_BMD: Tensor, state: State) -> Tensor:
     matrix, numbers = state.get("projection_PF"), memory_BMD.shape[1] * memory_BMD.shape[2]
     if matrix is not None and matrix.shape[0] != numbers:
         message = f"the index's keys are made of {matrix.shape[0]} numbers, a memory has {numbers}"
-        raise ArtefactError(message, "build it again: clara index CORPUS")
+        raise ArtefactError(message, "build it again with clara index")
     return _unit(_RULES[name](_finite(memory_BMD), state))
 
 

@@ -37,7 +37,7 @@ FILES = (GRAPH, TABLES)
 _FORM = ("clara-index", 2)
 _OLDER = (1,)
 _SAME = 1 - 1e-6  # the cosine, in float32, of equal keys
-_EXACT = "use the exact scan: clara index CORPUS --engine exact"
+_EXACT = "use the exact scan: the same command with --engine exact"
 
 
 class Graph(Protocol):

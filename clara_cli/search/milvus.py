@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from clara_cli.errors import ClaraError, UsageError
+from clara_cli.extras import install_command
 from clara_cli.search.errors import REBUILD
 from clara_cli.storage.artefact import Fields
 
 _INSERT = 1000  # keys a request carries: 16 MB at the widest, servers take 64
 MOST = 16_384  # results Milvus gives to one query
-_INSTALL = "install it: pip install 'clara-cli[milvus]'"
 
 
 def full_uri(uri: str) -> str:
@@ -161,7 +161,7 @@ class MilvusGraph:
             from pymilvus import MilvusClient
             from pymilvus.exceptions import MilvusException
         except ImportError as error:
-            raise ClaraError(f"--engine milvus: {error}", _INSTALL) from error
+            raise ClaraError(f"--engine milvus: {error}", install_command("milvus")) from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs what it also raises
         try:
             if self._connected is None:

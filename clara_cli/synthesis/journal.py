@@ -28,7 +28,7 @@ from clara_cli.synthesis.passage_worker import Outcome
 
 FORMAT = 1
 GIVEN = frozenset(("id", "docs", "paragraphs", "passage_id"))  # of the documents, not a server
-_ANEW = "restore it, or start anew with another --out"
+_ANEW = "restore it, or start again with another --out"
 
 
 def beside(out: Path, name: str) -> Path:

@@ -18,7 +18,7 @@ from clara_cli.storage.history import History
 from clara_cli.synthesis.journal import Journal
 
 SAMPLES, SAMPLED_LINES = 3, 2_000
-DAMAGED = "restore the file, or start anew with another --out"
+DAMAGED = "restore the file, or start again with another --out"
 
 
 def under(counts: dict[str, float], prefix: str) -> dict[str, int]:

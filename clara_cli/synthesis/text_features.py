@@ -1,7 +1,7 @@
 """What the gates compare: words, content words, numbers, names, script and language of a text.
 
-Pure functions without a model. Knows no grammar: names are told by their capitals, languages by
-their commonest words, and where there is no evidence there is no verdict.
+Pure functions without a model. Knows no grammar: names are recognised by their capitals, languages
+by their commonest words, and where there is no evidence there is no verdict.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def language(text: str) -> str | None:
-    """A European language told by its commonest words, None without clear evidence."""
+    """A European language, recognised by its commonest words, None without clear evidence."""
     text_words = [word for word in words(text) if len(word) > 1]  # single letters are in too many
     counted = Counter(
         {name: sum(w in common for w in text_words) for name, common in STOPWORDS.items()}

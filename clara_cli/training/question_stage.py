@@ -73,7 +73,11 @@ class QuestionStage(Stage):
             DataError: naming file and line.
         """
         if not question.pool:
-            retrieved = "; or --pool retrieved --corpus DIR.clara" if cls.retrieves else ""
+            retrieved = (
+                "; or give --pool retrieved and --corpus a compressed corpus"
+                if cls.retrieves
+                else ""
+            )
             hint = f"--stage {cls.name} reads passages: {QUESTION_HINT}{retrieved}"
             raise DataError(f"{question.source}: the question has no pool", hint)
 

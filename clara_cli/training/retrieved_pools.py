@@ -56,7 +56,9 @@ def check_pool_settings(config: TrainConfig, retrieves: bool) -> None:
             f"--pool retrieved with --stage {config.stage}", "only e2e learns from retrieved pools"
         )
     if config.corpus is None:
-        raise UsageError("--pool retrieved without --corpus", "give --corpus DIR.clara")
+        raise UsageError(
+            "--pool retrieved without --corpus", "give --corpus a folder made by clara compress"
+        )
     if config.train_memory:
         raise UsageError(
             "train_memory with --pool retrieved",
@@ -219,7 +221,7 @@ def read_pools(file: Path) -> dict[int, list[int]]:
     Raises:
         ArtefactError: where they are missing or damaged; no later weights could find them again.
     """
-    hint = "begin the run anew with another --out"
+    hint = "start the run again with another --out"
     fields = read_object(file, hint)
     if fields is None:
         raise ArtefactError(f"{file}: the pools of this part of the run are missing", hint)

@@ -29,11 +29,11 @@ from clara_cli.storage.tensors import read_tensors, save_tensors
 Trained = dict[str, nn.Parameter]
 RUN = "run.json"
 _MEND = "mend or delete that line, or use another --out"
-_ANEW = "delete that folder to start this run anew"
+_ANEW = "delete that folder to start this run again"
 
 
 class RunFolder:
-    """Where one run lives; `ranks` are its processes, `trackers` are told every line as well."""
+    """Where one run lives; `ranks` are its processes, `trackers` receive every line too."""
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from clara_cli.distributed.fsdp import shard
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation.report.run_report import environment
+from clara_cli.extras import install_command
 from clara_cli.records import Report, TrainResult
 from clara_cli.storage.files import inside
 from clara_cli.storage.history import History
@@ -105,7 +106,7 @@ def load_options(config: LearnConfig, init: str, ranks: Ranks) -> LoadOptions:
     if config.load_in is not None or config.device_map is not None:
         raise UsageError("fsdp = true with --load-in or --device-map", "omit one of them")
     if ranks.size == 1:
-        raise UsageError("fsdp = true with one process", "add --nproc N, or omit fsdp")
+        raise UsageError("fsdp = true with one process", "add --nproc 2, or omit fsdp")
     dtype = pick_dtype(config.dtype, ranks.device)
     name = next(name for name, each in DTYPES.items() if each == dtype)
     return replace(options, device="cpu", dtype=name)
@@ -241,7 +242,7 @@ def write_result(plan: TrainingPlan, run: RunFolder, done: FitSummary, report: R
         memory_tokens = stage.memory_tokens[0]
         calibrate(stage.model, plan.held_out, read, memory_tokens, run.path, report)
     if find_spec("matplotlib") is None:
-        report.note("no plot of the losses: install clara-cli[plot] for it")
+        report.note(f"no plot of the losses: {install_command('plot')} brings what draws it")
     elif ranks.first:
         from clara_cli.training.curves import draw_losses
 

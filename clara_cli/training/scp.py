@@ -31,7 +31,10 @@ from clara_cli.training.stage import Stage
 from clara_cli.training.validation import Example, HeldOutSet, split
 
 DEFAULT_RATIO, PASSAGE_TOKENS, RANK, ALPHA = 16, 256, 16, 32
-NO_START = ("neither --backbone nor --init", "give --backbone DIR|OWNER/NAME for fresh roles")
+NO_START = (
+    "neither --backbone nor --init",
+    "give --backbone a folder, a .gguf file or a Hub id, for fresh roles",
+)
 MIXED = tuple(kind for kinds in PAIR_KINDS.values() for kind in kinds)
 
 

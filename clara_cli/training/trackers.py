@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.errors import UsageError
+from clara_cli.extras import install_command
 from clara_cli.records import Report, Tracker
-
-HINT = "pip install 'clara-cli[trackers]' brings tensorboard, wandb and trackio"
 
 
 def check_tracker(name: str) -> None:
     """Refuse a tracker that is asked for by name and not installed."""
     if name not in ("auto", "none") and find_spec(name) is None:
-        raise UsageError(f"tracker is {name}, which is not installed", HINT)
+        raise UsageError(f"tracker is {name}, which is not installed", install_command("trackers"))
 
 
 def open_trackers(
     name: str, folder: Path, settings: dict[str, Any], report: Report
 ) -> tuple[Tracker, ...]:
-    """The trackers of a run, told its settings; the first process has them."""
+    """The trackers of a run, given its settings; the first process has them."""
     if name == "auto" and find_spec("tensorboard") is None:
-        report.note("no TensorBoard files: install clara-cli[trackers] for them")
+        report.note(f"no TensorBoard files: {install_command('trackers')} brings tensorboard")
         return ()
     if name == "none":
         return ()

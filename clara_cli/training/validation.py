@@ -90,7 +90,9 @@ def check_validation(config: LearnConfig, stage: str, figures: Sequence[str]) ->
     for name in ("validate_every", "patience"):
         if getattr(config, name) is not None:
             message = f"{name} is {getattr(config, name)}, but nothing is kept aside to validate on"
-            raise UsageError(message, "add --validation FILE, or --set validation_share=0.1")
+            raise UsageError(
+                message, "add --set validation_share=0.1, or --validation with a file of its own"
+            )
 
 
 def checks_of(

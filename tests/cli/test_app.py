@@ -342,7 +342,7 @@ def test_version() -> None:
         (["compress", "x", "--ratio", "0"], "--ratio is 0, the least is 1", ""),
         (["compress"], "no documents", "name files or folders"),
         (["train", "q", "--out", "o"], "missing option '--init'", "clara train --help"),
-        (["--json", "ask"], "no such option: --json", "clara COMMAND --json"),
+        (["--json", "ask"], "no such option: --json", "clara ask --json"),
         (["ask", "--file"], "option '--file' requires an argument", "--help"),
         (["ask", "q", "-f", "x"], "a question and --file", "give one of them"),
         (["ask", "q", "-f", "x", "--dry-run"], "a question and --file", "give one of them"),

@@ -395,7 +395,7 @@ def test_json_has_no_nan_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -
             ["10 steps, ce 1.235\nnothing was left to do\n"],
         ),
         (dataclasses.replace(TRAINED, stage="pretrain"), None, ["--stage instruct"]),
-        (dataclasses.replace(TRAINED, stage="e2e"), None, ["clara compress DOCUMENTS --model"]),
+        (dataclasses.replace(TRAINED, stage="e2e"), None, ["clara compress with documents"]),
     ],
 )
 def test_summaries(

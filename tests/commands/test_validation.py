@@ -26,6 +26,7 @@ from clara_cli.core.stages import read_memory_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError
+from clara_cli.extras import install_command
 from clara_cli.records import Question
 from clara_cli.storage.errors import cannot_write
 from clara_cli.training import run_folder, runner, sampling, scp, trackers, validation_schedule
@@ -240,8 +241,8 @@ def test_the_losses_are_drawn_where_matplotlib_is(works, report, tmp_path, monke
 
 def test_without_matplotlib_it_is_said_once(works, report, tmp_path):
     go(works, tmp_path / "run", "scp", report, steps=1)
-    assert [n for n in report.notes if "clara-cli[plot]" in n] == [
-        "no plot of the losses: install clara-cli[plot] for it"
+    assert [n for n in report.notes if "[plot]" in n] == [
+        f"no plot of the losses: {install_command('plot')} brings what draws it"
     ]
     assert not (tmp_path / "run" / "losses.svg").exists()
 
@@ -266,9 +267,9 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name_and_missed_by_defaul
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="tracker is wandb, which is not installed") as caught:
         go(works, tmp_path / "named", "scp", report, tracker="wandb")
-    assert "clara-cli[trackers]" in caught.value.hint and not (tmp_path / "named").exists()
+    assert "[trackers]" in caught.value.hint and not (tmp_path / "named").exists()
     go(works, tmp_path / "auto", "scp", report, tracker="auto", steps=1)
-    assert "no TensorBoard files: install clara-cli[trackers] for them" in report.notes
+    assert f"no TensorBoard files: {install_command('trackers')} brings tensorboard" in report.notes
 
 
 # --- a full disk ---

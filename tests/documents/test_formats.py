@@ -220,7 +220,7 @@ def test_without_the_extra_a_pdf_is_refused_or_left_out(tmp_path: Path, monkeypa
     with pytest.raises(DataError) as caught:
         read(path)
     assert caught.value.message == f"{path}: PDF is read with the extra documents, not installed"
-    assert "pip install 'clara-cli[documents]'" in caught.value.hint
+    assert "[documents]'" in caught.value.hint
     reading = read_documents([str(tmp_path)], DocumentOptions(), print, print)
     assert [document.text for document in reading] == ["b"]
     assert reading.left_out == {".pdf": 1}

@@ -416,7 +416,7 @@ def test_without_matplotlib_all_but_the_images_is_written(
     monkeypatch.setattr("clara_cli.evaluation.report.run_report.find_spec", lambda name: None)
     heard = Heard()
     go(mayors, checkpoint, heard, limit=1, system="closed-book", out=tmp_path / "o")
-    assert [note for note in heard.notes if "clara-cli[plot]" in note] == heard.notes[-1:]
+    assert [note for note in heard.notes if "[plot]" in note] == heard.notes[-1:]
     written = {path.suffix for path in (tmp_path / "o").iterdir()}
     assert {".md", ".html", ".json", ".jsonl"} <= written and not {".svg", ".png"} & written
 

@@ -104,4 +104,4 @@ def test_without_pymilvus_the_extra_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(ClaraError, match="--engine milvus") as caught:
         MilvusGraph.new(8, "http://127.0.0.1:9", "c")
-    assert "clara-cli[milvus]" in caught.value.hint
+    assert "[milvus]" in caught.value.hint

@@ -35,14 +35,16 @@ def _plain(value: Any) -> Any:
 
 def answer_json(answer: Answer) -> dict[str, Any]:
     """The JSON object of one answer (a contract with scripts). What there is nothing to say of is
-    omitted: `id`, `support_method`, `read` other than memory, a source's `corpus` among several,
-    its `sentence` without text, its `file` and `line`, `explain`. Of an answer that was abstained
-    from, `answer` says so and `generated` is what was not shown."""
+    omitted: `id`, `warnings`, `support_method`, `read` other than memory, a source's `corpus` among
+    several, its `sentence` without text, its `file` and `line`, `explain`. Of an answer that was
+    abstained from, `answer` says so and `generated` is what was not shown."""
     record = dataclasses.asdict(answer)
     record = _id_field(record.pop("id")) | record
     record["sources"] = [_source_json(hit) for hit in answer.sources]
     if record.pop("abstained") and answer.answer != ABSTENTION:
         record |= {"answer": ABSTENTION, "generated": answer.answer}
+    if not answer.warnings:
+        del record["warnings"]
     if answer.support_method is None:
         del record["support_method"]
     if answer.read == "memory":

@@ -41,8 +41,8 @@ def _next(r: SynthResult) -> str:
         return "next: try another --llm; the rejected file says why each was rejected"
     pooled = next((kind for kind in POOLED if kind in r.kinds), None)
     if pooled is not None:
-        return f"next: clara train {place} --stage {pooled} --init CHECKPOINT --out DIR"
-    return f"next: clara pretrain {place} --backbone BACKBONE --out DIR"
+        return f"next: clara train {place} --stage {pooled}, with --init and --out"
+    return f"next: clara pretrain {place}, with --backbone and --out"
 
 
 def _counts(found: dict[str, int]) -> str:

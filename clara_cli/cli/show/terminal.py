@@ -191,7 +191,7 @@ class TerminalReport:
         self._console.print(Text(line))
 
     def _figures(self, progress: records.Progress) -> str:
-        """The time remaining, where it can be told, and the figures that come with progress."""
+        """The time remaining, where it is known, and the figures that come with progress."""
         shown = [f"{name} {value}" for name, value in progress.figures.items()]
         share = _share(progress)
         if share is not None:
@@ -339,7 +339,7 @@ def _memory_lines(r: MemoryNeed, only: str | None) -> list[str]:
 
 
 def _index_lines(r: IndexResult, only: str | None) -> list[str]:
-    following = f'next: clara ask "..." --corpus {shell_word(r.corpus)}'
+    following = f"next: clara ask --corpus {shell_word(r.corpus)}"
     if only == "check":
         return [f"{r.corpus}: every file matches its checksum, {duration(r.seconds)}", following]
     recall = f", recall@{r.k} {r.recall_at_k:.3f}" if r.recall_at_k is not None else ""
@@ -355,11 +355,11 @@ def _train_lines(r: TrainResult, only: str | None) -> list[str]:
     losses = (("ce", r.ce), ("mse", r.mse))
     figures = "".join(f", {name} {x:.4g}" for name, x in losses if x is not None)
     place = shell_word(r.checkpoint)
-    following = f"clara compress DOCUMENTS --model {place}"
+    following = f"clara compress with documents and --model {place}"
     if r.stage in ("pretrain", "scp"):
-        following = f"clara train QUESTIONS --stage instruct --init {place} --out DIR"
+        following = f"clara train with questions, an --out, --stage instruct --init {place}"
     elif r.stage == "instruct":
-        following = f"clara train QUESTIONS --stage e2e --init {place} --out DIR"
+        following = f"clara train with questions, an --out, --stage e2e --init {place}"
     best = [f"{name} {value:.4g}" for name, value in r.validation.items()]
     best_line = [f"best of the checks, and the checkpoint: step {r.best_step}, {', '.join(best)}"]
     pace, spent = r.tokens_per_second, "nothing was left to do"

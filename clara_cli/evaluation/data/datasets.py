@@ -1,4 +1,4 @@
-"""Evaluation questions by name (from the Hub) or from a file or folder, told by content.
+"""Evaluation questions by name (from the Hub) or from a file or folder, recognised by content.
 
 A file is of one form from its first record to its last; anything else is an error that says what
 was looked for. Knows nothing of models.

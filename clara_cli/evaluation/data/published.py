@@ -14,8 +14,8 @@ AVERAGE = "average"
 
 
 def rows(dataset: str | None = None) -> tuple[PublishedRow, ...]:
-    """The figures of one data set (told by the beginning of a file's name) with the average over
-    all, else every figure; in the order of the papers' tables."""
+    """The figures of one data set (recognised by the beginning of a file's name) with the
+    average over all, else every figure; in the order of the papers' tables."""
     file = json.loads(_FILE.read_text(encoding="utf-8"))
     name = "" if dataset is None else Path(dataset).name.lower()
     wanted = [each for each in file["datasets"] if name.startswith(each)]

@@ -30,7 +30,7 @@ def is_tab_separated(line: bytes) -> bool:
 
 
 def read_file(path: Path, hint: str) -> tuple[str, tuple[Question, ...], tuple[str, ...]]:
-    """(form, questions, notes) of a file whose first row tells what it holds.
+    """(form, questions, notes) of a file whose first row names what it holds.
 
     Raises:
         DataError: for a row of another form, naming it.

@@ -23,6 +23,7 @@ from clara_cli.bench_records import BenchResult
 from clara_cli.evaluation.report.page import markdown, page
 from clara_cli.evaluation.report.tables import hardware, tables
 from clara_cli.evaluation.scores import Scored, differences, label
+from clara_cli.extras import install_command
 from clara_cli.records import Report
 from clara_cli.storage.files import write_atomic
 
@@ -40,7 +41,7 @@ def write_reports(
     machine = environment(device)
     plots: dict[str, str] = {}
     if find_spec("matplotlib") is None:
-        report.note("no plots: install clara-cli[plot] for them")
+        report.note(f"no plots: {install_command('plot')} brings what draws them")
     else:
         from clara_cli.evaluation.report.plots import draw
 

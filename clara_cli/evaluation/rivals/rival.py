@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from clara_cli.errors import ClaraError, is_out_of_memory
-from clara_cli.evaluation.rivals.registry import EXTRA
 from clara_cli.evaluation.systems import Failure, PooledQuestion, Prediction, System
+from clara_cli.extras import install_command
 
 FAILURES = (
     *(ClaraError, ImportError, OSError, MemoryError, RuntimeError, ValueError),
@@ -64,7 +64,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ClaraError):
         text = f"{error.message} ({error.hint})" if error.hint else error.message
     elif isinstance(error, ModuleNotFoundError):
-        text = f"{error.name} is not installed ({EXTRA})"
+        text = f"{error.name} is not installed ({install_command('rivals')})"
     else:
         text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:400]

@@ -18,7 +18,7 @@ from clara_cli.core.prompts import ANSWER_SYSTEM, text_chat
 from clara_cli.evaluation.systems import Failure, Reading
 
 RETRIES, BACKOFF = 2, 0.5
-_HINT = "start it, or correct --system server=MODEL@URL; the same command goes on"
+_HINT = "start it, or correct its address in --system; the same command goes on"
 
 
 class ServerReader:

@@ -20,6 +20,7 @@ from clara_cli.evaluation.rivals.compressors import LLMLingua2, RecompAbstractiv
 from clara_cli.evaluation.rivals.registry import parse_systems
 from clara_cli.evaluation.rivals.retrievers import Embedder, VectorRule
 from clara_cli.evaluation.rivals.weights import Weights, load
+from clara_cli.extras import install_command
 
 TEXTS = [
     "The mayor of Elmgate is Nora Velden. The mayor of Frostmouth is Ivo Sand.",
@@ -155,5 +156,5 @@ def test_without_the_package_the_row_says_what_to_install(
     done = bench.run(BenchConfig(**settings, max_new_tokens=2), report)
     assert isinstance(done, BenchResult)
     text, other = done.systems
-    assert other.error == "llmlingua is not installed (pip install 'clara-cli[rivals]')"
+    assert other.error == f"llmlingua is not installed ({install_command('rivals')})"
     assert (other.em, text.error, other.unanswered) == (None, "", 2)

@@ -56,7 +56,7 @@ def test_a_missing_package_is_an_extra_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     rows = {row.name: row for row in registry.states()}
     assert (rows["llmlingua2"].state, rows["text+dense"].state) == ("needs an extra",) * 2
-    assert "clara-cli[rivals]" in rows["llmlingua2"].needs
+    assert "[rivals]" in rows["llmlingua2"].needs
 
 
 def test_weights_in_the_hubs_cache_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
