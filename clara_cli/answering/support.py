@@ -141,8 +141,8 @@ def likelihood_signals(model: ClaraModel, answers: Sequence[ModelAnswer]) -> lis
         likelihoods.update(zip(batch, scored, strict=True))
     signals, number = [], iter(range(len(pairs)))
     for one in answers:
-        given = one.answer.likelihood
-        values = (given, *(given - likelihoods[next(number)] for _ in one.without))
+        as_read = one.answer.likelihood
+        values = (as_read, *(as_read - likelihoods[next(number)] for _ in one.without))
         signals.append(dict(zip(MEMORY_SIGNALS, values, strict=False)))
     return signals
 

@@ -108,8 +108,8 @@ def _cache_line(row: CachedCorpusRow) -> str:
     counts = "not finished"
     if row.documents is not None:
         counts = f"{row.documents:,} documents, {row.passages:,} passages, {row.model}"
-    given = ", ".join(row.inputs)
-    return f"{row.name}  {row.last_used}  {row.bytes / 1e6:,.1f} MB  {counts}  {given}"
+    inputs = ", ".join(row.inputs)
+    return f"{row.name}  {row.last_used}  {row.bytes / 1e6:,.1f} MB  {counts}  {inputs}"
 
 
 def _serve(config: AskConfig, *, as_json: bool, quiet: bool) -> None:

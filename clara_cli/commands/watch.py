@@ -57,9 +57,9 @@ def listed(inputs: Sequence[str], options: DocumentOptions) -> Listed:
     except ClaraError:  # the next reading says it
         return files
     for source in sources:
-        found = _stat(source.path)
-        if found is not None:
-            files[source.name] = found
+        stamp = _stat(source.path)
+        if stamp is not None:
+            files[source.name] = stamp
     return files
 
 

@@ -141,17 +141,17 @@ def forget(name: str) -> list[str]:
         ArtefactError: where one is in use.
     """
     folder = cache_folder() / CORPORA
-    known = {corpus.stem: corpus for corpus in sorted(folder.glob("*.clara"))}
-    names = list(known) if name == "all" else [name]
+    corpora = {corpus.stem: corpus for corpus in sorted(folder.glob("*.clara"))}
+    names = list(corpora) if name == "all" else [name]
     for one in names:
-        if one not in known:
+        if one not in corpora:
             raise UsageError(f"no cached corpus {one[:60]!r}", "clara ask --list names them")
-        if known[one].is_symlink():  # somebody else's
-            raise UsageError(f"{known[one]} is a link, not a cached corpus", "remove it yourself")
+        if corpora[one].is_symlink():  # somebody else's
+            raise UsageError(f"{corpora[one]} is a link, not a cached corpus", "remove it yourself")
         try:
-            _drop(known[one])
+            _drop(corpora[one])
         except BlockingIOError as error:
-            raise ArtefactError(f"{known[one]} is in use", "end who asks it first") from error
+            raise ArtefactError(f"{corpora[one]} is in use", "end who asks it first") from error
     return names
 
 

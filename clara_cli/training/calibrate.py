@@ -52,14 +52,14 @@ class Control:
 def controls(examples: Sequence[Example]) -> list[Control]:
     """Every answered question over its own passages and over the first others, from half way round,
     that hold no accepted answer."""
-    asked = [one for one in examples if one.answers and one.given.texts]
-    made = []
-    for number, one in enumerate(asked):
+    answered = [one for one in examples if one.answers and one.given.texts]
+    pairs = []
+    for number, one in enumerate(answered):
         answers = [" ".join(normalise(answer)) for answer in one.answers]
         others = [
             other
-            for step in range(len(asked) - 1)
-            if (other := asked[(number + len(asked) // 2 + step) % len(asked)]) is not one
+            for step in range(len(answered) - 1)
+            if (other := answered[(number + len(answered) // 2 + step) % len(answered)]) is not one
             and not holds(other.given.texts, answers)
         ]
         if len(others) < 2:
@@ -67,9 +67,9 @@ def controls(examples: Sequence[Example]) -> list[Control]:
         own: AnswerExample = one.given
         elsewhere = replace(own, texts=others[0].given.texts, golds=(), rows=())
         beside = others[1].given.texts[0]
-        made += [Control(own, one.answers, False, beside)]
-        made += [Control(elsewhere, one.answers, True, beside)]
-    return made
+        pairs += [Control(own, one.answers, False, beside)]
+        pairs += [Control(elsewhere, one.answers, True, beside)]
+    return pairs
 
 
 def holds(texts: Sequence[str], answers: Sequence[str]) -> bool:

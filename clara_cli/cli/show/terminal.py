@@ -310,8 +310,11 @@ def _contents_lines(r: CorpusContents, only: str | None) -> list[str]:
         f"  {row.source}"
         for row in r.documents
     ]
-    made = f"{r.model}, ratio {r.ratio}, {size(r.bytes)}"
-    return [f"{r.corpus}: {len(r.documents):,} documents, {r.passages:,} passages, {made}", *listed]
+    origin = f"{r.model}, ratio {r.ratio}, {size(r.bytes)}"
+    return [
+        f"{r.corpus}: {len(r.documents):,} documents, {r.passages:,} passages, {origin}",
+        *listed,
+    ]
 
 
 def _document_lines(r: DocumentContents, only: str | None) -> list[str]:
