@@ -13,6 +13,7 @@ from clara_cli.corpus.manifest import Identity, Part, read_manifest
 from clara_cli.corpus.store import verify
 from clara_cli.printable import shell_word
 
+_ANEW = "clara compress DOCUMENTS --out ANOTHER.clara"
 _FLAGS = ("split", "overlap", "shard_size", "batch_tokens", "load_in")
 _USUAL: dict[str, Any] = {
     "load_in": None,
@@ -25,16 +26,22 @@ _USUAL: dict[str, Any] = {
 
 def repairs(folder: Path) -> dict[str, list[str]]:
     """Every damaged file, as `file: what`, under the command that writes it again: a part's own,
-    which computes its damaged shards and leaves the others. {} where all is well.
+    which computes its damaged shards and leaves the others; of a corpus that was edited, which no
+    command makes again, one that makes another. {} where all is well.
 
     Raises ArtefactError where there is no readable manifest.
     """
     damaged = verify(folder)
     manifest = read_manifest(folder)
+    if manifest and manifest.edits.times and damaged:
+        given = list(dict.fromkeys(one for part in manifest.parts for one in part.origins))
+        anew = f"{_ANEW} (it was made of {', '.join(given)})" if given else _ANEW
+        return {anew: [f"{item.file}: {item.what}" for item in damaged]}
     found: dict[str, list[str]] = {}
     for number, part in enumerate(manifest.parts if manifest else ()):
         shards = [manifest.shards[n] for n in manifest.shards_of(number)] if manifest else []
         names = {name for shard in shards for name in (shard.memory, shard.passages)}
+        names |= {part.documents.file} if part.documents else set()
         what = [f"{item.file}: {item.what}" for item in damaged if item.file in names]
         if what and manifest:
             place = "--append --into" if number else "--out"

@@ -27,7 +27,7 @@ from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.deleted_rows import read_deleted_rows
 from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
 from clara_cli.corpus.passage_lines import memory_of, passage_lines
-from clara_cli.corpus.writer import damage_of
+from clara_cli.corpus.writer import damage_of, list_damage
 from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
@@ -68,7 +68,9 @@ def verify(folder: Path) -> list[Damage]:
     Works on corpora too damaged to open, as long as their manifest is readable; raises
     ArtefactError where it is not.
     """
-    damaged = [item for shard in _finished(folder).shards for item in damage_of(folder, shard)]
+    manifest = _finished(folder)
+    damaged = [item for shard in manifest.shards for item in damage_of(folder, shard)]
+    damaged += [item for listed in manifest.lists for item in list_damage(folder, listed)]
     return [Damage(*item.split(": ", 1)) for item in damaged]
 
 

@@ -341,20 +341,27 @@ def _unplaced(lines: Iterable[bytes]) -> list[dict[str, Any]]:
 
 def damage_of(folder: Path, shard: Shard) -> list[str]:
     """The files of a shard that are missing or changed, as `name: what`."""
-    damage = []
-    for name, size, wanted in (
-        (shard.memory, shard.bytes_memory, shard.sha256_memory),
-        (shard.passages, shard.bytes_passages, shard.sha256_passages),
-    ):
-        path = folder / name
-        try:
-            present = path.stat().st_size
-            if present != size:
-                damage.append(f"{name}: {present:,} bytes, recorded {size:,}")
-            elif files.sha256_file(path) != wanted:
-                damage.append(f"{name}: its SHA-256 is not the recorded one")
-        except FileNotFoundError:
-            damage.append(f"{name}: missing")
-        except OSError as error:
-            damage.append(f"{name}: {error.strerror}")
-    return damage
+    return [
+        *_damage(folder, shard.memory, shard.bytes_memory, shard.sha256_memory),
+        *_damage(folder, shard.passages, shard.bytes_passages, shard.sha256_passages),
+    ]
+
+
+def list_damage(folder: Path, listed: ListFile) -> list[str]:
+    """A list of documents or rows, as `name: what`, where it is missing or changed."""
+    return _damage(folder, listed.file, listed.bytes, listed.sha256)
+
+
+def _damage(folder: Path, name: str, size: int, sha256: str) -> list[str]:
+    path = folder / name
+    try:
+        present = path.stat().st_size
+        if present != size:
+            return [f"{name}: {present:,} bytes, recorded {size:,}"]
+        if files.sha256_file(path) != sha256:
+            return [f"{name}: its SHA-256 is not the recorded one"]
+    except FileNotFoundError:
+        return [f"{name}: missing"]
+    except OSError as error:
+        return [f"{name}: {error.strerror}"]
+    return []
