@@ -16,7 +16,7 @@ class FileHashes:
 
     def __init__(self, encoding: str | None) -> None:
         self._encoding = encoding
-        self._found: dict[tuple[str, str], tuple[str, Path, os.stat_result]] = {}
+        self._hashes: dict[tuple[str, str], tuple[str, Path, os.stat_result]] = {}
 
     def hash(self, source: Source) -> str | None:
         """A hash of a file's bytes and of how they are read, None for files of several documents
@@ -28,7 +28,7 @@ class FileHashes:
             digest = sha256_bytes(f"{self._encoding} {sha256_file(source.path)}".encode())[:32]
         except OSError:  # reading it will tell
             return None
-        self._found[source.input, source.label] = digest, source.path, before
+        self._hashes[source.input, source.label] = digest, source.path, before
         return digest
 
     def note(self, source: Source) -> bool:
@@ -41,7 +41,7 @@ class FileHashes:
         wrote to the file meanwhile. It is forgotten then."""
         if not document.is_file:
             return ""
-        taken = self._found.pop((document.input, document.label), None)
+        taken = self._hashes.pop((document.input, document.label), None)
         return taken[0] if taken and _is_as_it_was(*taken[1:]) else ""
 
 

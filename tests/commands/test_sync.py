@@ -321,20 +321,20 @@ def test_damage_of_an_edited_corpus_and_of_its_lists_is_named(works, heard, tmp_
     folder = write(tmp_path / "notes", sentences(4))
     corpus = built(works, heard, folder, tmp_path / "c.clara")
     (table,) = (corpus / "documents").iterdir()
-    whole = tiny.files(corpus)
+    whole = tiny_world.files(corpus)
     table.write_bytes(table.read_bytes()[:-1])
     with pytest.raises(ArtefactError, match=r"documents/\w+\.jsonl\.gz: .* bytes") as caught:
-        index.run(tiny.index(corpus, check=True), heard())
+        index.run(tiny_world.index(corpus, check=True), heard())
     assert f"--out {corpus}" in caught.value.hint
     built(works, heard, folder, corpus)  # the command that made it
-    assert tiny.files(corpus) == whole
+    assert tiny_world.files(corpus) == whole
     compress.run(into(corpus, delete=("001.txt",)), heard())
     (rows,) = (corpus / "documents").glob("*.rows")
-    index.run(tiny.index(corpus, check=True), heard())
+    index.run(tiny_world.index(corpus, check=True), heard())
     shard = next((corpus / "shards").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1] + bytes([shard.read_bytes()[-1] ^ 1]))
     with pytest.raises(ArtefactError, match="its SHA-256") as caught:
-        index.run(tiny.index(corpus, check=True), heard())
+        index.run(tiny_world.index(corpus, check=True), heard())
     assert "made of notes" in caught.value.hint
     rows.write_bytes(rows.read_bytes()[:-1] + b"?")
     with pytest.raises(ArtefactError, match=r"\.rows: damaged"):
