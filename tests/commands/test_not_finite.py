@@ -43,7 +43,7 @@ def poison(corpus: Path, value: float, row: int = ROW) -> None:
     manifest.write_text(json.dumps(described))
     for sidecar in (corpus / "index").rglob("*.json"):
         indexed = json.loads(sidecar.read_text())
-        indexed["corpus_sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        indexed["corpus_sha256"] = Corpus.open(corpus).manifest.fingerprint
         sidecar.write_text(json.dumps(indexed))
 
 
