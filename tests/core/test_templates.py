@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from helpers.backbone_templates import DEAF, TEMPLATES
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -26,6 +26,7 @@ def prompter(name, tiny_backbone) -> Prompter:
 
 
 @settings(max_examples=15, deadline=None)
+@example(answer=" ", question="Who?")
 @given(answer=st.text(min_size=1, max_size=20), question=st.text(min_size=1, max_size=20))
 def test_labels_are_the_answer_and_what_ends_its_turn(name, prompter, answer, question):
     chat = prompter.answer_chat(question, 2, 4)
@@ -34,8 +35,8 @@ def test_labels_are_the_answer_and_what_ends_its_turn(name, prompter, answer, qu
     assert ids[: len(prompt)] == prompt
     assert labels[: len(prompt)] == [IGNORE] * len(prompt)
     assert labels[len(prompt) :] == ids[len(prompt) :]
-    said = prompter.tokenizer.decode(ids[len(prompt) :])
-    assert said.removeprefix(" ") == (answer + TEMPLATES[name][1]).removeprefix(" ")
+    target = answer + TEMPLATES[name][1]
+    assert prompter.tokenizer.decode(ids[len(prompt) :]) in (target, f" {target}")
     assert sum(i in prompter.memory_ids for i in ids) == 8
 
 
