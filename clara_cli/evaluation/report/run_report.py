@@ -70,7 +70,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found: dict[str, Any] = {"clara": __version__, "python": platform.python_version()}
     libraries = ("torch", "transformers", "peft", "accelerate", "safetensors")
-    for name in (*libraries, "numpy", "scipy", "bm25s"):
+    for name in (*libraries, "numpy", "scipy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
