@@ -14,7 +14,8 @@ class Document:
     """What the user gives. `source` is `file:line` (or the file) for error messages; `parts` are
     where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`),
     `first_line` the line of a text file that the text starts on. It is from the file `label` of
-    `input`, as the user named that, and all of that file where `is_file`."""
+    `input`, as the user named that, and all of that file where `is_file`; a document is the same
+    wherever it was given."""
 
     id: str
     text: str
@@ -23,9 +24,9 @@ class Document:
     source: str = ""
     parts: tuple[tuple[int, str], ...] = ()
     first_line: int = 1
-    input: str = ""
-    label: str = ""
-    is_file: bool = False
+    input: str = field(default="", compare=False)
+    label: str = field(default="", compare=False)
+    is_file: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

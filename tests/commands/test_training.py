@@ -617,7 +617,7 @@ def test_a_fresh_role_follows_from_the_seed(works, report, tmp_path):
         ("scp", {"ratios": (65,)}, "ratio 65 of 64-token passages"),
         ("scp", {"backbone": None}, "neither --backbone nor --init"),
         ("e2e", {"mask": "soft"}, "mask is 'soft'"),
-        ("e2e", {"questions": ()}, "training needs QUESTIONS"),
+        ("e2e", {"questions": ()}, "training needs questions and --stage"),
         ("e2e", {"ratios": (5,)}, "ratios: 5 is not served"),
     ],
 )

@@ -222,7 +222,7 @@ def test_a_stage_that_needs_more_says_what_to_add(stage: str, tmp_path: Path) ->
     assert said.exit_code == 4, said.output
     wanted = "pairs.jsonl" if stage == "pretrain" else "questions_with_pools.jsonl"
     assert f"recipes/sample/{wanted}" in "".join(said.stderr.split())
-    assert ("--pool retrieved --corpus" in " ".join(said.stderr.split())) == (stage == "e2e")
+    assert ("--pool retrieved and --corpus" in " ".join(said.stderr.split())) == (stage == "e2e")
 
 
 def test_the_lines_of_the_page_on_training_are_of_the_two_forms(tmp_path: Path) -> None:

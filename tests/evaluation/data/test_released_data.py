@@ -232,7 +232,7 @@ def test_kilt_is_scored_on_a_corpus_by_the_pages_it_names(
     assert done.systems[0].recall["1"] == 1
     with pytest.raises(DataError, match="'k1' has no paragraphs") as caught:
         measured(file, setting="oracle", out=tmp_path / "oracle")
-    assert "--setting corpus with --corpus" in caught.value.hint
+    assert "--setting corpus, and give --corpus" in caught.value.hint
 
 
 def test_a_page_in_several_passages_counts_once(
