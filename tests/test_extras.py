@@ -56,7 +56,7 @@ def test_from_a_repository_it_names_the_commit(monkeypatch):
 @pytest.mark.parametrize(
     ("installer", "prefix", "expected"),
     [
-        ("uv", "/work/.venv", "uv pip install"),
+        ("uv", "/srv/app/.venv", "uv pip install"),
         ("uv", "/home/u/.local/share/uv/tools/clara-cli", "uv tool install --force"),
         ("pip", "/home/u/.local/pipx/venvs/clara-cli", "pipx install --force"),
     ],
