@@ -10,12 +10,21 @@ Task = Literal["paraphrase", "qa"]  # what is written from the memory of one pas
 
 
 @dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading of Markdown: where its line starts in the text, its level from 1, its words."""
+
+    start: int
+    level: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """What the user gives. `source` is `file:line` (or the file) for error messages; `parts` are
     where pages, slides, sheets or sections start in the text, in order, as (start, `page=3`),
-    `first_line` the line of a text file that the text starts on. It is from the file `label` of
-    `input`, as the user named that, and all of that file where `is_file`; a document is the same
-    wherever it was given."""
+    `first_line` the line of a text file that the text starts on, `headings` those of Markdown, in
+    order. It is from the file `label` of `input`, as the user named that, and all of that file
+    where `is_file`; a document is the same wherever it was given."""
 
     id: str
     text: str
@@ -24,6 +33,7 @@ class Document:
     source: str = ""
     parts: tuple[tuple[int, str], ...] = ()
     first_line: int = 1
+    headings: tuple[Heading, ...] = ()
     input: str = field(default="", compare=False)
     label: str = field(default="", compare=False)
     is_file: bool = field(default=False, compare=False)
@@ -34,8 +44,9 @@ class Passage:
     """A piece of a document; `text == document.text[start:end]` in Unicode code points.
 
     `tokens` counts the backbone tokens the compressor reads (title included, specials excluded).
-    `text` is None in a corpus stored without text. `source` is the `file:line` where it begins, or
-    `file#page=3` (`documents.places`), as the user named the file; empty where it came from none.
+    `title` is the document's, in Markdown with the headings it stands under. `text` is None in a
+    corpus stored without text. `source` is the `file:line` where it begins, or `file#page=3`
+    (`documents.places`), as the user named the file; empty where it came from none.
     """
 
     passage_id: str

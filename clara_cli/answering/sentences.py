@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from clara_cli.documents.chunk import model_text, sentence_spans
 from clara_cli.documents.listing import counts_lines
+from clara_cli.documents.places import place_of
 from clara_cli.records import Hit, Passage, Sentence
 from clara_cli.search.bm25 import BM25, pooled_idf, words
 
@@ -137,7 +138,8 @@ def _common_prefix(one: str, other: str) -> str:
 def _line(passage: Passage, start: int) -> int:
     """The line of the passage's file that a place in its text stands on, 0 where it has none. Only
     a text file's lines are those of the text: a record has one line, whatever its text holds."""
-    file, _, line = passage.source.rpartition(":")
-    if not file or not line.isdecimal():
+    place = place_of(passage.source)
+    if not place.line:
         return 0
-    return int(line) + ((passage.text or "").count("\n", 0, start) if counts_lines(file) else 0)
+    before = (passage.text or "").count("\n", 0, start) if counts_lines(place.file) else 0
+    return place.line + before

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from clara_cli.corpus import quantize
 from clara_cli.corpus.documents_table import Documents, StoredDocument
 from clara_cli.corpus.store import Corpus
+from clara_cli.documents.chunk import SEPARATOR
 from clara_cli.errors import UsageError, nearest
-from clara_cli.records import CorpusContents, DocumentContents, DocumentRow, PassageRow
+from clara_cli.records import (
+    CorpusContents,
+    DocumentContents,
+    DocumentRow,
+    Passage,
+    PassageRow,
+)
 
 
 def list_documents(folder: Path) -> CorpusContents:
@@ -42,7 +51,7 @@ def show_document(folder: Path, document_id: str) -> DocumentContents:
     passages = documents.passages_of(stored)
     return DocumentContents(
         id=row.id,
-        title=passages[0].title,
+        title=_shared_title(passages),
         passages=row.passages,
         tokens=row.tokens,
         bytes=row.bytes,
@@ -53,6 +62,12 @@ def show_document(folder: Path, document_id: str) -> DocumentContents:
             PassageRow(p.passage_id, p.start, p.end, p.tokens, p.source, p.text) for p in passages
         ),
     )
+
+
+def _shared_title(passages: Sequence[Passage]) -> str:
+    """What the titles of a document's passages, which may end in headings, begin with."""
+    titles = [passage.title.split(SEPARATOR) for passage in passages]
+    return SEPARATOR.join(os.path.commonprefix(titles))
 
 
 def _row(document: StoredDocument, corpus: Corpus) -> DocumentRow:

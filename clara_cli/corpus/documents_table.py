@@ -14,7 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -59,6 +59,8 @@ def content_of(document: Document) -> str:
     that it stands on."""
     first_line = document.first_line if document.is_file else 0
     content = [document.title, document.text, document.metadata, document.parts, first_line]
+    if document.headings:
+        content.append([astuple(heading) for heading in document.headings])
     encoded = json.dumps(content, sort_keys=True).encode()
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 

@@ -9,16 +9,21 @@ import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
+from clara_cli.documents.headings import Section, join_sections, sections_of
 from clara_cli.records import Document, Passage
 
 CountTokens = Callable[[str], Sequence[tuple[int, int]]]
 Split = Literal["sentences", "tokens", "none"]
 Span = tuple[int, int]
 Units = tuple["array[int]", "array[int]"]  # starts and ends, in order and without overlap
+Piece = tuple[Span, int]  # of a text, and its tokens
 
+_TINY = 4  # sections below a quarter of a passage are joined with others
+SEPARATOR = " > "  # between a title and the headings of a passage
 _BLOCK = 2**16  # characters tokenised at a time: bounds the tokenizer's memory on huge texts
 _END = ".!?…؟۔։።។။।॥‼⁇⁈⁉"
 _WIDE_END = "。！？｡．"  # scripts that put no space after a sentence
@@ -98,20 +103,32 @@ class _Budget:
     """A text with its tokens, and how many of them, title included, a passage may take."""
 
     text: str
-    title: str
-    title_tokens: int
     starts: Sequence[int]  # where each token of `text` starts, never decreasing
     limit: int
     count_tokens: CountTokens
     overlap: int = 0
+    title: str = ""
+    reads_title: bool = False  # whether the model does
+    title_tokens: int = 0
+
+    def titled(self, title: str, is_read: bool) -> _Budget:
+        """The budget of passages of this title, which lessens the overlap as it does the text."""
+        tokens = len(self.count_tokens(f"{title}\n")) if title and is_read else 0
+        overlap = self.overlap * max(0, self.limit - tokens) // self.limit
+        return replace(self, title=title, reads_title=is_read, title_tokens=tokens, overlap=overlap)
 
     def exact(self, start: int, end: int) -> int:
         """Tokens of the model text of text[start:end]."""
-        return len(self.count_tokens(model_text(self.title, self.text[start:end])))
+        title = self.title if self.reads_title else ""
+        return len(self.count_tokens(model_text(title, self.text[start:end])))
 
     def before(self, position: int) -> int:
         """Tokens of the whole text that start before `position`."""
         return bisect_left(self.starts, position)
+
+    def about(self, start: int, end: int) -> int:
+        """Tokens of the title and text[start:end], where both are cut as the whole text is."""
+        return self.title_tokens + self.before(end) - self.before(start)
 
 
 def split_document(
@@ -133,38 +150,76 @@ def split_document(
     sentences as that holds where the passage ended with one, else just so many tokens. A title
     lessens it in the proportion in which it lessens the text.
 
-    A document that fits is one passage of exactly its text; otherwise the passages' texts are
-    `document.text[start:end]`, in order, and hold everything but white space between them. An
-    empty or blank document gives one passage. A passage exceeds the budget only where a single
-    character does. A title longer than half the budget is cut to it (where `with_title`).
+    A document with headings is cut at them first (`headings.join_sections`), and a passage's title
+    names those it stands under. Else a document that fits is one passage of exactly its text;
+    otherwise the passages' texts are `document.text[start:end]`, in order, and hold everything but
+    white space between them. An empty or blank document gives one passage. A passage exceeds the
+    budget only where a single character does. A title longer than half the budget is cut to it
+    (where `with_title`), and loses its headings where they take more than a quarter.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, the least is 1")
     if not 0 <= overlap < max_tokens:
         raise ValueError(f"overlap is {overlap}, it must be less than max_tokens, {max_tokens}")
-    text, title = document.text, document.title
-    if with_title and how != "none":
-        title = _cut_title(title, max_tokens, count_tokens)
-    budget = _budget(text, title if with_title else "", max_tokens, count_tokens, overlap)
-    tokens = budget.title_tokens + len(budget.starts)
-    if how == "none" or tokens <= max_tokens:
-        tokens = budget.exact(0, len(text)) if len(text) <= _BLOCK or how != "none" else tokens
-        if how == "none" or tokens <= max_tokens:
-            return _passages(document, title, [((0, len(text)), tokens)])
-    if text and not text.isspace():
-        first = len(text) - len(text.lstrip())
-        window = (array("I", [first]), array("I", [len(text.rstrip())]))
-        units = _sentences(text) if how == "sentences" else window
-        pieces = list(_pack(units, budget))
+    text = document.text
+    starts = _token_starts(text, count_tokens)
+    whole = _Budget(text, starts, max_tokens, count_tokens, overlap)
+
+    @cache
+    def titled(path: tuple[str, ...]) -> _Budget:
+        most = max_tokens if with_title and how != "none" else None
+        return whole.titled(_title(document.title, path, most, count_tokens), with_title)
+
+    sections = [Section(0, len(text), 1, ())]
+    if document.headings and how != "none":
+        sections = list(
+            join_sections(
+                sections_of(text, document.headings),
+                is_tiny=lambda s: whole.about(s.start, s.end) < max_tokens // _TINY,
+                fits=lambda s: titled(s.path).about(s.start, s.end) <= max_tokens,
+            )
+        )
+    budget = titled(sections[0].path)
+    if len(sections) == 1 and (tokens := _tokens_if_whole(budget, how)) is not None:
+        return _passages(document, [(budget.title, (0, len(text)), tokens)])
+    pieces = []
+    for section in sections:
+        budget = titled(section.path)
+        pieces += [(budget.title, *piece) for piece in _section_pieces(section, budget, how)]
+    return _passages(document, pieces)
+
+
+def _tokens_if_whole(budget: _Budget, how: Split) -> int | None:
+    """The tokens of all of a text as one passage, None where it must be cut."""
+    tokens, length = budget.about(0, len(budget.text)), len(budget.text)
+    if how == "none":
+        return budget.exact(0, length) if length <= _BLOCK else tokens
+    if tokens > budget.limit or (tokens := budget.exact(0, length)) > budget.limit:
+        return None
+    return tokens
+
+
+def _section_pieces(section: Section, budget: _Budget, how: Split) -> Iterator[Piece]:
+    """The passages of a section as (span, tokens)."""
+    text = budget.text[section.start : section.end]
+    if not text.strip():
+        yield _cut((section.start, section.end), budget)
+        return
+    if how == "sentences":
+        starts, ends = _sentences(text)
     else:
-        pieces = [_cut((0, len(text)), budget)]
-    return _passages(document, title, pieces)
+        starts = array("I", [len(text) - len(text.lstrip())])
+        ends = array("I", [len(text.rstrip())])
+    if section.start:
+        starts = array("I", (section.start + start for start in starts))
+        ends = array("I", (section.start + end for end in ends))
+    yield from _pack((starts, ends), budget)
 
 
-def _passages(document: Document, title: str, pieces: Sequence[tuple[Span, int]]) -> list[Passage]:
-    """Passages of (span, tokens), in order, each with the place where it begins."""
+def _passages(document: Document, pieces: Sequence[tuple[str, Span, int]]) -> list[Passage]:
+    """Passages of (title, span, tokens), in order, each with the place where it begins."""
     made, line, counted = [], document.first_line, 0
-    for number, ((start, end), tokens) in enumerate(pieces):
+    for number, (title, (start, end), tokens) in enumerate(pieces):
         line, counted = line + document.text.count("\n", counted, start), start
         passage = Passage(
             passage_id=f"{document.id}#{number}",
@@ -182,15 +237,35 @@ def _passages(document: Document, title: str, pieces: Sequence[tuple[Span, int]]
 
 
 def _place(document: Document, line: int, start: int) -> str:
-    """`file:line`: a record's own line, or the line inside a file that is one document; of a file
-    with parts `file#part`, the one that begins last before `start`."""
+    """`file:line`: a record's own line, or the line inside a file that is one document, with
+    `#section=` where headings are; of a file with parts `file#part`, the one that begins last
+    before `start`."""
     source = document.source
     if document.parts:
         number = bisect_right(document.parts, start, key=lambda part: part[0]) - 1
         return f"{source}#{document.parts[number][1]}" if document.parts[number][1] else source
     if source.startswith("<stdin>"):
         return ""
-    return source if not source or _LINE.search(source) else f"{source}:{line}"
+    if not source or _LINE.search(source):
+        return source
+    number = bisect_right(document.headings, start, key=lambda heading: heading.start) - 1
+    section = f"#section={document.headings[number].words}" if number >= 0 else ""
+    return f"{source}:{line}{section}"
+
+
+def _title(
+    title: str, path: Sequence[str], max_tokens: int | None, count_tokens: CountTokens
+) -> str:
+    """A document's title and the headings that a passage stands under: all of them, else the last,
+    else none, whichever takes at most a quarter of `max_tokens`."""
+    headings = [words for words in path if words != title]
+    for shown in (headings, headings[-1:]):
+        if not shown:
+            break
+        whole = SEPARATOR.join([title, *shown] if title else shown)
+        if max_tokens is None or len(count_tokens(f"{whole}\n")) <= max_tokens // 4:
+            return whole
+    return title if max_tokens is None else _cut_title(title, max_tokens, count_tokens)
 
 
 def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
@@ -205,7 +280,7 @@ def _cut_title(title: str, max_tokens: int, count_tokens: CountTokens) -> str:
     return title
 
 
-def _budget(text: str, title: str, limit: int, count_tokens: CountTokens, overlap: int) -> _Budget:
+def _token_starts(text: str, count_tokens: CountTokens) -> Sequence[int]:
     """Tokenise a text once, in blocks that bound the tokenizer's memory on huge ones."""
     starts = array("I")
     latest = 0
@@ -213,9 +288,7 @@ def _budget(text: str, title: str, limit: int, count_tokens: CountTokens, overla
         for start, _ in count_tokens(text[block_start:block_end]):
             latest = max(latest, block_start + start)
             starts.append(latest)
-    title_tokens = len(count_tokens(f"{title}\n")) if title else 0
-    overlap = overlap * max(0, limit - title_tokens) // limit
-    return _Budget(text, title, title_tokens, starts, limit, count_tokens, overlap)
+    return starts
 
 
 def _blocks(text: str) -> Iterator[Span]:
@@ -229,7 +302,7 @@ def _blocks(text: str) -> Iterator[Span]:
         start = end
 
 
-def _pack(units: Units, budget: _Budget) -> Iterator[tuple[Span, int]]:
+def _pack(units: Units, budget: _Budget) -> Iterator[Piece]:
     """Greedily join neighbouring units while they fit; cut a unit that alone does not. A passage
     begins up to `budget.overlap` tokens before the text that is new in it."""
     starts, ends = units
@@ -267,7 +340,7 @@ def _repeat_from(
     return unit_starts[first] if first < index else fresh
 
 
-def _most_units(start: int, index: int, ends: array[int], budget: _Budget) -> tuple[Span, int]:
+def _most_units(start: int, index: int, ends: array[int], budget: _Budget) -> Piece:
     """As many whole units from `index` on as fit, at least one (which may not fit)."""
     before = budget.before(start)
     if budget.before(ends[index]) - before > 2 * budget.limit:
@@ -282,7 +355,7 @@ def _most_units(start: int, index: int, ends: array[int], budget: _Budget) -> tu
         last -= 1
 
 
-def _cut(unit: Span, budget: _Budget) -> tuple[Span, int]:
+def _cut(unit: Span, budget: _Budget) -> Piece:
     """The longest beginning of a unit, in whole tokens, that fits; at least one character."""
     start, unit_end = unit
     least = min(start + 1, unit_end)

@@ -256,7 +256,7 @@ def _document(
         raise record
     if isinstance(record, FileText):
         parts = tuple((start, name) for start, name in record.parts)
-        kept = (record.metadata, where, parts, record.first_line)
+        kept = (record.metadata, where, parts, record.first_line, record.headings)
         return Document("", record.text, record.title, *kept), ""
     if not isinstance(record, dict):
         raise BadRecord(f"not a JSON object: {shortened(record)}")

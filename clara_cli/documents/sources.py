@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from clara_cli.documents.listing import ACCEPTED, Source
 from clara_cli.errors import DataError, UsageError
+from clara_cli.records import Heading
 from clara_cli.storage.file_kinds import special_file
 
 MAX_LINE_BYTES = 32 * 2**20  # of a line of questions or pairs, once decompressed
@@ -39,13 +40,14 @@ class BadRecord(Exception):  # noqa: N818  (a verdict on one record)
 class FileText:
     """What a file that is one document holds: `parts` are where its pages, slides, sheets or
     sections start in the text, as (start, `page=3`); `first_line` is the file's line on which the
-    text starts."""
+    text starts; `headings` are those of Markdown."""
 
     title: str
     text: str
     parts: list[tuple[int, str]]
     metadata: dict[str, Any]
     first_line: int = 1
+    headings: tuple[Heading, ...] = ()
 
 
 def shortened(value: Any, width: int = 60) -> str:

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import PurePath
 from typing import Any
 
+from clara_cli.documents.headings import find_headings
 from clara_cli.documents.listing import Source
 from clara_cli.documents.sources import BadRecord, FileText, not_utf8
 
@@ -29,23 +30,23 @@ _FRONT_MATTER = re.compile(
     r"---[ \t]*\r?\n(?P<yaml>.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.M | re.S
 )
 _MOST_FRONT_MATTER = 2**16  # characters
-_HEADING = re.compile(r"^#[ \t]+(?P<title>.+?)[ \t#\r]*$", re.M)
-_FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 
 
 def read_text(source: Source, data: bytes, note: Callable[[str], None]) -> FileText:
-    """A text file's text, its title and, of Markdown, its metadata. `note` is told of an encoding
-    that is not UTF-8. Raises BadRecord for bytes that are no text."""
+    """A text file's text, its title and, of Markdown, its metadata and headings. `note` is told of
+    an encoding that is not UTF-8. Raises BadRecord for bytes that are no text."""
     text = _decoded(source, data, note)
     name = PurePath(source.label).name.removesuffix(".gz").removesuffix(".xz")
     title = PurePath(name).stem
     if not name.lower().endswith(".md"):
         return FileText(title, text, [], {})
     metadata, start = _front_matter(source, text, note)
-    heading = _HEADING.search(_FENCE.sub("", text[start:]))
-    named = metadata.pop("title", None) or (heading and heading["title"]) or title
-    lines = text.count("\n", 0, start)
-    return FileText(str(named), text[start:], [], metadata, first_line=1 + lines)
+    first_line = 1 + text.count("\n", 0, start)
+    text = text[start:]
+    headings = find_headings(text)
+    first = next((heading.words for heading in headings if heading.level == 1), title)
+    title = str(metadata.pop("title", None) or first)
+    return FileText(title, text, [], metadata, first_line, headings)
 
 
 def _decoded(source: Source, data: bytes, note: Callable[[str], None]) -> str:

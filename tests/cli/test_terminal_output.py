@@ -329,18 +329,20 @@ def test_passages_alone_are_their_best_sentences_and_places(
 ) -> None:
     hit = make_answer().sources[0]
     assert hit.sentence is not None
-    passage = dataclasses.replace(hit.passage, source="notes/a.md:3")
+    passage = dataclasses.replace(hit.passage, source="notes/a.md:3#section=Mayors")
     sentence = dataclasses.replace(hit.sentence, line=17)
     placed = dataclasses.replace(hit, passage=passage, sentence=sentence)
     answers.show_search(SearchResult("Who was mayor?", (placed,), {"query": 0.0, "search": 0.1}))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("1. Ann was elected") and max(map(len, lines)) <= columns
-    assert any("notes/a.md:17" in line for line in lines)
+    assert any("notes/a.md:17 section Mayors" in line for line in lines)
     answers.show_search(SearchResult("Who?", (), {}))
     assert "no passage was found" in capsys.readouterr().out
     record = json_line.search_json(SearchResult("Who?", (placed,), {"search": 0.1}))
     assert list(record) == ["question", "sources", "seconds"]
-    assert record["sources"][0]["sentence"]["line"] == 17 and record["sources"][0]["line"] == 3
+    (source,) = record["sources"]
+    assert source["sentence"]["line"] == 17
+    assert [source[key] for key in ("file", "line", "section")] == ["notes/a.md", 3, "Mayors"]
 
 
 def test_a_draft_gives_way_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

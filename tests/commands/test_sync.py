@@ -439,6 +439,12 @@ def test_the_documents_of_a_corpus_are_listed_and_shown(works, heard, tmp_path):
         index.run(tiny_world.index(corpus, show="001.txt"), heard())
     with pytest.raises(UsageError, match="--list and --show do not go together"):
         tiny_world.index(corpus, list=True, show="x")
+    parts = "# Rivers\n\n" + "\n".join(f"## {n}\n\n" + "The Ord is long. " * 9 for n in "ab")
+    write(tmp_path / "notes", {"parts.md": parts})
+    compress.run(into(corpus, folder), heard())
+    shown = index.run(tiny_world.index(corpus, show="parts.md"), heard())
+    titles = {p.title for p in Corpus.open(corpus).passages() if p.document_id == "parts.md"}
+    assert shown.title == "Rivers" and titles == {"Rivers > a", "Rivers > b"}
 
 
 def test_cached_corpora_are_listed_and_forgotten(works, heard, tmp_path, monkeypatch):

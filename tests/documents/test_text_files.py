@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from clara_cli.config import DocumentOptions
+from clara_cli.corpus.documents_table import content_of
 from clara_cli.documents.chunk import split_document
 from clara_cli.documents.documents import read_documents
+from clara_cli.documents.places import place_of
 from clara_cli.errors import DataError, UsageError
 from clara_cli.records import Document
 
@@ -67,6 +70,10 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.txt")
 
 
+def letters(text: str) -> list[tuple[int, int]]:
+    return [(n, n + 1) for n in range(len(text))]
+
+
 MARKDOWN = """---
 title: The coast
 date: 2024-05-12
@@ -91,14 +98,30 @@ def test_front_matter_is_metadata_and_lines_are_the_files(tmp_path: Path) -> Non
     wanted = {"date": "2024-05-12", "tags": ["towns", "rivers"], "draft": False}
     assert document.metadata == wanted
     assert document.text == MARKDOWN.split("---\n", 2)[2]
-
-    def letters(text: str) -> list[tuple[int, int]]:
-        return [(n, n + 1) for n in range(len(text))]
-
     lines = MARKDOWN.splitlines()
     for passage in split_document(document, 30, letters, "sentences", False):
-        line = int(passage.source.rpartition(":")[2])
+        line = place_of(passage.source).line
         assert (passage.text or "").split("\n")[0] in lines[line - 1]
+
+
+def test_headings_give_cuts_and_the_titles_and_places_of_passages(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(MARKDOWN)
+    (document,), _ = read(path)
+    passages = split_document(document, 40, letters, "sentences", False)
+    assert [(p.title, p.source, p.text) for p in passages] == [
+        ("The coast > Towns", f"{path}:7#section=Towns", "# Towns\n\nElmgate lies by the sea."),
+        (
+            "The coast > Towns > Mayors",
+            f"{path}:11#section=Mayors",
+            "## Mayors\n\nAnn Lee is mayor.",
+        ),
+    ]
+    (tmp_path / "a.txt").write_text(document.text)
+    plain = read(tmp_path / "a.txt")[0][0]
+    assert plain.headings == () and plain.text == document.text
+    named_alike = dataclasses.replace(plain, title=document.title, metadata=document.metadata)
+    assert content_of(named_alike) != content_of(dataclasses.replace(document, first_line=1))
 
 
 def test_a_heading_is_the_title_where_no_front_matter_is(tmp_path: Path) -> None:

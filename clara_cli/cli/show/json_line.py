@@ -86,10 +86,13 @@ def _place_json(place: Place) -> dict[str, Any]:
     """`file` with `line`, `page`, `slide`, `sheet` or `section`; nothing where it is not known."""
     if not place.file:
         return {}
-    if not place.kind:
-        return {"file": place.file, "line": place.line}
-    numbered = place.kind in ("page", "slide") and place.name.isdecimal()
-    return {"file": place.file, place.kind: int(place.name) if numbered else place.name}
+    fields: dict[str, Any] = {"file": place.file}
+    if place.line or not place.kind:
+        fields["line"] = place.line
+    if place.kind:
+        numbered = place.kind in ("page", "slide") and place.name.isdecimal()
+        fields[place.kind] = int(place.name) if numbered else place.name
+    return fields
 
 
 def _explain_json(explanation: Explanation) -> dict[str, Any]:
