@@ -33,6 +33,7 @@ LAYERS = [
     {"documents"},
     {"config"},
     {"chat"},
+    {"memory_layout"},
     {"storage"},
     {"records", "bench_records", "bundled"},
     {"errors", "interrupts", "printable", "extras"},

@@ -89,8 +89,8 @@ class Clara:
         return self.passage_search.has_text
 
     def memory_tokens_for(self, ratio: int | None) -> int:
-        """Memory tokens read per passage; a ratio higher than a corpus's reads the first ones, and
-        so do several corpora, each at the highest ratio among them.
+        """Memory tokens read per passage; a ratio higher than a corpus's reads fewer than are
+        stored, and so do several corpora, each at the highest ratio among them.
 
         Raises:
             UsageError: for a ratio the checkpoint does not serve or below a corpus's.
@@ -281,7 +281,7 @@ class Clara:
         most = min(len(self.corpus), len(taken) + 1)
         drawn = random.Random(found.question).sample(range(len(self.corpus)), most)
         rows = [row for row in drawn if row not in taken][:1]
-        return self.corpus.memory(rows)[:, : found.memory_KMD.shape[1]]
+        return self.corpus.memory(rows, found.memory_KMD.shape[1])
 
 
 def _memory_tokens(identity: Identity) -> int:

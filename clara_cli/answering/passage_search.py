@@ -118,7 +118,7 @@ class PassageSearch:
         for name, retriever in zip(self.names, self.retrievers, strict=True):
             places = [i for i, hit in enumerate(hits) if hit.corpus == name]
             rows = [hits[i].row for i in places]
-            memory_KMD[places] = retriever.corpus.memory(rows)[:, :memory_tokens]
+            memory_KMD[places] = retriever.corpus.memory(rows, memory_tokens)
         return memory_KMD
 
     def _word_weights(self, question: str) -> dict[str, float]:

@@ -106,7 +106,7 @@ class Retriever:
         if first_stage == "hybrid":
             rankings = [proposed, self.bm25.search(question, count, rows)[1]]
             proposed = reciprocal_rank_fusion(rankings)[:count]
-        scores_N = rescore(query_MD, self.corpus.memory(proposed)[:, : len(query_MD)])
+        scores_N = rescore(query_MD, self.corpus.memory(proposed, len(query_MD)))
         order = sorted(range(len(proposed)), key=lambda i: (-scores_N[i].item(), proposed[i]))
         return [(scores_N[i].item(), proposed[i]) for i in order[:top_k]]
 
@@ -155,14 +155,13 @@ class Retriever:
     def _chunks(
         self, memory_tokens: int, rows: Sequence[int] | None = None
     ) -> Iterator[tuple[int | Sequence[int], Tensor]]:
-        """The first memory tokens of all passages in order, or of some, a block at a time."""
+        """The memory of all passages in order, or of some, a block at a time."""
         if rows is None:
-            for first, memory_NMD in self.corpus.memory_chunks():
-                yield first, memory_NMD[:, :memory_tokens]
+            yield from self.corpus.memory_chunks(memory_tokens=memory_tokens)
             return
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            yield block, self.corpus.memory(block)[:, :memory_tokens]
+            yield block, self.corpus.memory(block, memory_tokens)
 
     @property
     def bm25(self) -> BM25:

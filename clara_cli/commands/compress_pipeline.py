@@ -181,6 +181,8 @@ def corpus_identity(config: CompressConfig, loaded: Loaded, out: Path) -> Identi
         "stage": loaded.info.stage,
         "licence": loaded.info.licence,
     }
+    if layout := loaded.info.layout.changes():
+        checkpoint["memory"] = layout
     if loaded.info.origin is not None:
         checkpoint["origin"] = loaded.info.origin
     options = {

@@ -87,6 +87,12 @@ class LearnConfig(PlacementOptions):
         None,
         low=0,
     )
+    reconstruction: float = setting(
+        "Share of the passages that the generator also writes out from their memory, word by word; "
+        "in pretrain and in instruct.",
+        0.0,
+        low=0,
+    )
     save_minutes: float = setting("Minutes between saves of the resumable state.", 5.0, low=0)
 
     @property
@@ -120,6 +126,22 @@ class PretrainConfig(LearnConfig):
         None,
     )
     passage_tokens: int | None = setting("Longest passage, tokens; fresh: 256.", None, low=1)
+    memory_source: Literal["slots", "pooled"] | None = setting(
+        "What memory is made of: slots after the text, or pooled, means over windows of the text's "
+        "own hidden states. Default: the checkpoint's; fresh: slots. Another one than that of "
+        "--init begins the memory anew.",
+        None,
+    )
+    memory_positions: Literal["after", "spread"] | None = setting(
+        "Where memory stands: after the text and in the prompt's order, or spread over the text in "
+        "both passes. Default: the checkpoint's; fresh: after.",
+        None,
+    )
+    memory_layer: int | None = setting(
+        "Layers that memory has passed; 0: all of them. Default: the checkpoint's; fresh: all.",
+        None,
+        low=0,
+    )
     lora_rank: int | None = setting("LoRA rank; fresh: 16.", None, low=1)
     lora_alpha: int | None = setting("LoRA alpha; fresh: 32.", None, low=1)
     train_memory: bool = setting("Train the memory tokens too.", True)

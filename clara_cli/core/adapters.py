@@ -47,6 +47,9 @@ class Adapters(Protocol):
     def add(self, role: str) -> None:
         """Add a role, its weights not set."""
 
+    def renew(self, role: str) -> None:
+        """Give a role fresh weights, which change nothing yet."""
+
     def switch(self, role: str | None) -> None:
         """Put one role in force; None: the bare backbone."""
 
@@ -77,6 +80,10 @@ class ReadingAdapters:
         """Add a role, its weights not set."""
         for layer in self._layers.values():
             layer.add_role(role, self.lora.rank, self.lora.alpha / self.lora.rank)
+
+    def renew(self, role: str) -> None:
+        """Only PEFT's adapters train."""
+        raise NotImplementedError
 
     def switch(self, role: str | None) -> None:
         """Put one role in force; None: the bare backbone."""

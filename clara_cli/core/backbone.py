@@ -183,6 +183,47 @@ def inner_model(causal_lm: Any) -> nn.Module:
     return inner if inner is not None else causal_lm.get_decoder()
 
 
+class _Reached(Exception):
+    """Ends a forward pass at a layer, whose input it carries."""
+
+    def __init__(self, hidden_BTD: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden_BTD = hidden_BTD
+
+
+def layers_of(inner: nn.Module) -> nn.ModuleList:
+    """The layers of a model below its head, in order.
+
+    Raises:
+        ArtefactError: where they are not one list.
+    """
+    config: Any = inner.config
+    count = config.get_text_config().num_hidden_layers
+    lists = (m for m in inner.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    layers = next(lists, None)
+    if layers is None:
+        message = f"{type(inner).__name__}: its {count} layers are not in one list"
+        raise ArtefactError(message, "memory from its last layer works: omit the memory's layer")
+    return layers
+
+
+def hidden_before(inner: nn.Module, layer: int, **given: Any) -> torch.Tensor:
+    """Hidden states (B, T, D) as layer number `layer`, counted from 0, receives them; the layers
+    from there on are not computed."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        raise _Reached(args[0] if args else named["hidden_states"])
+
+    hook = layers_of(inner)[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        inner(**given)
+    except _Reached as reached:
+        return reached.hidden_BTD
+    finally:
+        hook.remove()
+    raise ArtefactError(f"{type(inner).__name__} does not run its layers", "use another backbone")
+
+
 def is_whole(causal_lm: Any) -> bool:
     """Whether the weights are as saved, on one device: neither quantised nor spread."""
     quantised = getattr(causal_lm, "is_quantized", False)

@@ -4,6 +4,7 @@ prompter alone, so that what a step trains on can be counted before anything is 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -99,6 +100,23 @@ class Batch:
         self.rows.append(ids[:limit])
         self.labels.append(labels[:limit])
         return True
+
+
+def add_reconstructions(
+    batch: Batch, prompter: Prompter, share: float, rng: random.Random, limit: int
+) -> None:
+    """Add for a share of the passages, drawn, that the generator writes them out: the text that the
+    compressor reads, after a paraphrase instruction drawn as well."""
+    for place, row in enumerate(batch.passages):
+        if rng.random() >= share:
+            continue
+        instruction = rng.randrange(len(PARAPHRASE_INSTRUCTIONS))
+        chat = prompter.paraphrase_chat(batch.memory_tokens, instruction)
+        if batch.add_target(prompter, chat, prompter.text_of(row), limit):
+            batch.pools.append([place])
+            batch.picks.append(1)
+            if batch.contexts:
+                batch.contexts.append(("reconstruction", place, instruction))
 
 
 def pair_length(pair: Pair) -> int:

@@ -19,6 +19,7 @@ from clara_cli.core.backbone import Backbone, backbone_folder
 from clara_cli.core.backbone_settings import refuse_other_settings
 from clara_cli.core.checkpoint_info import (
     MEMORY,
+    OTHER_MEMORY,
     RESTORE,
     VERSION,
     CheckpointInfo,
@@ -122,7 +123,8 @@ def _load_native(path: Path, options: LoadOptions, dropout: float | None) -> Loa
     if isinstance(base.model, Llama):
         adapters = ReadingAdapters(base.model, lora, info.roles)
     memory_MD, markers_2D = tensors["memory"], tensors["markers"]
-    model = ClaraModel(base, prompter, lora, info.roles, memory_MD, markers_2D, adapters)
+    parameters = (memory_MD, markers_2D, adapters, info.layout)
+    model = ClaraModel(base, prompter, lora, info.roles, *parameters)
     for role in info.roles:
         load_role(model, role, parts[role], str(part_file(path, role)))
     older = older_fingerprint(model, base.older_digest)
@@ -281,7 +283,7 @@ def info_with_digests(model: ClaraModel, info: CheckpointInfo, folder: Path) -> 
         weights[name] = {"digest": full_digest(files), "sample": sample_digest(files)}
     return replace(
         info,
-        version=VERSION,
+        version=OTHER_MEMORY if info.layout.changes() else VERSION,
         roles=model.roles,
         backbone_digest=base.digest,
         backbone_sample=base.sample,

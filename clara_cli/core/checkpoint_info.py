@@ -11,12 +11,14 @@ from clara_cli.core.adapters import ALL_LINEAR, LoraSettings
 from clara_cli.core.model import ROLES
 from clara_cli.core.prompts import PROMPT_VERSION, Markers
 from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.memory_layout import PUBLISHED, MemoryLayout, read_layout
 from clara_cli.storage.artefact import Fields, read_object
 
 ReadMode = Literal["memory", "text", "auto"]
 READ_MODES: tuple[ReadMode, ...] = ("memory", "text", "auto")
 
-FORMAT, VERSION, READ = "clara-checkpoint", 2, (1, 2)
+FORMAT, VERSION, READ = "clara-checkpoint", 2, (1, 2, 3)
+OTHER_MEMORY = 3  # the version that says how memory is made, where that is not as published
 MEMORY = "memory"  # the part of the weights that is no role
 MOST_RANK, MOST_PASSAGE, MOST_MEMORY, MOST_NAMES = 4096, 1_000_000, 100_000, 1000
 MOST_TABLE = 5_000_000  # rows of an embedding table
@@ -46,7 +48,8 @@ class CheckpointInfo:
 
     Since version 2 the backbone's digest covers every byte, `backbone_sample` some of every tensor;
     `settings` are those of its config; `weights` has both digests of each role and of the memory
-    tokens ("memory"). `older_digest` and `older_fingerprint` are those of version 1.
+    tokens ("memory"). `older_digest` and `older_fingerprint` are those of version 1. `layout` says
+    how memory is made and read; where that is not as published, the version is 3.
     """
 
     backbone: str
@@ -72,6 +75,7 @@ class CheckpointInfo:
     older_digest: str = ""
     older_fingerprint: str = ""
     reading: ReadingDefaults = field(default_factory=ReadingDefaults)
+    layout: MemoryLayout = PUBLISHED
 
     @property
     def origin(self) -> str | None:
@@ -128,6 +132,7 @@ def read_info(path: Path) -> CheckpointInfo:
         fingerprint=fields.get("fingerprint", str),
         version=fields.count("version"),
         reading=_reading(fields),
+        layout=read_layout(fields),
     )
     _check(info, fields)
     return info if info.version == 1 else _with_digests(info, fields)
@@ -205,5 +210,7 @@ def describe(info: CheckpointInfo) -> dict[str, Any]:
         "first_values": fields.pop("older_digest"),
         "settings": fields.pop("settings"),
     }
-    version = fields.pop("version")
-    return {"format": FORMAT, "version": version, "backbone": backbone, **fields}
+    version, memory = fields.pop("version"), info.layout.changes()
+    del fields["layout"]
+    described = {"format": FORMAT, "version": version, "backbone": backbone, **fields}
+    return {**described, "memory": memory} if memory else described

@@ -102,7 +102,8 @@ def log_likelihoods(
     Raises ArtefactError where a likelihood is not finite.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    hidden_BTD = model(role, model.embed(pad_rows(rows, 0, model.device), memory_ND))
+    embeds_BTD = model.embed(pad_rows(rows, 0, model.device), memory_ND)
+    hidden_BTD = model(role, embeds_BTD, None, model.placed(rows))
     labels = [
         [*[IGNORE] * len(prompt), *answer] for prompt, answer in zip(prompts, answers, strict=True)
     ]

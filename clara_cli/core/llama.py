@@ -270,10 +270,12 @@ class Llama(nn.Module):
         streamer: Any = None,
         processors: Sequence[Processor] = (),
         stop: Callable[[Tensor, Any], Tensor] | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Greedy ids (B, new) after prompts that are padded on the left, as transformers writes
         them: a row that has ended is filled with its first end token."""
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        if positions_BT is None:
+            positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         cache = Cache.of(self.config, embeds_BTD, embeds_BTD.shape[1] + max_new_tokens)
         ids_BT = mask_BT.new_empty(len(mask_BT), 0)
         running_B = torch.ones(len(mask_BT), dtype=torch.bool, device=mask_BT.device)

@@ -1,7 +1,8 @@
 """The identity of a memory space: two checkpoints of one fingerprint read each other's memory.
 
 Version 2 covers the backbone's weights in full, the settings of its config (norm epsilon, rope and
-the rest), the scale of the roles, the markers, the compressor and the memory tokens. Version 1, of
+the rest), the scale of the roles, how memory is made where that is not as published, the markers,
+the compressor and the memory tokens. Version 1, of
 checkpoints and corpora made before, covers the first values of every weight, the compressor and the
 memory tokens; it is still computed to open those. M memory tokens, D hidden.
 """
@@ -36,7 +37,7 @@ def memory_tensors(model: ClaraModel) -> dict[str, Tensor]:
 def fingerprint(model: ClaraModel, backbone_digest: str, settings: dict[str, Any]) -> str:
     """Version 2, of a model on the backbone of that digest and those settings. A corpus stays
     valid when only the query reasoner or the generator is trained on."""
-    facts = {
+    facts: dict[str, Any] = {
         "backbone": backbone_digest,
         "settings": settings,
         "rank": model.lora.rank,
@@ -44,6 +45,8 @@ def fingerprint(model: ClaraModel, backbone_digest: str, settings: dict[str, Any
         "markers": asdict(model.prompter.markers),
         "prompts": PROMPT_VERSION,
     }
+    if layout := model.layout.changes():
+        facts["memory"] = {**layout, "span": model.prompter.max_passage}
     return MARK + hash_tensors(json.dumps(facts, sort_keys=True), memory_tensors(model))
 
 

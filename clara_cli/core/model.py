@@ -22,7 +22,9 @@ from clara_cli.core.adapters import Adapters, LoraSettings, peft_adapters
 from clara_cli.core.backbone import (
     Backbone,
     head_logits,
+    hidden_before,
     inner_model,
+    layers_of,
     shares_prefixes,
     sliding_window,
 )
@@ -39,6 +41,13 @@ from clara_cli.core.prompts import Prompter
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
 from clara_cli.core.writing import end_tokens, write
 from clara_cli.errors import UsageError
+from clara_cli.memory_layout import (
+    PUBLISHED,
+    MemoryLayout,
+    pool_text,
+    reading_positions,
+    slot_offsets,
+)
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -69,9 +78,11 @@ class ClaraModel(nn.Module):
         memory_MD: Tensor,
         markers_2D: Tensor,
         adapters: Adapters | None = None,
+        layout: MemoryLayout = PUBLISHED,
     ) -> None:
         super().__init__()
         self.prompter, self.lora, self.roles = prompter, lora, tuple(roles)
+        self.layout = layout
         self.backbone = backbone
         self._own_ends = end_tokens(backbone.model)
         self.adapters = adapters or peft_adapters(backbone.model, lora, roles)
@@ -187,6 +198,28 @@ class ClaraModel(nn.Module):
         self._switch(self._active)
         self._restore_trained()
 
+    def begin_memory_anew(self, layout: MemoryLayout, memory_MD: Tensor, max_passage: int) -> None:
+        """Make memory in another way, nothing of it learned yet: the compressor is fresh, and the
+        query reasoner, which knew the memory before, is no role any more."""
+        self.layout, self.prompter.max_passage = layout, max_passage
+        self.check_layout()
+        self.memory_MD = nn.Parameter(memory_MD.to(self.device))
+        self.adapters.renew("compressor")
+        self.roles = tuple(role for role in self.roles if role != "query_reasoner")
+        self._restore_trained()
+
+    def check_layout(self) -> None:
+        """See that the backbone has the layer that memory is read from, and more behind it.
+
+        Raises:
+            UsageError: where it has not.
+        """
+        layer = self.layout.layer
+        layers = len(layers_of(inner_model(self.causal_lm))) if layer is not None else 0
+        if layer is not None and layer >= layers:
+            message = f"memory_layer is {layer}, {self.backbone.name} has {layers} layers"
+            raise UsageError(message, f"it goes from 1 to {layers - 1}; 0 stands for all of them")
+
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
         """Make one role active (None: the bare backbone); the one before returns on exit."""
@@ -218,13 +251,18 @@ class ClaraModel(nn.Module):
         embeds_BTD: Tensor,
         mask: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        layer: int | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm (B, T, D). `mask` is (B, T), or (B, 1, T, T) to be
-        added to attention scores."""
-        placed = {} if positions_BT is None else {"position_ids": positions_BT}
+        """Hidden states (B, T, D) after the final norm, or after `layer` layers. `mask` is (B, T),
+        or (B, 1, T, T) to be added to attention scores."""
+        given: dict[str, Any] = {"inputs_embeds": embeds_BTD, "attention_mask": mask}
+        if positions_BT is not None:
+            given["position_ids"] = positions_BT
         with self.role(role):
             inner = inner_model(self.causal_lm)
-            out = inner(inputs_embeds=embeds_BTD, attention_mask=mask, use_cache=False, **placed)
+            if layer is not None:
+                return hidden_before(inner, layer, use_cache=False, **given)
+            out = inner(use_cache=False, **given)
             return out.last_hidden_state.to(embeds_BTD.device)  # the last layer's, if spread
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
@@ -250,25 +288,64 @@ class ClaraModel(nn.Module):
             raise ValueError(f"{len(index[0])} memory positions, {memory_ND.shape[0]} vectors")
         return embeds_BTD.index_put(index, memory_ND.to(embeds_BTD.dtype))
 
+    def positions(self, rows: Sequence[Sequence[int]]) -> list[list[int]] | None:
+        """The position of every id of prompts; None where each stands in its place."""
+        if self.layout.positions == "after":
+            return None
+        memory_ids, span = frozenset(self.prompter.memory_ids), self.prompter.max_passage
+        coarsening = self.layout.coarsening
+        return [reading_positions(row, memory_ids, span, coarsening) for row in rows]
+
+    def placed(self, rows: Sequence[Sequence[int]]) -> Tensor | None:
+        """`positions` of prompts padded on the right (B, T)."""
+        positions = self.positions(rows)
+        return None if positions is None else pad_rows(positions, 0, self.device)
+
     def encode(
         self, rows: Sequence[Sequence[int]], role: str, memory_tokens: int | None = None
     ) -> Encoded:
-        """Read token rows and return their memory: hidden states at `memory_tokens`
-        positions that follow the text directly. A memory token sees the text and the memory tokens
-        before it, never later ones, so the first m rows of a longer memory are the memory of m."""
+        """Read token rows and return their memory, of `memory_tokens` vectors. A shorter memory is
+        always the longest one coarsened by the layout's rule (`memory_layout.coarsen`)."""
         memory_tokens = memory_tokens or self.memory_tokens
+        if self.layout.source == "slots":
+            return self._encode_slots(rows, role, memory_tokens)
+        hidden_BLD = self(
+            role, self.embed(pad_rows(rows, 0, self.device), None), layer=self.layout.layer
+        )
+        lengths = [len(row) for row in rows]
+        memory_BMD, mask_BL = pool_text(hidden_BLD, lengths, self.memory_tokens, memory_tokens)
+        return Encoded(memory_BMD, hidden_BLD, mask_BL)
+
+    def _encode_slots(
+        self, rows: Sequence[Sequence[int]], role: str, memory_tokens: int
+    ) -> Encoded:
+        """Hidden states at memory tokens that follow the text. A memory token sees the text and the
+        memory tokens before it, never later ones, so the first m rows of a longer memory are the
+        memory of m."""
         placeholders = [
             self.prompter.memory_ids[i % len(self.prompter.memory_ids)]
             for i in range(memory_tokens)
         ]
         ids_BT = pad_rows([[*row, *placeholders] for row in rows], 0, self.device)
         memory_ND = self.memory_MD[:memory_tokens].repeat(len(rows), 1)
-        hidden_BTD = self(role, self.embed(ids_BT, memory_ND))
+        embeds_BTD = self.embed(ids_BT, memory_ND)
+        positions_BT = self._slot_positions(rows, memory_tokens)
+        hidden_BTD = self(role, embeds_BTD, None, positions_BT, self.layout.layer)
         starts_B = torch.tensor([len(row) for row in rows], device=self.device)
         index_BM = starts_B[:, None] + torch.arange(memory_tokens, device=self.device)
         memory_BMD = hidden_BTD.gather(1, index_BM[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
         mask_BT = torch.arange(hidden_BTD.shape[1], device=self.device) < starts_B[:, None]
         return Encoded(memory_BMD, hidden_BTD, mask_BT)
+
+    def _slot_positions(self, rows: Sequence[Sequence[int]], memory_tokens: int) -> Tensor | None:
+        """Positions (B, T) of rows with slots spread over their text; None: slots follow it."""
+        if self.layout.positions == "after":
+            return None
+        spread = [
+            [*range(len(row)), *slot_offsets(memory_tokens, len(row), self.layout.coarsening)]
+            for row in rows
+        ]
+        return pad_rows(spread, 0, self.device)
 
     def encode_frozen(
         self, rows: Sequence[Sequence[int]], role: str, memory_tokens: int
@@ -294,7 +371,7 @@ class ClaraModel(nn.Module):
         memories = self._memory_by_row(rows, memory_ND)
         if not contexts or not self.can_share_prefixes(max(map(len, rows))):
             contexts = range(len(rows))
-        packed = pack(rows, labels, contexts)
+        packed = pack(rows, labels, contexts, self.positions(rows))
         hidden, targets = [], []
         for group in self.groups([len(row.ids) for row in packed]):
             chosen = [packed[i] for i in group]
@@ -309,12 +386,14 @@ class ClaraModel(nn.Module):
         return hidden_nll(torch.cat(hidden), torch.cat(targets), head)
 
     def _hidden_of_packed(self, packed: Sequence[PackedRow], embeds_BTD: Tensor) -> Tensor:
-        """The generator's hidden states; plain rows need neither mask nor positions."""
-        if all(len(row.sources) == 1 for row in packed):
+        """The generator's hidden states; plain rows need no mask, nor positions where each id
+        stands in its place."""
+        plain = all(len(row.sources) == 1 for row in packed)
+        if plain and self.layout.positions == "after":
             return self("generator", embeds_BTD)
-        mask_B1TT = attention_mask(packed, embeds_BTD.dtype, self.device)
         positions_BT = pad_rows([row.positions for row in packed], 0, self.device)
-        return self("generator", embeds_BTD, mask_B1TT, positions_BT)
+        mask = None if plain else attention_mask(packed, embeds_BTD.dtype, self.device)
+        return self("generator", embeds_BTD, mask, positions_BT)
 
     def _memory_by_row(
         self, rows: Sequence[list[int]], memory_ND: Tensor | None
@@ -371,6 +450,9 @@ class ClaraModel(nn.Module):
             [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device
         )
         embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
+        positions = self.positions(rows)
+        if positions is not None:
+            positions = [[0] * (width - len(row)) + row for row in positions]
         ends = self.end_ids()
         largest = LargestLogits()
         with self.role(role):
@@ -384,6 +466,9 @@ class ClaraModel(nn.Module):
                 streamer=streamer,
                 processors=[largest] if listener is None else [largest, listener],
                 stop=stop,
+                positions_BT=None
+                if positions is None
+                else torch.tensor(positions, device=self.device),
             )
         largest.refuse_nonfinite(self.backbone.name)
         return [until_end(ids, ends) for ids in out_BT.tolist()]

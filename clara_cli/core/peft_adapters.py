@@ -57,6 +57,11 @@ class PeftAdapters:
         if is_whole(self.causal_lm):
             self.module.to(self.causal_lm.get_input_embeddings().weight.device)
 
+    def renew(self, role: str) -> None:
+        """Give a role fresh weights, which change nothing yet."""
+        for layer in self._layers:
+            layer.reset_lora_parameters(role, init_lora_weights=True)
+
     def switch(self, role: str | None) -> None:
         """Put one role in force; None: the bare backbone."""
         for layer in self._layers:

@@ -136,6 +136,12 @@ class Prompter:
         """What the query reasoner reads: a question in a passage's form, at its own length."""
         return self.ids(f"{self.markers.encode}{self.bos}{self.plain(text)}{self.eos}")
 
+    def text_of(self, row: Sequence[int]) -> str:
+        """The text of a row that the compressor reads, as far as it was not cut."""
+        special = {self.encode_id, *self.tokenizer.all_special_ids}
+        text: str = self.tokenizer.decode([i for i in row if i not in special])
+        return text
+
     def memory_block(self, passages: int, memory_tokens: int) -> str:
         """Placeholders for the memory of several passages, each followed by a separator."""
         names = self.markers.memory

@@ -34,10 +34,18 @@ class PackedRow:
     targets: list[int] = field(default_factory=list)
     sources: list[tuple[int, int, int]] = field(default_factory=list)
 
-    def add(self, row: int, ids: list[int], labels: list[int], start: int, end: int) -> None:
+    def add(
+        self,
+        row: int,
+        ids: list[int],
+        labels: list[int],
+        positions: Sequence[int],
+        start: int,
+        end: int,
+    ) -> None:
         """Append tokens `start` to `end` of a row as the next segment."""
         self.ids += ids[start:end]
-        self.positions += range(start, end)
+        self.positions += positions[start:end]
         self.segments += [len(self.sources)] * (end - start)
         following = [*labels[1:], IGNORE]
         self.targets += following[start:end]
@@ -48,11 +56,13 @@ def pack(
     rows: Sequence[list[int]],
     labels: Sequence[list[int]],
     contexts: Sequence[Hashable],
+    positions: Sequence[Sequence[int]] | None = None,
     least_saved: int = LEAST_SAVED,
 ) -> list[PackedRow]:
     """Rows of equal `contexts` (what their beginnings stand for) packed together, as far as their
     beginnings are equal and nothing in them is a target; alone where that would save fewer than
-    `least_saved` positions."""
+    `least_saved` positions. `positions` are those of each row's ids: in their places, if none."""
+    positions = [range(len(row)) for row in rows] if positions is None else positions
     groups: dict[Hashable, list[int]] = {}
     for number, context in enumerate(contexts):
         groups.setdefault(context, []).append(number)
@@ -60,20 +70,21 @@ def pack(
     for group in groups.values():
         shared = shared_length([rows[i] for i in group], [labels[i] for i in group])
         if len(group) == 1 or shared * (len(group) - 1) < least_saved:
-            packed += [whole(i, rows[i], labels[i]) for i in group]
+            packed += [whole(i, rows[i], labels[i], positions[i]) for i in group]
             continue
         row = PackedRow()
-        row.add(group[0], rows[group[0]], [IGNORE] * len(rows[group[0]]), 0, shared)
+        first = group[0]
+        row.add(first, rows[first], [IGNORE] * len(rows[first]), positions[first], 0, shared)
         for i in group:
-            row.add(i, rows[i], labels[i], shared, len(rows[i]))
+            row.add(i, rows[i], labels[i], positions[i], shared, len(rows[i]))
         packed.append(row)
     return packed
 
 
-def whole(number: int, ids: list[int], labels: list[int]) -> PackedRow:
+def whole(number: int, ids: list[int], labels: list[int], positions: Sequence[int]) -> PackedRow:
     """A row on its own."""
     row = PackedRow()
-    row.add(number, ids, labels, 0, len(ids))
+    row.add(number, ids, labels, positions, 0, len(ids))
     return row
 
 

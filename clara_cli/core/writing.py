@@ -25,10 +25,12 @@ def write(
     streamer: Any = None,
     processors: Sequence[Processor] = (),
     stop: Callable[[Tensor, Any], Tensor] | None = None,
+    positions_BT: Tensor | None = None,
 ) -> Tensor:
     """Ids (B, new) after prompts padded on the left, whose mask is 0 there. A row that has ended is
     filled with its first end token; none ends before `min_new_tokens`. A `streamer` receives the
-    ids of each step, `processors` see its logits (B, V), `stop` says which rows end there."""
+    ids of each step, `processors` see its logits (B, V), `stop` says which rows end there.
+    `positions_BT` are those of the prompts' ids where they do not follow one another."""
     if isinstance(causal_lm, Llama):
         return causal_lm.write(
             embeds_BTD,
@@ -39,6 +41,7 @@ def write(
             streamer,
             processors,
             stop,
+            positions_BT,
         )
     config = plain_generation(
         max_new_tokens=max_new_tokens,
@@ -46,7 +49,9 @@ def write(
         eos_token_id=list(end_ids) or None,
         pad_token_id=end_ids[0] if end_ids else 0,
     )
+    placed = {} if positions_BT is None else {"position_ids": positions_BT}
     ids_BT: Tensor = causal_lm.generate(
+        **placed,
         inputs_embeds=embeds_BTD,
         attention_mask=mask_BT,
         generation_config=config,

@@ -33,7 +33,7 @@ class Journal:
 def write(folder: Path, identity: Identity, shards: Mapping[int, Shard], extends: str = "") -> None:
     """Begin (again): record all that is known in one file. Raises ClaraError."""
     done = {str(number): asdict(shard) for number, shard in sorted(shards.items())}
-    data = {"format": "clara-journal", "version": manifest.VERSION, **asdict(identity)}
+    data = {"format": "clara-journal", "version": identity.version, **asdict(identity)}
     encoded = artefact.encode({**data, "extends": extends, "shards": done})
     files.write_atomic(folder, JOURNAL, encoded)
     files.remove_tree(folder, LINES)

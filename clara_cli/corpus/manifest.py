@@ -18,12 +18,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from clara_cli.corpus import quantize
+from clara_cli.memory_layout import MemoryLayout, read_layout
 from clara_cli.storage import artefact
 from clara_cli.storage.artefact import Fields
 from clara_cli.storage.files import sha256_bytes, write_atomic
 
 MANIFEST = "manifest.json"
-VERSION, VERSIONS = 2, (1, 2)  # written, and read
+VERSION, VERSIONS = 2, (1, 2, 3)  # written, and read
+OTHER_MEMORY = 3  # written where memory is not made as published
 NEEDS = "0.1.0"  # the first release of this program that reads what is written
 COUNTS = ("documents", "passages", "empty", "skipped", "truncated", "text_tokens")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,6 +51,16 @@ class Identity:
     dtype: str
     text: bool
     options: dict[str, Any]
+
+    @property
+    def layout(self) -> MemoryLayout:
+        """How the memory was made, and so how fewer memory tokens are had of it."""
+        return MemoryLayout(**self.checkpoint.get("memory", {}))
+
+    @property
+    def version(self) -> int:
+        """The least version of the format that says all of this."""
+        return OTHER_MEMORY if self.layout.changes() else VERSION
 
     @property
     def compute_dtype(self) -> str:
@@ -190,7 +202,7 @@ def write_manifest(
     """Write `manifest.json`, which makes the corpus finished. Raises ClaraError."""
     data = {
         "format": "clara-corpus",
-        "version": VERSION,
+        "version": identity.version,
         "needs": NEEDS,
         **asdict(identity),
         "quantisation": quantize.described(identity.dtype),
@@ -292,6 +304,7 @@ def read_identity(fields: Fields) -> Identity:
     """The identity in a manifest or journal. Raises ArtefactError naming the key."""
     checkpoint = fields.object("checkpoint")
     checkpoint.get("fingerprint", str)
+    read_layout(checkpoint)
     dtype = fields.get("dtype", str)
     if dtype not in quantize.DTYPES:
         raise fields.wrong("dtype", f"{dtype!r}, known: {', '.join(quantize.DTYPES)}")

@@ -29,6 +29,7 @@ from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
 from clara_cli.corpus.passage_lines import memory_of, passage_lines
 from clara_cli.corpus.writer import damage_of, list_damage
 from clara_cli.errors import ArtefactError
+from clara_cli.memory_layout import coarsen
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact
@@ -142,10 +143,17 @@ class Corpus:
         manifest = read_manifest(self.folder)
         return manifest is not None and manifest.sha256 == self.manifest.sha256
 
-    def memory(self, rows: Sequence[int]) -> Tensor:
-        """The memory of the given rows, [N, M, D], in the order given; a row may come twice.
+    def memory(self, rows: Sequence[int], memory_tokens: int | None = None) -> Tensor:
+        """The memory of the given rows, [N, M, D], in the order given; a row may come twice. Fewer
+        `memory_tokens` than are stored are had by the rule of the checkpoint that made them.
         Raises IndexError for a row that does not exist."""
-        return self.stored_memory([self._stored(row) for row in rows])
+        memory_NMD = self.stored_memory([self._stored(row) for row in rows])
+        return self._coarsened(memory_NMD, memory_tokens)
+
+    def _coarsened(self, memory_NMD: Tensor, memory_tokens: int | None) -> Tensor:
+        if memory_tokens is None:
+            return memory_NMD
+        return coarsen(memory_NMD, memory_tokens, self.manifest.identity.layout.coarsening)
 
     def stored_memory(self, stored_rows: Sequence[int]) -> Tensor:
         """The memory of rows, deleted ones too, by their numbers over all shards: [N, M, D]."""
@@ -158,8 +166,11 @@ class Corpus:
             memory_NMD[position] = self._read(number, inside, inside + 1)[0]
         return memory_NMD
 
-    def memory_chunks(self, rows_per_chunk: int = 256) -> Iterator[tuple[int, Tensor]]:
-        """All memory in order, as (first row, [N, M, D]) with N at most `rows_per_chunk`."""
+    def memory_chunks(
+        self, rows_per_chunk: int = 256, memory_tokens: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """All memory in order, as (first row, [N, M, D]) with N at most `rows_per_chunk`; fewer
+        `memory_tokens` as in `memory`."""
         import torch
 
         first = 0
@@ -170,7 +181,7 @@ class Corpus:
                     memory_NMD = self._read(number, inside, inside + rows_per_chunk)
                     if len(kept) < len(memory_NMD):
                         memory_NMD = memory_NMD[torch.from_numpy(kept)]
-                    yield first, memory_NMD
+                    yield first, self._coarsened(memory_NMD, memory_tokens)
                     first += len(kept)
 
     def _kept(self, number: int, start: int, end: int) -> np.ndarray:

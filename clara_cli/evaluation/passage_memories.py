@@ -94,19 +94,18 @@ class ComputedMemories:
 
 
 class StoredMemories:
-    """The memory of a compressed corpus; a smaller memory is the first rows of the stored one."""
+    """The memory of a compressed corpus; a smaller memory is had of the stored one."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
 
     def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
-        return self._corpus.memory(rows)[:, :memory_tokens]
+        return self._corpus.memory(rows, memory_tokens)
 
     def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""
-        for first, memory_NMD in self._corpus.memory_chunks():
-            yield first, memory_NMD[:, :memory_tokens]
+        yield from self._corpus.memory_chunks(memory_tokens=memory_tokens)
 
     def seconds(self, rows: Sequence[int], memory_tokens: int) -> float:
         """Nothing: the corpus was compressed before."""

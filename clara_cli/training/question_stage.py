@@ -146,7 +146,12 @@ class QuestionStage(Stage):
         else:
             examples.sort(key=example_length)
             parts = micro_batches(self.config, self.ranks, examples)
-        return [self.build_text(part) if as_text else self.build(part, m) for part in parts]
+        if as_text:
+            return [self.build_text(part) for part in parts]
+        batches = [self.build(part, m) for part in parts]
+        for batch in batches:
+            self.add_reconstructions(batch, rng)
+        return batches
 
     def example_at(self, step: int, number: int, rng: random.Random) -> AnswerExample:
         """Question `number` as a step reads it."""

@@ -154,7 +154,7 @@ class RetrievedPools:
 
     def memory(self, batch: Batch) -> Tensor:
         """memory_BMD of a batch's rows, as the corpus keeps it."""
-        memory_BMD = self.retriever.corpus.memory(batch.stored)[:, : batch.memory_tokens]
+        memory_BMD = self.retriever.corpus.memory(batch.stored, batch.memory_tokens)
         return memory_BMD.to(self.model.device)
 
     def _serve(self, step: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from clara_cli.core.stages import Losses, read_memory_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import PAIR_KINDS, read_pairs
 from clara_cli.errors import UsageError, nearest
+from clara_cli.memory_layout import PUBLISHED, MemoryLayout
 from clara_cli.records import Pair
 from clara_cli.training.runner import load_options
 from clara_cli.training.sampling import micro_batches, sample_step
@@ -66,7 +68,10 @@ class Scp(Stage):
         visits = [(pair, rng.randrange(len(PARAPHRASE_INSTRUCTIONS))) for pair in pairs]
         visits.sort(key=lambda visit: pair_length(visit[0]))
         parts = micro_batches(self.config, self.ranks, visits)
-        return [self._batch([p for p, _ in part], [i for _, i in part], m) for part in parts]
+        batches = [self._batch([p for p, _ in part], [i for _, i in part], m) for part in parts]
+        for batch in batches:
+            self.add_reconstructions(batch, rng)
+        return batches
 
     def _batch(self, pairs: Sequence[Pair], instructions: Sequence[int], m: int) -> Batch:
         limit = self.config.max_length
@@ -136,6 +141,8 @@ def refuse_changes(config: PretrainConfig, loaded: Loaded) -> None:
         UsageError: naming the setting and both values.
     """
     info = loaded.info
+    if new_layout(config, info.layout) != info.layout:
+        return
     fixed = {
         "passage_tokens": info.max_passage_tokens,
         "lora_rank": info.lora.rank,
@@ -159,6 +166,8 @@ def open_checkpoint(config: PretrainConfig, ranks: Ranks) -> Loaded:
     if config.init is not None:
         loaded = load(load_options(config, config.init, ranks), config.dropout)
         refuse_changes(config, loaded)
+        if new_layout(config, loaded.info.layout) != loaded.info.layout:
+            loaded = with_new_memory(config, loaded)
         for role in ("compressor", "generator"):
             if role not in loaded.model.roles:
                 loaded.model.add_role(role, None)
@@ -166,6 +175,50 @@ def open_checkpoint(config: PretrainConfig, ranks: Ranks) -> Loaded:
     if config.backbone is None:
         raise UsageError(*NO_START)
     return fresh_checkpoint(config, config.backbone, ranks)
+
+
+def new_layout(config: PretrainConfig, before: MemoryLayout) -> MemoryLayout:
+    """How memory is made after training with these settings."""
+    layer = before.layer if config.memory_layer is None else config.memory_layer or None
+    source = config.memory_source or before.source
+    return MemoryLayout(source, config.memory_positions or before.positions, layer)
+
+
+def memory_counts(tokens: int, ratios: Sequence[int]) -> list[int]:
+    """Memory tokens of each ratio for passages of at most so many tokens.
+
+    Raises:
+        UsageError: for ratios that leave no memory.
+    """
+    for ratio in ratios:
+        if ratio < 1 or ratio > tokens:
+            message = f"ratio {ratio} of {tokens}-token passages leaves no memory"
+            raise UsageError(message, f"ratios go from 1 to {tokens}")
+    return [tokens // ratio for ratio in ratios]
+
+
+def with_new_memory(config: PretrainConfig, loaded: Loaded) -> Loaded:
+    """The same generator with another kind of memory, to be learned from the start: a fresh
+    compressor and fresh memory tokens; who reads questions in memory space is left out."""
+    model, info = loaded.model, loaded.info
+    tokens = config.passage_tokens or info.max_passage_tokens
+    ratios = config.ratios or info.ratios
+    memory_tokens = max(memory_counts(tokens, ratios))
+    seeded = torch.Generator().manual_seed(config.seed)
+    word_scale = model.backbone.word_scale
+    memory_MD, _ = fresh_memory(memory_tokens, model.table_VD, seeded, word_scale)
+    torch.manual_seed(config.seed)
+    model.begin_memory_anew(new_layout(config, info.layout), memory_MD, tokens)
+    changed = replace(
+        info,
+        layout=model.layout,
+        roles=model.roles,
+        max_passage_tokens=tokens,
+        memory_tokens=memory_tokens,
+        ratio=info.ratio if info.ratio in ratios else ratios[0],
+        ratios=tuple(sorted(ratios)),
+    )
+    return replace(loaded, info=changed)
 
 
 def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loaded:
@@ -178,17 +231,16 @@ def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loa
     base = options.open_backbone(backbone)
     tokens = config.passage_tokens or PASSAGE_TOKENS
     ratios = config.ratios or (DEFAULT_RATIO,)
-    for ratio in ratios:
-        if ratio < 1 or ratio > tokens:
-            message = f"ratio {ratio} of {tokens}-token passages leaves no memory"
-            raise UsageError(message, f"ratios go from 1 to {tokens}")
-    memory_tokens = max(tokens // ratio for ratio in ratios)
+    memory_tokens = max(memory_counts(tokens, ratios))
+    layout = new_layout(config, PUBLISHED)
     lora = fresh_lora(config, config.dropout)
     seeded = torch.Generator().manual_seed(config.seed)
     memory_MD, markers_2D = fresh_memory(memory_tokens, base.table_VD, seeded, base.word_scale)
     prompter = Prompter(base.tokenizer, tokens)
     prompter.check_template(f"backbone {base.name}")
-    model = ClaraModel(base, prompter, lora, ("compressor", "generator"), memory_MD, markers_2D)
+    roles = ("compressor", "generator")
+    model = ClaraModel(base, prompter, lora, roles, memory_MD, markers_2D, layout=layout)
+    model.check_layout()
     info = CheckpointInfo(
         backbone=base.name,
         revision=base.revision,
@@ -199,6 +251,7 @@ def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loa
         ratios=tuple(sorted(ratios)),
         lora=lora,
         roles=model.roles,
+        layout=layout,
     )
     if options.placement.spreads:
         spread(model, str(options.placement.device_map))

@@ -8,13 +8,14 @@ are functions of `core/stages`, which also says the roles each stage trains (`TR
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from clara_cli.config import LearnConfig
 from clara_cli.core.abilities import Abilities
-from clara_cli.core.batch import Batch
+from clara_cli.core.batch import Batch, add_reconstructions
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.checkpoint_info import CheckpointInfo, ReadingDefaults
 from clara_cli.core.stages import TRAINED, Losses
@@ -75,6 +76,13 @@ class Stage(ABC):
     def facts(self) -> dict[str, Any]:
         """What the stage adds to the run folder's settings and to the checkpoint's provenance."""
         return {"roles": list(self.trained_roles(self.config))}
+
+    def add_reconstructions(self, batch: Batch, rng: random.Random) -> None:
+        """Have a share of a batch's passages written out too, where the settings say so."""
+        config = self.config
+        if config.reconstruction:
+            prompter, share = self.model.prompter, config.reconstruction
+            add_reconstructions(batch, prompter, share, rng, config.max_length)
 
     @abstractmethod
     def batches(self, step: int) -> list[Batch]:
