@@ -258,6 +258,8 @@ class ClaraModel(nn.Module):
         given: dict[str, Any] = {"inputs_embeds": embeds_BTD, "attention_mask": mask}
         if positions_BT is not None:
             given["position_ids"] = positions_BT
+            if mask is None:  # else transformers takes a gap between positions for a new text
+                given["attention_mask"] = torch.ones_like(positions_BT)
         with self.role(role):
             inner = inner_model(self.causal_lm)
             if layer is not None:
