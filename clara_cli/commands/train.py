@@ -12,6 +12,7 @@ from clara_cli.config import TrainConfig
 from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import check_head
 from clara_cli.core.checkpoint import LoadOptions, load
+from clara_cli.core.stages import TRAINED
 from clara_cli.distributed.ranks import join
 from clara_cli.errors import UsageError
 from clara_cli.records import MemoryNeed, Report, TrainResult
@@ -54,6 +55,9 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
             "training needs questions and --stage", "add --stage instruct, retrieval or e2e"
         )
     check_pool_settings(config, stage_class.retrieves)
+    if config.reconstruction and "compressor" not in TRAINED[stage_class.name]:
+        message = f"reconstruction is {config.reconstruction:g}, but {stage_class.name} compresses"
+        raise UsageError(f"{message} nothing anew", "it goes with instruct and with pretrain")
     stage_class.trained_roles(config)
     check_validation(config, stage_class.name, stage_class.figures)
     questions, held_out = stage_class.read_records(config)

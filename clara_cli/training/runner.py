@@ -84,7 +84,7 @@ def check_settings(config: LearnConfig) -> None:
     """Settings whose values are words, shares or have a largest value."""
     if config.schedule not in ("cosine", "constant"):
         raise UsageError(f"schedule is {config.schedule!r}", "known: cosine, constant")
-    for name in ("warmup", "dropout", "validation_share"):
+    for name in ("warmup", "dropout", "validation_share", "reconstruction"):
         if getattr(config, name) > 1:
             raise UsageError(f"{name} is {getattr(config, name)}", "it is a share, 0 to 1")
     if config.learning_rate > 1:
