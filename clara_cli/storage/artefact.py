@@ -162,7 +162,8 @@ def check_form(fields: Fields, form: str, version: int | tuple[int, ...]) -> Fie
     if form and fields.values.get("format") != form:
         raise fields.wrong("format", f"not {form!r}")
     if form and (number := fields.values.get("version")) not in versions:
-        readable = " and ".join(map(str, versions))
+        readable = ", ".join(map(str, versions[:-1])) + " and " if versions[1:] else ""
+        readable += str(versions[-1])
         error = fields.wrong("version", f"{_brief.repr(number)}, this program reads {readable}")
         needs = fields.values.get("needs")
         if type(number) is int and number > max(versions) and _is_release(needs):

@@ -254,7 +254,7 @@ def test_version_1_is_written_anew_as_version_2(works, world, tmp_path):
         lambda told: told["weights"]["memory"].update(sample=3),
         lambda told: told["backbone"].update(settings=[1]),
         lambda told: told["backbone"].pop("sample"),
-        lambda told: told.update(version=3),
+        lambda told: told.update(version=4),
     ],
 )
 def test_a_clara_json_without_its_digests_is_refused(world, change):

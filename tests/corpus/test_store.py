@@ -479,7 +479,7 @@ def _set(path: str, value: object):
     ("change", "words"),
     [
         (_set("format", "x"), "key 'format'"),
-        (_set("version", 3), "key 'version': 3, this program reads 1 and 2"),
+        (_set("version", 4), "key 'version': 4, this program reads 1, 2 and 3"),
         (_set("ratio", None), "key 'ratio': missing"),
         (_set("ratio", 16.5), "key 'ratio': 16.5, not of type int"),
         (_set("hidden", 0), "key 'hidden': 0, the least is 1"),
@@ -523,9 +523,9 @@ def test_a_manifest_that_is_no_manifest(tmp_path: Path, content: str) -> None:
 def test_a_newer_corpus_names_the_program_that_reads_it(tmp_path: Path) -> None:
     make(tmp_path / "c.clara")
     path = tmp_path / "c.clara/manifest.json"
-    newer = {**json.loads(path.read_text()), "version": 3, "needs": "1.4"}
+    newer = {**json.loads(path.read_text()), "version": 4, "needs": "1.4"}
     path.write_text(json.dumps(newer))
-    with pytest.raises(ArtefactError, match="3, this program reads 1 and 2") as caught:
+    with pytest.raises(ArtefactError, match="4, this program reads 1, 2 and 3") as caught:
         Corpus.open(tmp_path / "c.clara")
     assert caught.value.hint == "pip install --upgrade 'clara-cli>=1.4'"
     path.write_text(json.dumps({**newer, "needs": "1.4; rm -r ."}))
