@@ -270,7 +270,7 @@ class Clara:
                 known.append(passage.passage_id)
         own = [one for one in known if one.startswith(f"{passage_id}#")]  # it is a document's id
         close = own[:3] or get_close_matches(passage_id, known[:_COMPARED]) or known[:1]
-        where = ", ".join(str(one.corpus.folder) for one in self.retrievers)
+        where = ", ".join(one.corpus.name for one in self.retrievers)
         hint = f"did you mean {' or '.join(map(repr, close))}?"
         raise UsageError(f"no passage {passage_id!r} in {where}", hint)
 
@@ -339,7 +339,7 @@ def mismatch(corpus: Corpus, name: str, fingerprint: str, option: str = "--model
     if recorded is not None:
         named, use = f" ({recorded})", f"use {option} {shell_word(recorded)}, or {again}"
     message = (
-        f"{corpus.folder} was compressed by checkpoint {made_by['fingerprint']}{named}, "
+        f"{corpus.name} was compressed by checkpoint {made_by['fingerprint']}{named}, "
         f"{name} is {fingerprint}"
     )
     return ArtefactError(message, use)

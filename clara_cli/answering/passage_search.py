@@ -62,7 +62,7 @@ class PassageSearch:
 
     def __init__(self, retrievers: Sequence[Retriever]) -> None:
         self.retrievers = tuple(retrievers)
-        folders = [str(one.corpus.folder) for one in self.retrievers]
+        folders = [one.corpus.name for one in self.retrievers]
         self.names = folders if len(folders) > 1 else [""]  # how sources name their corpus
 
     @property

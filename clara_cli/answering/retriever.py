@@ -20,10 +20,16 @@ from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.search import where as filters
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.bm25 import SIDECAR as WORDS_SIDECAR
 from clara_cli.search.errors import REBUILD, OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
 from clara_cli.search.keys import make_key
 from clara_cli.search.label_index import SIDECAR, GraphIndex
+from clara_cli.search.milvus import MilvusGraph
+from clara_cli.storage import files
+from clara_cli.storage.artefact import read_object
+from clara_cli.storage.remote_folder import RemoteFolder
+from clara_cli.storage.versions import copy_remote
 
 FirstStage = Literal["latent", "bm25", "hybrid"]
 Ranked = list[tuple[float, int]]
@@ -60,6 +66,8 @@ class Retriever:
         ArtefactError where either is missing, damaged, or the index is of another corpus."""
         while True:
             corpus = Corpus.open(folder)
+            if corpus.remote is not None:
+                _copy_index(corpus.remote)
             index = _loaded(GraphIndex, corpus, INDEX)
             if index is not None and len(index) > len(corpus):
                 index.keep(corpus.stored_rows)
@@ -173,7 +181,7 @@ class Retriever:
         if self._bm25 is None:
             if not self.has_text:
                 raise ArtefactError(
-                    f"{self.corpus.folder}: no text was kept, so there are no words to search",
+                    f"{self.corpus.name}: no text was kept, so there are no words to search",
                     "use --first-stage latent, or compress again without --no-text",
                 )
             saved = _loaded(BM25, self.corpus, WORDS)
@@ -181,6 +189,17 @@ class Retriever:
                 saved = saved.kept(self.corpus.stored_rows)
             self._bm25 = saved or BM25.build(passage_texts(self.corpus))
         return self._bm25
+
+
+def _copy_index(remote: RemoteFolder) -> None:
+    """Copy the index of a corpus at a URL. One that lies in Milvus is not asked: a corpus from
+    elsewhere does not choose whom this machine connects to."""
+    hint = "index the corpus again, where it lies"
+    for place, sidecar in ((INDEX, SIDECAR), (WORDS, WORDS_SIDECAR)):
+        copy_remote(remote, place, sidecar, hint)
+    described = read_object(remote.local / INDEX / SIDECAR, hint)
+    if described is not None and described.values.get("engine") == MilvusGraph.engine:
+        files.remove(remote.local, f"{INDEX}/{SIDECAR}")
 
 
 def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
@@ -193,7 +212,7 @@ def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
             if not corpus.is_current() or error.indexed in corpus.manifest.edits.renumbered:
                 return None
         if error.hint == REBUILD:
-            error.hint = f"build it again: clara index {shell_word(corpus.folder)}"
+            error.hint = f"build it again: clara index {shell_word(corpus.name)}"
         raise
     return index if index is not None and len(index) == corpus.manifest.rows else None
 

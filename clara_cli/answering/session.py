@@ -53,7 +53,7 @@ class Session(ABC):
     @property
     def corpus_name(self) -> str:
         """The corpora, or the documents asked instead, as the user named them."""
-        folders = [str(one.corpus.folder) for one in self.passage_search.retrievers]
+        folders = [one.corpus.name for one in self.passage_search.retrievers]
         if self.config.documents and folders == self._first_folders:
             return ", ".join(self.config.documents)
         return ", ".join(folders)
@@ -211,7 +211,7 @@ class ClaraSession(Session):
         words = [takewhile(lambda word: not word.startswith("--"), part.inputs) for part in parts]
         documents = [word for part in words for word in part]
         if not documents or not all(Path(document).exists() for document in documents):
-            folders = [word for corpus in corpora for word in ("--corpus", str(corpus.folder))]
+            folders = [word for corpus in corpora for word in ("--corpus", corpus.name)]
             return f"find them with {shlex.join(['clara', 'ask', '--search', question, *folders])}"
         ask = shlex.join(["clara", "ask", question, *documents, "--model", "smol"])
         return f"a model that reads text answers with {fetch_smol()}{ask}"
@@ -335,19 +335,20 @@ def refuse_empty(search: PassageSearch) -> None:
     """Raise ArtefactError for a corpus without passages."""
     for retriever in search.retrievers:
         if not len(retriever.corpus):
-            folder = retriever.corpus.folder
-            raise ArtefactError(f"{folder}: no passages in it", "compress some documents")
+            name = retriever.corpus.name
+            raise ArtefactError(f"{name}: no passages in it", "compress some documents")
 
 
 def refuse_unreadable(clara: Clara, config: AskConfig, report: Report) -> None:
     """Corpora need passages; what a reader may want to know of them and the checkpoint is said."""
     refuse_empty(clara.passage_search)
     for retriever in clara.retrievers:
-        folder = retriever.corpus.folder
+        corpus = retriever.corpus
         why = "grew since it was indexed" if retriever.outgrown else "has no index"
-        if (retriever.outgrown or not (folder / INDEX).exists()) and not config.documents:
-            again = f"clara index {shell_word(folder)}"
-            report.note(f"{folder} {why}: every passage is scanned ({again})")
+        indexed = (corpus.folder / INDEX).exists() and not retriever.outgrown
+        if not indexed and not config.documents:
+            again = f"clara index {shell_word(corpus.name)}"
+            report.note(f"{corpus.name} {why}: every passage is scanned ({again})")
     if clara.query_role == "compressor" and config.task is None:
         stage = config.first_stage
         words = clara.has_text and stage in ("auto", "bm25")

@@ -69,15 +69,20 @@ def run(config: AskConfig, *, as_json: bool, quiet: bool) -> None:
 
 
 def _clear_cache(config: AskConfig, *, as_json: bool) -> None:
-    """Empty the cache of dequantised backbones."""
+    """Empty the cache of dequantised backbones and of corpora at URLs."""
     if config.question is not None or config.file is not None:
         raise UsageError("--clear-cache and a question do not go together", "give one of them")
     gguf = importlib.import_module("clara_cli.core.gguf")
+    remote_folder = importlib.import_module("clara_cli.storage.remote_folder")
     backbones, size = gguf.remove_backbones()
+    corpora, more = remote_folder.remove_copies()
     if as_json:
-        json_line.write_json({"backbones": backbones, "bytes": size})
+        record = {"backbones": backbones, "remote_corpora": corpora, "bytes": size + more}
+        json_line.write_json(record)
     else:
-        terminal.console(stderr=False).print(f"removed {backbones} backbones, {size / 1e6:,.1f} MB")
+        removed = f"removed {backbones} backbones and {corpora} corpora of URLs"
+        megabytes = (size + more) / 1e6
+        terminal.console(stderr=False).print(f"{removed}, {megabytes:,.1f} MB")
 
 
 def _show_cache(config: AskConfig, *, as_json: bool) -> None:

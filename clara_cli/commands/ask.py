@@ -213,7 +213,7 @@ def open_session(config: AskConfig, report: Report) -> Session:
 def open_passages(config: AskConfig, report: Report) -> PassageSession:
     """Open the corpora, and the way to the language model that reads their text, if one does; a
     checkpoint is loaded for the first question that words do not find."""
-    search = PassageSearch([Retriever.open(folder) for folder in find_corpora(config.corpus)])
+    search = open_search(config, report)
     refuse_empty(search)
     answerer = None
     if config.llm is not None:
@@ -225,6 +225,17 @@ def open_passages(config: AskConfig, report: Report) -> PassageSession:
         return with_checkpoint(config, some, report)
 
     return PassageSession(search, load_checkpoint, answerer, config, report)
+
+
+def open_search(config: AskConfig, report: Report) -> PassageSearch:
+    """Find and open the corpora and their indexes. Of one at a URL it is told where its files are
+    copied to."""
+    retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
+    for corpus in (retriever.corpus for retriever in retrievers):
+        if corpus.remote is not None:
+            size = f"{corpus.manifest.bytes / 1e6:,.1f} MB"
+            report.note(f"{corpus.name}: {size}, read as needed into {corpus.folder}")
+    return PassageSearch(retrievers)
 
 
 def with_checkpoint(config: AskConfig, search: PassageSearch, report: Report) -> Clara:
@@ -240,8 +251,7 @@ def with_checkpoint(config: AskConfig, search: PassageSearch, report: Report) ->
 
 def open_clara(config: AskConfig, report: Report) -> Clara:
     """Find and open the corpora, their checkpoint and their indexes."""
-    retrievers = [Retriever.open(folder) for folder in find_corpora(config.corpus)]
-    clara = with_checkpoint(config, PassageSearch(retrievers), report)
+    clara = with_checkpoint(config, open_search(config, report), report)
     checkpoint = describe_checkpoint(clara.loaded, report)
     checkpoint.need("generator")
     if config.task is None and not checkpoint.answers:

@@ -26,7 +26,7 @@ def note_older(loaded: Loaded, corpora: Sequence[Corpus], report: Report) -> Non
     for corpus in corpora:
         if is_older(corpus.manifest.identity.checkpoint["fingerprint"]):
             by = "its memory space is compared as that version did"
-            report.note(f"{corpus.folder} was compressed by an older version of clara: {by}")
+            report.note(f"{corpus.name} was compressed by an older version of clara: {by}")
 
 
 def note_probe(loaded: Loaded, report: Report) -> None:

@@ -45,6 +45,7 @@ from clara_cli.search.label_index import Graph, GraphIndex, forget
 from clara_cli.search.milvus import MilvusGraph
 from clara_cli.storage.files import make_folder
 from clara_cli.storage.lock import locked
+from clara_cli.storage.remote_folder import refuse_url
 
 PSEUDO_QUESTIONS = 200
 
@@ -56,6 +57,7 @@ def run(config: IndexConfig, report: Report) -> IndexResult | CorpusContents | D
         return list_documents(config.corpus)
     if config.show is not None:
         return show_document(config.corpus, config.show)
+    refuse_url("CORPUS", config.corpus)
     if config.check:
         return check(config, started, report)
     corpus = Corpus.open(config.corpus)

@@ -41,7 +41,8 @@ class AskConfig(PlacementOptions, DocumentOptions):
         flag="--file/-f",
     )
     corpus: tuple[Path, ...] = option(
-        "The corpus (several: repeat it); default $CLARA_CORPUS, else the only *.clara here.",
+        "The corpus, a folder or URL (several: repeat it); default $CLARA_CORPUS, else the only "
+        "*.clara here.",
         (),
         INPUT,
     )
@@ -125,7 +126,8 @@ class AskConfig(PlacementOptions, DocumentOptions):
         "Append every answer to this file, as --json prints it, with its time.", None, OUTPUT
     )
     clear_cache: bool = option(
-        "Remove the backbones that were dequantised into the cache, print their size, and stop.",
+        "Remove the backbones that were dequantised into the cache and the copies of corpora at "
+        "URLs, print their size, and stop.",
         False,
         OUTPUT,
     )

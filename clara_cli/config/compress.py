@@ -10,6 +10,7 @@ from clara_cli.config.common import PlacementOptions
 from clara_cli.config.documents import DocumentOptions
 from clara_cli.config.fields import INPUT, MACHINE, METHOD, MODEL, OUTPUT, argument, option
 from clara_cli.errors import UsageError
+from clara_cli.storage.remote_folder import refuse_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,8 @@ class CompressConfig(PlacementOptions, DocumentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_url("--out", self.out)
+        refuse_url("--into", self.into)
         for name in ("append", "prune", "delete", "delete_from", "vacuum", "watch"):
             if getattr(self, name) and self.into is None:
                 flag = "--" + name.replace("_", "-")

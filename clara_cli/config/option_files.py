@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_cli.errors import UsageError, nearest
+from clara_cli.storage.remote_folder import url_of
 from clara_cli.storage.toml_files import read_toml
 
 NAME = "clara.toml"
@@ -75,4 +76,12 @@ def _fields(where: str, table: dict[str, Any], known: set[str], *, users: bool) 
         if field in USERS_ALONE and not users:
             hint = f"give it on the command line, or in {users_file()}"
             raise UsageError(f"{where}: {field} is not taken from a folder's file", hint)
+        if field == "corpus" and not users and _names_url(values[field]):
+            hint = f"give it on the command line, or in {users_file()}"
+            raise UsageError(f"{where}: a URL is not taken from a folder's file", hint)
     return values
+
+
+def _names_url(corpora: Any) -> bool:
+    listed = corpora if isinstance(corpora, list) else [corpora]
+    return any(url_of(Path(str(corpus))) for corpus in listed)

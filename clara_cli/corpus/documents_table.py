@@ -198,6 +198,9 @@ def documents_of(corpus: Corpus, part: int) -> Iterator[StoredDocument]:
     if recorded.documents is None:
         yield from _from_passages(corpus, part)
     else:
+        if corpus.remote is not None:
+            listed = recorded.documents
+            corpus.remote.copy(listed.file, listed.sha256, listed.bytes)
         yield from _from_table(corpus.folder, recorded, recorded.documents, corpus.manifest)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.deleted_rows import read_deleted_rows
-from clara_cli.corpus.manifest import Manifest, Shard, read_manifest
+from clara_cli.corpus.manifest import MANIFEST, Manifest, Shard, read_manifest
 from clara_cli.corpus.passage_lines import memory_of, passage_lines
 from clara_cli.corpus.writer import damage_of, list_damage
 from clara_cli.errors import ArtefactError
@@ -33,8 +33,11 @@ from clara_cli.memory_layout import coarsen
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact
+from clara_cli.storage.cache import private
 from clara_cli.storage.file_kinds import open_file
+from clara_cli.storage.files import sha256_bytes, write_atomic
 from clara_cli.storage.lock import lock_folder
+from clara_cli.storage.remote_folder import RemoteFolder, url_of
 from clara_cli.storage.tensors import open_tensors
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 _CHECK = "clara index {0} --check names every damaged file and the command that repairs it"
 _MAX_HEADER = 2**16
+_MOST_MANIFEST = 512 * 2**20  # bytes of one at a URL: a million shards
 _OPEN_SHARDS = 64
 _DECODED_SHARDS, _DECODED_BYTES = 4, 32 * 2**20  # whose passages are kept beside the last one's
 _OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
@@ -101,11 +105,17 @@ class _Decoded:
 
 
 class Corpus:
-    """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage that is not deleted."""
+    """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage that is not deleted.
+    `remote` is where its files are copied from, if not from its folder; `name` names it to people:
+    its folder, or URL."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, remote: RemoteFolder | None = None
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.remote = remote
+        self.name = str(folder) if remote is None else remote.url
         deleted = manifest.edits.deleted
         self._live = _live_rows(folder, manifest) if deleted else None
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
@@ -116,8 +126,11 @@ class Corpus:
     def open(cls, folder: Path, hold: bool = True) -> Corpus:
         """Open a corpus. Every shard's presence, size and header are checked, its content is not
         (`verify` does that). Its files stay while it is open, whatever is done to the corpus,
-        unless it is opened by who has its lock, and does without (`hold`).
+        unless it is opened by who has its lock, and does without (`hold`). The files of one at a
+        URL are copied, and checked wholly, when they are wanted.
         Raises ArtefactError naming the damaged or missing file."""
+        if url := url_of(folder):
+            return cls._open_remote(RemoteFolder(url, transient=("shards", "passages")))
         with contextlib.ExitStack() as stack:
             held = _hold(folder) if hold else None
             if held is not None:
@@ -127,6 +140,20 @@ class Corpus:
                 corpus._check(shard)
             weakref.finalize(corpus, stack.pop_all().close)
         return corpus
+
+    @classmethod
+    def _open_remote(cls, remote: RemoteFolder) -> Corpus:
+        data = remote.read(MANIFEST, _MOST_MANIFEST)
+        if data is None:
+            message = f"{remote.url}: not a corpus: no {MANIFEST}"
+            raise ArtefactError(message, "give the URL of the folder that clara compress made")
+        remote.keep_in(f"{sha256_bytes(data)[:20]}.clara")
+        with private():
+            write_atomic(remote.local, MANIFEST, data)
+        manifest = _finished(remote.local)
+        if deleted := manifest.edits.deleted:
+            remote.copy(deleted.file, deleted.sha256, deleted.bytes)
+        return cls(remote.local, manifest, remote)
 
     def __len__(self) -> int:
         return self._first_rows[-1] if self._live is None else len(self._live)
@@ -250,7 +277,11 @@ class Corpus:
         """A shard's memory and its scales (or None), memory-mapped and sliced on demand; the last
         ones stay open."""
         if number not in self._slices:
-            path = self.folder / self.manifest.shards[number].memory
+            shard = self.manifest.shards[number]
+            path = self.folder / shard.memory
+            if self.remote is not None:
+                self.remote.copy(shard.memory, shard.sha256_memory, shard.bytes_memory)
+                self._check_header(shard)
             handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
             scaled = self.manifest.identity.dtype in quantize.SCALES
             scales = handle.get_slice("scales") if scaled else None
@@ -289,6 +320,9 @@ class Corpus:
 
     def _decode(self, shard: Shard) -> _Decoded:
         path = self.folder / shard.passages
+        if self.remote is not None:
+            sha256, size = shard.sha256_passages, shard.bytes_passages
+            self.remote.copy(shard.passages, sha256, size)
         passages: list[Passage] = []
         memory = 0
         try:
@@ -302,7 +336,6 @@ class Corpus:
         return _Decoded(passages, memory)
 
     def _check(self, shard: Shard) -> None:
-        identity = self.manifest.identity
         for name, size in (
             (shard.memory, shard.bytes_memory),
             (shard.passages, shard.bytes_passages),
@@ -313,6 +346,10 @@ class Corpus:
                 raise self._damaged(path, "missing")
             if present != size:
                 raise self._damaged(path, f"{present:,} bytes, recorded {size:,}")
+        self._check_header(shard)
+
+    def _check_header(self, shard: Shard) -> None:
+        identity = self.manifest.identity
         path = self.folder / shard.memory
         memory_tokens, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
         memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, memory_tokens, hidden]}

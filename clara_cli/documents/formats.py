@@ -96,7 +96,7 @@ def read_docx(source: Source, stream: IO[bytes]) -> dict[str, Any]:
     lines: list[str] = []
     for block in document.iter_inner_content():
         if isinstance(block, Table):
-            lines += [_row(cell.text for cell in row.cells) for row in block.rows]
+            lines += _table_lines(block)
             continue
         style = (block.style and block.style.name) or ""
         if style.startswith(("Heading", "Title")) and block.text.strip():
@@ -105,6 +105,22 @@ def read_docx(source: Source, stream: IO[bytes]) -> dict[str, Any]:
         lines.append(block.text)
     parts.append((heading, "\n".join(lines)))
     return _record(source, _sections(parts), document.core_properties.title or "")
+
+
+def _table_lines(table: Any) -> Iterator[str]:
+    """A line for each row of a Word table, tables within its cells in their place; a cell that
+    spans several columns comes once."""
+    for row in table.rows:
+        cells = {cell._tc: cell for cell in row.cells}.values()
+        yield _row(" ".join(_cell_lines(cell)) for cell in cells)
+
+
+def _cell_lines(cell: Any) -> Iterator[str]:
+    for block in cell.iter_inner_content():
+        if hasattr(block, "rows"):
+            yield from _table_lines(block)
+        else:
+            yield block.text
 
 
 def read_pptx(source: Source, stream: IO[bytes]) -> dict[str, Any]:

@@ -18,10 +18,14 @@ from typing import Any, TypeVar
 from clara_cli.errors import ArtefactError
 from clara_cli.storage import artefact, files
 from clara_cli.storage.artefact import Fields
+from clara_cli.storage.cache import private
+from clara_cli.storage.remote_folder import RemoteFolder
 
 Opened = TypeVar("Opened")
 
 _NAME = re.compile(r"[0-9a-f]{16}")
+_FILE = re.compile(r"\w[\w.-]{0,60}")
+_MOST_DESCRIPTION = 2**30  # bytes of one at a URL: it may list a vocabulary
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,26 @@ def publish(
         files.remove_tree(root, at(work))
     _remove_others(root, place, names, version)
     return len(encoded) + sum(path.stat().st_size for path in (root / at(version)).iterdir())
+
+
+def copy_remote(remote: RemoteFolder, place: str, description: str, hint: str) -> None:
+    """Copy the version published in a folder at a URL, the description last; where there is none,
+    have none here. Raises ArtefactError."""
+    name = f"{place}/{description}"
+    data = remote.read(name, _MOST_DESCRIPTION)
+    if data is None:
+        files.remove(remote.local, name)
+        return
+    fields = artefact.fields_of(data, f"{remote.url}/{name}", hint)
+    folder = _folder(Path(place), fields).as_posix()
+    for key, value in fields.values.items():
+        if isinstance(value, dict) and "sha256" in value:
+            entry = fields.object(key)
+            if not _FILE.fullmatch(file := entry.get("file", str)):
+                raise entry.wrong("file", f"{file[:60]!r}, not the name of a file")
+            remote.copy(f"{folder}/{file}", entry.get("sha256", str), entry.count("bytes"))
+    with private():
+        files.write_atomic(remote.local, name, data)
 
 
 def withdraw(root: Path, place: str, description: str, names: Sequence[str]) -> None:

@@ -47,6 +47,15 @@ def test_the_command_line_beats_the_environment_the_folder_and_the_user(folder: 
     assert shown("--top-k", "5", CLARA_ASK_TOP_K="4")["top-k"] == "5  # command line"
 
 
+@pytest.mark.parametrize("corpus", ['["https://x.org/a.clara"]', '["a.clara", "s3:/b/c"]'])
+def test_a_folders_file_names_no_url_to_ask(corpus: str, folder: Path) -> None:
+    (folder / "clara.toml").write_text(f"[ask]\ncorpus = {corpus}\n")
+    result = CliRunner().invoke(app, ["ask", "q", "--show-config"])
+    assert result.exit_code == 2 and "a URL is not taken from a folder's file" in result.stderr
+    (folder / "clara.toml").rename(folder / "user" / "clara.toml")
+    assert "corpus" in shown()
+
+
 @pytest.mark.parametrize("whose", ["clara.toml", "user/clara.toml"])
 def test_a_pipe_in_its_place_is_refused_and_not_waited_for(whose, folder, no_waiting) -> None:
     os.mkfifo(folder / whose)

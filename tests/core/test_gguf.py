@@ -295,4 +295,5 @@ def test_the_cache_is_cleared_by_a_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         app(["ask", "--clear-cache", "--json"])
     assert left.value.code == 0 and not folder.exists()
-    assert json.loads(capsys.readouterr().out) == {"backbones": 1, "bytes": size}
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"backbones": 1, "remote_corpora": 0, "bytes": size}

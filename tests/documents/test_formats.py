@@ -113,6 +113,24 @@ def test_a_word_file_has_sections_and_tables(tmp_path: Path) -> None:
     assert "broken.docx: not readable" in refused(tmp_path / "broken.docx")
 
 
+def test_word_tables_within_tables_are_read_and_wide_cells_once(tmp_path: Path) -> None:
+    import docx
+
+    made = docx.Document()
+    table = made.add_table(2, 3)
+    table.cell(0, 0).merge(table.cell(0, 2)).text = "Mayors of the coast"
+    cell = table.cell(1, 0)
+    cell.text = "before"
+    cell.add_table(1, 2).rows[0].cells[1].text = "inner"
+    cell.add_paragraph("after")
+    table.cell(1, 2).text = "last"
+    made.save(str(tmp_path / "t.docx"))
+    (document,), _ = read(tmp_path / "t.docx")
+    first, second = document.text.split("\n")
+    assert first == "Mayors of the coast"
+    assert second.replace("|", "").split() == ["before", "inner", "after", "last"]
+
+
 def test_slides_and_sheets(tmp_path: Path) -> None:
     import openpyxl
     import pptx
