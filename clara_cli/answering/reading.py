@@ -105,7 +105,8 @@ def generate(
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     lengths = [len(prompt.ids) + max_new_tokens for prompt in prompts]
-    for batch in like_lengths(lengths, model.device):
+    batches = like_lengths(lengths, model.device)
+    for batch in batches if model.backbone.pads else ([i] for i in range(len(prompts))):
         chosen = [prompts[i] for i in batch]
         stream, confidence = None, Confidence()
         if on_text is not None and len(prompts) == 1:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clara_cli.core.abilities import Abilities
+from clara_cli.core.adapters import ALL_LINEAR
 from clara_cli.core.checkpoint import Loaded
+from clara_cli.core.lora_targets import adapted_sentence
 from clara_cli.core.memory_space import is_older
 from clara_cli.core.model import ROLES
 from clara_cli.corpus.store import Corpus
@@ -35,6 +37,13 @@ def note_probe(loaded: Loaded, report: Report) -> None:
     if base.probe_seconds is not None:
         tried = "ids and embeddings give the same logits and tokens"
         report.note(f"backbone {base.name}: tried once, in {base.probe_seconds:.2f} s: {tried}")
+
+
+def note_adapted(loaded: Loaded, report: Report) -> None:
+    """Say what LoRA adapts and leaves out, where that is not every linear layer."""
+    lora = loaded.model.lora
+    if lora.targets != ALL_LINEAR:
+        report.note(f"backbone {loaded.model.backbone.name}: LoRA on {adapted_sentence(lora)}")
 
 
 def abilities(loaded: Loaded) -> Abilities:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older, note_probe
+from clara_cli.commands.checkpoint_notes import (
+    describe_checkpoint,
+    note_adapted,
+    note_older,
+    note_probe,
+)
 from clara_cli.commands.dry_run import need_of_training
 from clara_cli.config import PretrainConfig
 from clara_cli.core.backbone import check_head
@@ -34,6 +39,8 @@ def run(config: PretrainConfig, report: Report) -> TrainResult | MemoryNeed:
         note_older(loaded, [], report)
     elif ranks.first:
         note_probe(loaded, report)
+    if ranks.first:
+        note_adapted(loaded, report)
     check_head(loaded.model.causal_lm)
     stage = Scp(config, loaded, pairs, ranks)
     kept_aside = stage.held_out(held_out) if held_out else None

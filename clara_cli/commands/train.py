@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_older
+from clara_cli.commands.checkpoint_notes import describe_checkpoint, note_adapted, note_older
 from clara_cli.commands.dry_run import need_of_training
 from clara_cli.config import TrainConfig
 from clara_cli.core.adapters import LoraSettings
@@ -66,6 +66,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     if ranks.first:
         describe_checkpoint(loaded, report)
         note_older(loaded, [], report)
+        note_adapted(loaded, report)
     check_head(loaded.model.causal_lm)
     stage_class.add_missing_roles(loaded)
     stage = stage_class(config, loaded, questions, ranks, report)

@@ -24,6 +24,7 @@ OF_NO_EFFECT = frozenset((
     "lora_ga_config", "megatron_config", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
+COMPARED = ("r", "lora_alpha", "target_parameters")  # with what clara.json says
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # others change the backbone too
 
 
@@ -42,11 +43,15 @@ def check_adapter(folder: Path, lora: LoraSettings) -> None:
     for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
         if fields.count(key) != wanted:
             raise fields.wrong(key, f"{fields.values[key]}, clara.json has {wanted}")
+    parameters = fields.values.get("target_parameters") or []
+    if not isinstance(parameters, list) or sorted(map(str, parameters)) != sorted(lora.parameters):
+        known = ", ".join(lora.parameters) or "none"
+        raise fields.wrong("target_parameters", f"{str(parameters)[:80]}, clara.json has {known}")
     start = fields.values.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
         raise _not_plain(fields, "init_lora_weights")
     for key, value in fields.values.items():
-        if key not in OF_NO_EFFECT and key not in ("r", "lora_alpha") and not _is_off(value):
+        if key not in OF_NO_EFFECT and key not in COMPARED and not _is_off(value):
             raise _not_plain(fields, key)
 
 

@@ -21,12 +21,16 @@ PREFIX = "base_model.model."  # before the names in PEFT's files
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA of every role (paper Table 10); targets all linear layers but the head."""
+    """LoRA of every role (paper Table 10); targets all linear layers but the head. Where that is
+    not all (`core.lora_targets`), `targets` names them, `parameters` are weights outside linear
+    layers that are adapted too, without dropout, and `left_out` linear weights that are not."""
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.1
     targets: str | tuple[str, ...] = ALL_LINEAR
+    parameters: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def adapts(self, layer: str) -> bool:
         """Whether a linear layer of that name, not the head, is a target."""

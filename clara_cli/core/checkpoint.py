@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clara_cli.bundled import BUNDLED
+from clara_cli.core import card
 from clara_cli.core.adapter_config import check_adapter
 from clara_cli.core.adapters import ReadingAdapters
 from clara_cli.core.backbone import Backbone, backbone_folder
@@ -170,6 +171,9 @@ def check_backbone(base: Backbone, info: CheckpointInfo, verify: bool) -> None:
     else:
         same = base.sample == info.backbone_sample
     what = f"backbone {base.name}"
+    if info.version == 1 and not base.older_digest:
+        message = f"{what}: its files do not have the digest that this older checkpoint records"
+        raise ArtefactError(message, "load it without --load-in, and not in float16")
     if not same:
         raise ArtefactError(
             f"{what} is not the one this checkpoint was trained on ({info.backbone})",
@@ -270,6 +274,7 @@ def save(
         info = info_with_digests(model, info, work)
         described = json.dumps(describe(info), indent=2, ensure_ascii=False)
         write_atomic(work, "clara.json", f"{described}\n".encode())
+        write_atomic(work, card.FILE, card.card(info).encode())
     return info
 
 

@@ -116,6 +116,8 @@ def read_info(path: Path) -> CheckpointInfo:
             alpha=lora.count("alpha", 1, MOST_RANK * MOST_RANK),
             dropout=lora.number("dropout", 1),
             targets=_targets(lora),
+            parameters=_layer_names(lora, "parameters"),
+            left_out=_layer_names(lora, "left_out"),
         ),
         roles=fields.list_of("roles", str),
         prompt_version=fields.get("prompt_version", str),
@@ -165,9 +167,17 @@ def _targets(lora: Fields) -> str | tuple[str, ...]:
         return ALL_LINEAR
     if isinstance(lora.values.get("targets"), str):
         raise lora.wrong("targets", f"an expression, not {ALL_LINEAR!r} or a list of names")
-    names = lora.list_of("targets", str)
-    if not names or len(names) > MOST_NAMES or not all(map(LAYER_NAME.fullmatch, names)):
+    names = _layer_names(lora, "targets")
+    if not names:
         raise lora.wrong("targets", f"not names of at most {MOST_NAMES} layers")
+    return names
+
+
+def _layer_names(lora: Fields, key: str) -> tuple[str, ...]:
+    """Names of layers or of their parameters; none where nothing is said of them."""
+    names = lora.list_of(key, str) if key in lora.values else ()
+    if len(names) > MOST_NAMES or not all(map(LAYER_NAME.fullmatch, names)):
+        raise lora.wrong(key, f"not names of at most {MOST_NAMES} layers")
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -92,8 +92,7 @@ class LoadOptions:
         dtype = pick_dtype(self.dtype, device)
         quantised = self.placement.arguments(device, dtype)
         first = torch.device("cpu") if self.placement.spreads else device
-        base = load_backbone(source, first, dtype, revision, quantised)
-        return replace(base, probe_seconds=probe(base))
+        return probe(load_backbone(source, first, dtype, revision, quantised))
 
 
 @dataclass

@@ -36,11 +36,11 @@ class LoraProduct(torch.autograd.Function):
         x_NI = x.reshape(-1, x.shape[-1])
         kept_NI = draw_kept(x_NI, dropout)
         down_NR = dropped(x_NI, kept_NI, dropout) @ a_RI.to(x.dtype).T
-        y_NO = F.linear(x_NI, weight_OI, bias_O)
-        y_NO.addmm_(down_NR, b_OR.to(x.dtype).T, alpha=scaling)
+        y = F.linear(x, weight_OI, bias_O)  # no view: some kinds add to it in place
+        y.view(-1, y.shape[-1]).addmm_(down_NR, b_OR.to(x.dtype).T, alpha=scaling)
         ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR, down_NR, kept_NI)
         ctx.scaling, ctx.dropout = scaling, dropout
-        return y_NO.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

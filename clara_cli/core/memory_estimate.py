@@ -19,6 +19,7 @@ from clara_cli.core.backbone import backbone_folder
 from clara_cli.core.checkpoint import LoadOptions, resolve
 from clara_cli.core.checkpoint_info import read_info
 from clara_cli.core.loading import empty_model
+from clara_cli.core.lora_targets import adapter_numbers, linear_layers, true_targets
 from clara_cli.core.model import ROLES
 from clara_cli.core.released import find_backbone, read_config
 from clara_cli.records import MemoryNeed
@@ -30,12 +31,12 @@ TRAINED = 3 * FLOAT  # a gradient and AdamW's two moments of every trained numbe
 @dataclass(frozen=True)
 class Plan:
     """What a checkpoint is, as far as its configs say: M memory tokens of passages of at most
-    `passage_tokens`, LoRA of `rank` for each of `roles`."""
+    `passage_tokens`, LoRA for each of `roles`."""
 
     backbone: str
     revision: str | None
     roles: tuple[str, ...]
-    rank: int
+    lora: LoraSettings
     memory_tokens: int
     passage_tokens: int
 
@@ -54,13 +55,14 @@ def read_plan(options: LoadOptions) -> Plan:
         source = backbone or (str(bundled) if bundled.is_dir() else info.backbone)
         revision = None if backbone else info.revision
         memory_tokens, tokens = info.memory_tokens_for(options.ratio), info.max_passage_tokens
-        return Plan(source, revision, info.roles, info.lora.rank, memory_tokens, tokens)
+        return Plan(source, revision, info.roles, info.lora, memory_tokens, tokens)
     config = read_config(path / "config.json")
     source = backbone or find_backbone(config, path)
     reasons = str(config.get("training_stage", "stage2")).startswith("stage2")
     roles = ROLES if reasons else ("compressor", "generator")
     tokens = config["doc_max_length"]
-    return Plan(source, None, roles, config["lora_r"], tokens // config["compr_rate"], tokens)
+    lora = LoraSettings(config["lora_r"], 2 * config["lora_r"])
+    return Plan(source, None, roles, lora, tokens // config["compr_rate"], tokens)
 
 
 def plan_model(plan: Plan) -> Any:
@@ -74,10 +76,8 @@ def plan_model(plan: Plan) -> Any:
 
 
 def matrices(causal_lm: Any) -> dict[str, nn.Linear]:
-    """The linear layers that are adapted, and quantised where anything is: all but the head."""
-    head = causal_lm.get_output_embeddings()
-    named = causal_lm.named_modules()
-    return {n: m for n, m in named if isinstance(m, nn.Linear) and m is not head}
+    """The linear layers that are quantised, where anything is: all but the head."""
+    return {n: m for n, m in linear_layers(causal_lm).items() if isinstance(m, nn.Linear)}
 
 
 def weight_bytes(causal_lm: Any, dtype: torch.dtype, load_in: str | None) -> int:
@@ -98,12 +98,6 @@ def weight_bytes(causal_lm: Any, dtype: torch.dtype, load_in: str | None) -> int
     return total
 
 
-def adapter_numbers(causal_lm: Any, rank: int) -> int:
-    """Parameters of one role: LoRA on every linear layer but the head."""
-    layers = matrices(causal_lm).values()
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
-
-
 def cache_bytes(config: Any, positions: int, dtype: torch.dtype) -> int:
     """Keys and values of every layer at so many positions."""
     text = config.get_text_config()
@@ -122,7 +116,7 @@ def need(
     trains_memory: bool = False,
 ) -> MemoryNeed:
     """Bytes a checkpoint needs to compute with `positions` in the cache, or to train roles."""
-    adapter = adapter_numbers(causal_lm, plan.rank)
+    adapter = adapter_numbers(causal_lm, true_targets(causal_lm, plan.lora))
     width = causal_lm.get_input_embeddings().weight.shape[1]
     tokens = (plan.memory_tokens + 2) * width  # and the two markers, which do not train
     learned = adapter * len(trained) + (tokens - 2 * width if trains_memory else 0)
@@ -146,4 +140,4 @@ def need(
 
 def fresh_plan(backbone: str, tokens: int, memory_tokens: int, lora: LoraSettings) -> Plan:
     """The plan of fresh roles on a backbone."""
-    return Plan(backbone, None, ("compressor", "generator"), lora.rank, memory_tokens, tokens)
+    return Plan(backbone, None, ("compressor", "generator"), lora, memory_tokens, tokens)

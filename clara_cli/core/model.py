@@ -444,8 +444,14 @@ class ClaraModel(nn.Module):
     ) -> list[list[int]]:
         """Greedy continuation of each prompt, its end token left out; none ends before
         `min_new_tokens`. A `streamer` (one prompt) receives every id as it comes, a `listener` the
-        logits of every step; `stop` says which rows end there. Raises ArtefactError where logits
+        logits of every step; `stop` says which rows end there. Where the backbone does not answer
+        padded prompts as it does alone, each is answered alone. Raises ArtefactError where logits
         are not finite."""
+        if len(rows) > 1 and not self.backbone.pads:
+            memories: Sequence[Tensor | None] = self._memory_by_row(rows, memory_ND)
+            settings = (max_new_tokens, role, None, min_new_tokens, listener, stop)
+            parts = zip(rows, memories or [None] * len(rows), strict=True)
+            return [ids for row, part in parts for ids in self.generate([row], part, *settings)]
         width = max(map(len, rows))
         padded = [[0] * (width - len(row)) + list(row) for row in rows]
         mask_BT = torch.tensor(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -18,13 +19,14 @@ from clara_cli.core.writing import end_tokens
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
-    """LoRA's settings as PEFT wants them."""
+    """LoRA's settings as PEFT wants them: beside `target_parameters` it takes no dropout."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        lora_dropout=0.0 if lora.parameters else lora.dropout,
         target_modules=targets,
+        target_parameters=list(lora.parameters) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -45,6 +47,15 @@ class PeftAdapters:
         )
         for layer in self._layers:
             train_fast(layer)
+        self._set_dropout(roles)
+
+    def _set_dropout(self, roles: Sequence[str]) -> None:
+        """Give linear layers the dropout that PEFT does not take beside `target_parameters`."""
+        if not self.lora.parameters:
+            return
+        for layer in self._layers:
+            if isinstance(layer, LoraLinear):
+                layer.lora_dropout.update({role: nn.Dropout(self.lora.dropout) for role in roles})
 
     @property
     def causal_lm(self) -> Any:
@@ -54,6 +65,7 @@ class PeftAdapters:
     def add(self, role: str) -> None:
         """Add a role with fresh weights, on the backbone's device."""
         self.module.add_adapter(role, peft_config(self.lora))
+        self._set_dropout([role])
         if is_whole(self.causal_lm):
             self.module.to(self.causal_lm.get_input_embeddings().weight.device)
 

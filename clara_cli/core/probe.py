@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,36 +21,40 @@ from torch import Tensor
 from clara_cli.core import loading
 from clara_cli.core.backbone import Backbone, inner_model
 from clara_cli.core.reading_backbone import agrees
+from clara_cli.core.writing import write
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.file_kinds import read_file
 from clara_cli.storage.files import write_atomic
 
-VERSION = 2  # of what is tried
+VERSION = 3  # of what is tried
 PLAIN = b"plain"  # what is remembered of one that `core.llama` computes alike
+ALONE = b"alone"  # of one whose prompts are answered one by one
 POSITIONS, NEW = 8, 2  # tokens read and written
 TOLERANCE = 1e-3  # of the largest logit
+ROUNDED_TOLERANCE = 2e-2  # the same of a padded prompt in number formats of 16 bits
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 HINT = "take another backbone; recipes/backbones lists the kinds that were tried"
 
 
-def probe(base: Backbone) -> float | None:
-    """Try a backbone, unless it was found right before: the seconds it took, None where it was.
+def probe(base: Backbone) -> Backbone:
+    """Try a backbone, unless it was found right before; the same with what was found.
 
     Raises:
         ArtefactError: naming what does not work.
     """
     kept = None if base.folder is None else kept_file(base)
     if kept is not None and kept.is_file():
-        return None
+        return replace(base, pads=read_file(kept) != ALONE)
     began = time.perf_counter()
     check_tokens(base)
     check_reading(base)
-    plain = base.folder is not None and agrees(base.folder, base.model, base.tokenizer)
+    pads = answers_padded(base)
+    plain = pads and base.folder is not None and agrees(base.folder, base.model, base.tokenizer)
     seconds = time.perf_counter() - began
     if kept is not None:
-        keep(kept, PLAIN if plain else b"")
-    return seconds
+        keep(kept, PLAIN if plain else b"" if pads else ALONE)
+    return replace(base, probe_seconds=seconds, pads=pads)
 
 
 def is_plain(base: Backbone) -> bool:
@@ -112,6 +118,8 @@ def check_reading(base: Backbone) -> None:
         hidden = inner_model(base.model)(inputs_embeds=embeds_BTD, use_cache=False)
         width = hidden.last_hidden_state.shape[-1]
         written = [greedy(base, input_ids=ids_BT), greedy(base, inputs_embeds=embeds_BTD)]
+        between_BTD = (embeds_BTD + embeds_BTD.roll(1, 1)) / 2  # of no token, as memory is
+        base.model(inputs_embeds=between_BTD, use_cache=False)
     largest = by_ids.float().abs().max()
     apart = (by_ids.float() - by_embeddings.float()).abs().max()
     if not apart <= TOLERANCE * largest:
@@ -122,6 +130,42 @@ def check_reading(base: Backbone) -> None:
         raise ArtefactError(message, HINT)
     if not torch.equal(written[0][:, -NEW:], written[1][:, -NEW:]):
         raise ArtefactError(f"{what} writes other tokens from embeddings than from tokens", HINT)
+
+
+@torch.no_grad()
+def answers_padded(base: Backbone) -> bool:
+    """Whether a prompt padded on the left, beside a longer one, is answered with the logits that it
+    gets alone. Kinds with a recurrent state may read the padding into it."""
+    ids_T = probe_ids(base)[0]
+    short_T = ids_T[: max(1, len(ids_T) // 3)]
+    padded_T = torch.cat([ids_T.new_zeros(len(ids_T) - len(short_T)), short_T])
+    embeds = base.model.get_input_embeddings()
+    both = step_logits(base, embeds(torch.stack([ids_T, padded_T])), [len(ids_T), len(short_T)])
+    alone = step_logits(base, embeds(short_T[None]), [len(short_T)])
+    tolerance = TOLERANCE if base.table_VD.dtype == torch.float32 else ROUNDED_TOLERANCE
+    for together_BV, single_BV in zip(both, alone, strict=True):
+        largest, apart = single_BV.abs().max(), (together_BV[1] - single_BV[0]).abs().max()
+        if not apart <= tolerance * largest:
+            return False
+        if together_BV[1].argmax() != single_BV[0].argmax():
+            break  # a near tie: what follows is of another text
+    return True
+
+
+def step_logits(base: Backbone, embeds_BTD: Tensor, lengths: list[int]) -> list[Tensor]:
+    """The logits (B, V) of each new token after prompts of these lengths, padded on the left."""
+    steps: list[Tensor] = []
+
+    def keep_logits(ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        steps.append(logits_BV.float().clone())
+        return logits_BV
+
+    width = embeds_BTD.shape[1]
+    mask = [[0] * (width - length) + [1] * length for length in lengths]
+    mask_BT = torch.tensor(mask, device=embeds_BTD.device)
+    with nothing_of_its_own(base.model):
+        write(base.model, embeds_BTD, mask_BT, NEW, processors=[keep_logits])
+    return steps
 
 
 def probe_ids(base: Backbone) -> Tensor:
@@ -137,9 +181,16 @@ def greedy(base: Backbone, **given: Tensor) -> Tensor:
     config = loading.plain_generation(max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
     length = next(iter(given.values())).shape[1]
     mask_BT = torch.ones(1, length, dtype=torch.long, device=base.table_VD.device)
-    kept, base.model.generation_config = base.model.generation_config, config
-    try:
+    with nothing_of_its_own(base.model):
         out: Any = base.model.generate(**given, attention_mask=mask_BT, generation_config=config)
-    finally:
-        base.model.generation_config = kept
     return out
+
+
+@contextlib.contextmanager
+def nothing_of_its_own(causal_lm: Any) -> Iterator[None]:
+    """Without a backbone's own settings for writing, from which transformers fills gaps."""
+    kept, causal_lm.generation_config = causal_lm.generation_config, loading.plain_generation()
+    try:
+        yield
+    finally:
+        causal_lm.generation_config = kept

@@ -17,7 +17,7 @@ from typing import Any
 
 from clara_cli import __version__
 from clara_cli.config import LearnConfig
-from clara_cli.core.backbone import DTYPES, pick_dtype
+from clara_cli.core.backbone import DTYPES, longrope_window, pick_dtype
 from clara_cli.core.checkpoint import Loaded, LoadOptions, save
 from clara_cli.core.checkpoint_info import ReadingDefaults
 from clara_cli.core.model import ClaraModel
@@ -183,6 +183,7 @@ def train_model(
     """Train what the stage trains, until its steps are done or the checks end it."""
     config, stage, model = plan.config, plan.stage, plan.stage.model
     refuse_offloaded(model)
+    refuse_longer_rows(model, config.max_length)
     if config.fsdp:
         shard(model, run.ranks)
     model.train_only(stage.trained_roles(config), config.train_memory)
@@ -209,6 +210,20 @@ def train_model(
             tracker.finish()
     model.eval()
     return done
+
+
+def refuse_longer_rows(model: ClaraModel, max_length: int) -> None:
+    """Refuse rows beyond LongRoPE's original window, where the shorter ones beside them would be
+    encoded as they are nowhere else.
+
+    Raises:
+        UsageError: with both.
+    """
+    most = longrope_window(model.causal_lm.config.get_text_config())
+    if most is not None and max_length > most:
+        name = model.backbone.name
+        message = f"max_length is {max_length:,}, the original window of {name} is {most:,}"
+        raise UsageError(message, f"add --set max_length={most}: LongRoPE is not trained beyond it")
 
 
 def note_environment(run: RunFolder, model: ClaraModel) -> None:

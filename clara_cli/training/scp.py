@@ -18,6 +18,7 @@ from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.batch import Batch, pair_length, scp_batch
 from clara_cli.core.checkpoint import Loaded, load
 from clara_cli.core.checkpoint_info import CheckpointInfo
+from clara_cli.core.lora_targets import true_targets
 from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.placement import spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
@@ -233,7 +234,7 @@ def fresh_checkpoint(config: PretrainConfig, backbone: str, ranks: Ranks) -> Loa
     ratios = config.ratios or (DEFAULT_RATIO,)
     memory_tokens = max(memory_counts(tokens, ratios))
     layout = new_layout(config, PUBLISHED)
-    lora = fresh_lora(config, config.dropout)
+    lora = true_targets(base.model, fresh_lora(config, config.dropout))
     seeded = torch.Generator().manual_seed(config.seed)
     memory_MD, markers_2D = fresh_memory(memory_tokens, base.table_VD, seeded, base.word_scale)
     prompter = Prompter(base.tokenizer, tokens)

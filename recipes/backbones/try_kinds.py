@@ -9,107 +9,24 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from kinds import KINDS, SMALL, sizes
 
-from clara_cli.core.backbone import check_head, quieten
+from clara_cli.core.adapters import LoraSettings
+from clara_cli.core.backbone import Backbone, check_head, quieten
 from clara_cli.core.load_options import LoadOptions
 from clara_cli.core.loading import as_artefact_errors, new_config, new_model
+from clara_cli.core.lora_targets import true_targets
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.random_backbones import byte_tokenizer
 from clara_cli.errors import ArtefactError
 
-KINDS = (
-    "llama",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "phi",
-    "phi3",
-    "phimoe",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gemma3n_text",
-    "gpt2",
-    "gpt_neo",
-    "gpt_neox",
-    "gptj",
-    "opt",
-    "bloom",
-    "falcon",
-    "mpt",
-    "codegen",
-    "stablelm",
-    "starcoder2",
-    "olmo",
-    "olmo2",
-    "olmoe",
-    "granite",
-    "granitemoe",
-    "cohere",
-    "cohere2",
-    "persimmon",
-    "smollm3",
-    "exaone4",
-    "ernie4_5",
-    "glm",
-    "glm4",
-    "helium",
-    "nemotron",
-    "deepseek_v3",
-    "mamba",
-    "mamba2",
-    "falcon_mamba",
-    "jamba",
-    "bamba",
-    "zamba2",
-    "recurrent_gemma",
-    "rwkv",
-    "minimax",
-    "llama4_text",
-    "gpt_oss",
-    "lfm2",
-    "apertus",
-    "seed_oss",
-    "hunyuan_v1_dense",
-    "dbrx",
-    "xglm",
-)
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-LEFT_OUT = object()
-MLA = {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16}
-OTHERS: dict[str, dict[str, Any]] = {  # what a kind calls its sizes, where that is its own
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 8},
-    "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 8},
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
-    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
-    "falcon": {"head_dim": LEFT_OUT},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    "recurrent_gemma": {"num_hidden_layers": 3},
-    "deepseek_v3": {**MLA, "num_key_value_heads": 4},
-    "dbrx": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
-}
+MOST_NUMBERS = 30_000_000
+COLUMNS = ("kind", "verdict", "LoRA adapts without dropout", "LoRA leaves out")
 
 
 def backbone(kind: str, folder: Path) -> Path:
@@ -117,39 +34,63 @@ def backbone(kind: str, folder: Path) -> Path:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     with as_artefact_errors(f"a tiny {kind}", ""):
-        sizes = {"vocab_size": len(tokenizer) + 13, **SMALL, **OTHERS.get(kind, {})}
-        given = {name: size for name, size in sizes.items() if size is not LEFT_OUT}
-        config = new_config(kind, **given)
-        model = new_model(config, torch.float32)
-        if sum(p.numel() for p in model.parameters()) > 30_000_000:
+        model = new_model(new_config(kind, **sizes(kind, len(tokenizer) + 13)), torch.float32)
+        if sum(p.numel() for p in model.parameters()) > MOST_NUMBERS:
             raise ValueError("cannot be made tiny by the usual settings")
+        fill_zeros(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 
 
-def verdict(kind: str) -> str:
-    """What holds for a kind, in a table's words."""
+def fill_zeros(model: Any) -> None:
+    """Give weights that begin as zeros random values: they would hide what is read through them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=SMALL["initializer_range"])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What holds for a kind, in a table's words, and its LoRA where it can be read."""
+
+    verdict: str
+    lora: LoraSettings | None = None
+
+
+def trial(kind: str) -> Trial:
+    """Try a kind."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = backbone(kind, Path(scratch) / kind)
         except ArtefactError as error:
-            return f"not tried: {error.message.partition(': ')[2]}"
+            return Trial(f"not tried: {error.message.partition(': ')[2]}")
         try:
             base = LoadOptions("", device="cpu", dtype="float32").open_backbone(str(folder))
             Prompter(base.tokenizer, 64).check_template(kind)
         except ArtefactError as error:
-            return f"refused: {error.message.replace(str(folder), kind)}"
-        try:
-            check_head(base.model)
-        except ArtefactError as error:
-            return f"passes, not for training: {error.message}"
-    return "passes"
+            return Trial(f"refused: {error.message.replace(str(folder), kind)}")
+        return Trial(passed(base), true_targets(base.model, LoraSettings()))
+
+
+def passed(base: Backbone) -> str:
+    """The verdict on a backbone that can be read."""
+    notes = [] if base.pads else ["answered one by one"]
+    try:
+        check_head(base.model)
+    except ArtefactError as error:
+        notes.append(f"not for training: {error.message}")
+    return ", ".join(["passes", *notes])
 
 
 def row(kind: str) -> str:
     """A kind's row of the table."""
-    return f"| `{kind}` | {' '.join(verdict(kind).split())[:160]} |"
+    tried = trial(kind)
+    lora = tried.lora or LoraSettings()
+    cells = [f"`{kind}`", " ".join(tried.verdict.split())[:160]]
+    cells += [", ".join(lora.parameters), ", ".join(lora.left_out)]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -157,7 +98,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args()
     quieten()
-    print("| kind | verdict |\n|---|---|")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for kind in args.kinds.split(","):
         print(row(kind), flush=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import backbone_templates, released_checkpoint, tiny_world
+from helpers.tiny_kinds import try_kinds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -223,3 +224,29 @@ def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
         (answer,) = ask.run(config, heard())
         results.append((answer.answer, answer.prompt_tokens, answer.sources))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapted", "left_out"),
+    [
+        ("qwen3_moe", "without dropout mlp.experts.down_proj", "left out: mlp.gate.weight"),
+        ("mamba2", "mixer.in_proj", "left out: mixer.out_proj"),
+        ("llama4_text", "feed_forward.experts.gate_up_proj", "left out: feed_forward.router"),
+    ],
+)
+def test_kinds_that_keep_linear_weights_otherwise_go_the_whole_way(
+    kind, adapted, left_out, tmp_path, heard, works
+):
+    backbone, report = try_kinds.backbone(kind, tmp_path / "backbone"), heard()
+    scp, e2e, corpus = (tmp_path / name for name in ("scp", "e2e", "a.clara"))
+    pretrain.run(tiny_world.scp(works.pairs, backbone, scp, steps=2), report)
+    (note,) = [note for note in report.notes if "LoRA on" in note]
+    assert adapted in note and left_out in note
+    train.run(tiny_world.train(works.questions, scp, e2e, "e2e", steps=2), report)
+    moved = [load(LoadOptions(str(run), None, "cpu", "float32")).model for run in (scp, e2e)]
+    before, after = (model.role_parameters("generator") for model in moved)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    compress.run(tiny_world.compress(works.documents, e2e, corpus), report)
+    config = tiny_world.ask("Who is mayor of Pinewick?", corpus, model=str(e2e))
+    (answer,) = ask.run(dataclasses.replace(config, top_k=2), heard())
+    assert len(answer.sources) == 2 and answer.memory_tokens > 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_kinds import try_kinds
 
 from clara_cli.core import probe as probes
 from clara_cli.core.adapters import LoraSettings
@@ -154,6 +155,21 @@ def test_a_backbone_is_tried_once(tiny_backbone, tmp_path, monkeypatch):
         assert options.open_backbone(str(copy)).probe_seconds > 0, name
     monkeypatch.setattr(probes, "VERSION", probes.VERSION + 1)
     assert options.open_backbone(str(tiny_backbone)).probe_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "pads"), [("rwkv", False), ("recurrent_gemma", False), ("mamba", True)]
+)
+def test_a_backbone_that_reads_padding_is_remembered_to_be_answered_one_by_one(
+    kind, pads, tmp_path
+):
+    folder = str(try_kinds.backbone(kind, tmp_path / kind))
+    for dtype in ("float32", "bfloat16", "float32"):
+        base = LoadOptions("", device="cpu", dtype=dtype).open_backbone(folder)
+        assert base.pads is pads
+    assert base.probe_seconds is None
+    half = load_backbone(folder, CPU, torch.bfloat16)
+    assert probes.answers_padded(half) is pads
 
 
 @pytest.mark.parametrize("fault", ["written", "names", "hidden"])

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from helpers.tiny_kinds import FOLDER, try_kinds
 
-FOLDER = Path(__file__).parent.parent.parent / "recipes" / "backbones"
-spec = importlib.util.spec_from_file_location("try_kinds", FOLDER / "try_kinds.py")
-try_kinds = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(try_kinds)
 TABLE = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `")]
 
 

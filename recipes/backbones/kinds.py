@@ -1,0 +1,203 @@
+"""The kinds of backbones that are tried, each with its sizes where it has names of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WINDOW = 8  # positions that local layers see, fewer than what is read
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "sliding_window": WINDOW,
+    "initializer_range": 0.2,  # logits of tokens and of prompts differ by more than rounding
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+DEFAULT = object()  # a size that is left to the kind
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+LATENT = {  # attention with low-rank keys and values
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "num_key_value_heads": 4,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+DELTA = {  # a gated delta rule in the first layer
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
+PER_LAYER = {  # Gemma's embeddings of every layer, and layers that share keys and values
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 272,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "mixtral": LOCAL_EXPERTS,
+    "ministral3": {},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": EXPERTS,
+    "qwen3_next": {**EXPERTS, "shared_expert_intermediate_size": 16, **DELTA},
+    "qwen3_5_text": DELTA,
+    "phi": {},
+    "phi3": {},
+    "phimoe": LOCAL_EXPERTS,
+    "gemma": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "gemma3n_text": {
+        **PER_LAYER,
+        "intermediate_size": [64] * 4,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "altup_num_inputs": 2,
+    },
+    "gemma4_text": {**PER_LAYER, "global_head_dim": 8},
+    "vaultgemma": {},
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT2,
+    "openai-gpt": GPT2,
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neox": {},
+    "gptj": {**GPT2, "rotary_dim": 8},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_layer": 2, "n_head": 4, "sliding_window": DEFAULT},
+    "falcon": {"head_dim": DEFAULT},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
+    "codegen": {**GPT2, "rotary_dim": 8},
+    "stablelm": {},
+    "starcoder2": {},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": ALTERNATING,
+    "olmoe": EXPERTS,
+    "flex_olmo": EXPERTS,
+    "granite": {},
+    "granitemoe": LOCAL_EXPERTS,
+    "granitemoeshared": {**LOCAL_EXPERTS, "shared_intermediate_size": 32},
+    "granitemoehybrid": {
+        **LOCAL_EXPERTS,
+        **MAMBA2,
+        "shared_intermediate_size": 32,
+        "layer_types": ["mamba", "attention"],
+    },
+    "cohere": {},
+    "cohere2": {},
+    "persimmon": {},
+    "smollm3": {},
+    "exaone4": ALTERNATING,
+    "exaone_moe": {**ROUTED, "num_experts": 4, "is_moe_layer": [False, True], **ALTERNATING},
+    "ernie4_5": {},
+    "ernie4_5_moe": {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 16,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 1,
+    },
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": ROUTED,
+    "helium": {},
+    "nemotron": {},
+    "nemotron_h": {
+        **ROUTED,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "attention", "mlp", "moe"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+        "n_groups": 1,
+        "moe_shared_expert_intermediate_size": 16,
+    },
+    "deepseek_v2": {**LATENT, **ROUTED, "topk_method": "greedy"},
+    "deepseek_v3": {**LATENT, **ROUTED},
+    "dots1": ROUTED,
+    "mamba": {},
+    "mamba2": {"state_size": 8, "num_heads": 8, "expand": 2, "n_groups": 1, "chunk_size": 8},
+    "falcon_mamba": {},
+    "falcon_h1": {**MAMBA2, "mamba_d_ssm": 64},
+    "jamba": {
+        **EXPERTS,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "bamba": {**MAMBA2, "attn_layer_indices": [1]},
+    "zamba2": {
+        "layer_types": ["mamba", "hybrid"],
+        "hybrid_layer_ids": [1],
+        "num_mem_blocks": 1,
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "chunk_size": 8,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "head_dim": DEFAULT,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3, "attention_window_size": WINDOW},
+    "rwkv": {},
+    "minimax": {**LOCAL_EXPERTS, "block_size": WINDOW},
+    "minimax_m2": {**LOCAL_EXPERTS, "rotary_dim": 8},
+    "llama4_text": {**LOCAL_EXPERTS, "attention_chunk_size": WINDOW, "sliding_window": DEFAULT},
+    "gpt_oss": LOCAL_EXPERTS,
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {**EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "apertus": {},
+    "seed_oss": {},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 16},
+    "jetmoe": {**LOCAL_EXPERTS, "kv_channels": 8},
+    "solar_open": ROUTED,
+    "arcee": {},
+    "nanochat": {},
+    "diffllama": {},
+    "biogpt": {},
+    "dbrx": {
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_seq_len": 512,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+}
+
+
+def sizes(kind: str, tokens: int) -> dict[str, Any]:
+    """The settings of a tiny model of a kind, of so many tokens."""
+    merged = {"vocab_size": tokens, **SMALL, **KINDS[kind]}
+    return {name: value for name, value in merged.items() if value is not DEFAULT}

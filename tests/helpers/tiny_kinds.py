@@ -1,0 +1,21 @@
+"""The scripts of recipes/backbones, which make a tiny backbone of every kind."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent.parent / "recipes" / "backbones"
+
+
+def module(name: str):
+    """One of the scripts."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+try_kinds = module("try_kinds")
