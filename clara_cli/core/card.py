@@ -27,6 +27,8 @@ def card(info: CheckpointInfo) -> str:
         "adapted": adapted_sentence(info.lora),
         "licence": info.licence or "not said",
     }
+    if changes := info.layout.changes():
+        rows["memory's layout"] = ", ".join(f"{name} {value}" for name, value in changes.items())
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return (
         f"{_front_matter(info)}# A CLaRa checkpoint\n\n"
