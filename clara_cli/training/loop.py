@@ -123,13 +123,13 @@ def fit(
     try:
         with run.ranks.stopping():
             while True:
-                if checks is not None and checks.due(done, steps):
-                    run.save(done, trained, optimizer)
-                    checks.measure(done, trained)
                 if settings.schedule.minutes is not None:  # every process goes by the first's clock
                     spent = run.ranks.lead(partial(float, spent))
-                exhausted = checks is not None and checks.exhausted
-                if settings.schedule.over(done, spent) or exhausted:
+                over = settings.schedule.over(done, spent)
+                if checks is not None and checks.due(done, over):
+                    run.save(done, trained, optimizer)
+                    checks.measure(done, trained)
+                if over or (checks is not None and checks.exhausted):
                     break
                 began = time.monotonic()
                 rate = settings.schedule.at(done, spent)

@@ -38,9 +38,10 @@ class ValidationSchedule:
             self._lines = list(read)
         return self._lines
 
-    def due(self, done: int, steps: int) -> bool:
-        """Whether a check is to be made after `done` steps and is not made yet."""
-        wanted = done > 0 and (done % self.every == 0 or done == steps)
+    def due(self, done: int, over: bool) -> bool:
+        """Whether a check is to be made after `done` steps, the last ones where training is `over`,
+        and is not made yet."""
+        wanted = done > 0 and (done % self.every == 0 or over)
         return wanted and not any(line["step"] == done for line in self.lines)
 
     def measure(self, done: int, trained: Trained) -> None:

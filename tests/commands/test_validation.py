@@ -29,7 +29,15 @@ from clara_cli.errors import ClaraError, Interrupted, UsageError
 from clara_cli.extras import install_command
 from clara_cli.records import Question
 from clara_cli.storage.errors import cannot_write
-from clara_cli.training import run_folder, runner, sampling, scp, trackers, validation_schedule
+from clara_cli.training import (
+    loop,
+    run_folder,
+    runner,
+    sampling,
+    scp,
+    trackers,
+    validation_schedule,
+)
 from clara_cli.training.instruct import Instruct
 from clara_cli.training.run_folder import RunFolder
 
@@ -144,6 +152,17 @@ class Stopping:
     def note(self, message: str) -> None: ...
 
     def warn(self, message: str) -> None: ...
+
+
+def test_a_run_that_ends_by_the_clock_is_checked_at_its_end(works, report, tmp_path, monkeypatch):
+    """Else what was learned since the last check would be thrown away."""
+    monkeypatch.setattr(loop.Schedule, "over", lambda self, step, seconds: step == 3)
+    settings = {"validate_every": 2, "minutes": 9.0, "steps": 50}
+    go(works, tmp_path / "run", "instruct", report, **settings)
+    assert [line["step"] for line in tiny_world.metrics(tmp_path / "run", "validation.jsonl")] == [
+        2,
+        3,
+    ]
 
 
 def test_patience_ends_a_run_early_and_it_is_finished(works, report, tmp_path, monkeypatch):
