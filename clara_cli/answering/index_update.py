@@ -16,8 +16,8 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.documents.chunk import model_text
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.errors import OtherCorpusError
+from clara_cli.search.graph_index import GraphIndex, forget
 from clara_cli.search.keys import make_key, make_state, sample_size
-from clara_cli.search.label_index import GraphIndex, forget
 from clara_cli.storage.lock import locked
 
 Index = TypeVar("Index", GraphIndex, BM25)

@@ -23,8 +23,8 @@ from clara_cli.search.bm25 import BM25
 from clara_cli.search.bm25 import SIDECAR as WORDS_SIDECAR
 from clara_cli.search.errors import REBUILD, OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
+from clara_cli.search.graph_index import SIDECAR, GraphIndex
 from clara_cli.search.keys import make_key
-from clara_cli.search.label_index import SIDECAR, GraphIndex
 from clara_cli.search.milvus import MilvusGraph
 from clara_cli.storage import files
 from clara_cli.storage.artefact import read_object

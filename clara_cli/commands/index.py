@@ -33,6 +33,7 @@ from clara_cli.printable import shell_word
 from clara_cli.records import CorpusContents, DocumentContents, IndexResult, Progress, Report
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.evaluated_queries import EvaluatedQueries
+from clara_cli.search.graph_index import Graph, GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.key_selection import (
     MeasuredKey,
@@ -41,7 +42,6 @@ from clara_cli.search.key_selection import (
     describe_choice,
     widen,
 )
-from clara_cli.search.label_index import Graph, GraphIndex, forget
 from clara_cli.search.milvus import MilvusGraph
 from clara_cli.storage.files import make_folder
 from clara_cli.storage.lock import locked

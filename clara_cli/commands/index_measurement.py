@@ -19,7 +19,7 @@ from clara_cli.core.checkpoint import LoadOptions, find_stored
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ClaraError
 from clara_cli.records import IndexResult
-from clara_cli.search import bm25, label_index
+from clara_cli.search import bm25, graph_index
 from clara_cli.storage.artefact import Fields, encode, read_object
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.files import sha256_bytes, sha256_file, write_atomic
@@ -70,14 +70,14 @@ def keep_measurement(key: str, corpus: Corpus, result: IndexResult) -> None:
 
 def _sidecars(folder: Path) -> tuple[str, ...]:
     """Digests of the descriptions of graph and word index, which name every file of theirs."""
-    described = (folder / INDEX / label_index.SIDECAR, folder / WORDS / bm25.SIDECAR)
+    described = (folder / INDEX / graph_index.SIDECAR, folder / WORDS / bm25.SIDECAR)
     return tuple(sha256_file(file) if file.is_file() else "" for file in described)
 
 
 def _load_index(corpus: Corpus) -> None:
     """Raise ArtefactError where a file of the index is damaged."""
     states = corpus.manifest.states
-    label_index.GraphIndex.load(corpus.folder / INDEX, states)
+    graph_index.GraphIndex.load(corpus.folder / INDEX, states)
     bm25.BM25.load(corpus.folder / WORDS, states)
 
 

@@ -12,7 +12,7 @@ from clara_cli.config import TrainConfig
 from clara_cli.core.adapters import LoraSettings
 from clara_cli.core.backbone import check_head
 from clara_cli.core.checkpoint import LoadOptions, load
-from clara_cli.core.stages import TRAINED
+from clara_cli.core.stage_losses import TRAINED
 from clara_cli.distributed.ranks import join
 from clara_cli.errors import UsageError
 from clara_cli.records import MemoryNeed, Report, TrainResult

@@ -14,8 +14,9 @@ import numpy as np
 
 from clara_cli.corpus.documents_table import Documents, TableWriter
 from clara_cli.corpus.manifest import COUNTS, Edits, Manifest, Part, Shard, write_manifest
+from clara_cli.corpus.shards import encode_passages, write_tensors
 from clara_cli.corpus.store import Corpus
-from clara_cli.corpus.writer import encode_passages, remove_unused, write_tensors
+from clara_cli.corpus.writer import remove_unused
 from clara_cli.records import Passage
 
 Row = tuple[int, int]  # the place of a shard, and a row in it

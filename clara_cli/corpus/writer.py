@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import gzip
-import io
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara_cli.corpus import journal, manifest, quantize
+from clara_cli.corpus import journal, manifest
 from clara_cli.corpus.deleted_rows import LISTS
 from clara_cli.corpus.manifest import Edits, Identity, ListFile, Manifest, Part, Shard
 from clara_cli.corpus.passage_lines import passage_lines
-from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.corpus.shards import encode_passages, write_shard
+from clara_cli.errors import ArtefactError
 from clara_cli.printable import shell_word
 from clara_cli.records import Passage
 from clara_cli.storage import artefact, files
@@ -36,7 +34,6 @@ _OURS = {
     *{LOCK_NAME, manifest.MANIFEST, journal.JOURNAL, journal.LINES},
     *{"shards", "passages", "index", LISTS},
 }
-_GZIP_LEVEL = 6
 
 
 @contextmanager
@@ -258,79 +255,6 @@ def unread(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
-
-
-def write_shard(
-    folder: Path,
-    identity: Identity,
-    number: int,
-    passages: Sequence[Passage],
-    memory_NMD: Tensor,
-    encoded: bytes,
-) -> Shard:
-    """Write a shard's two files (`encoded` is that of its passages) and describe them; records
-    nothing (`CorpusWriter` does).
-
-    Raises ClaraError where a memory is not finite in the stored dtype, or the disk refuses.
-    """
-    return write_tensors(folder, number, _stored(identity, number, passages, memory_NMD), encoded)
-
-
-def write_tensors(
-    folder: Path, number: int, tensors: Mapping[str, Tensor], encoded: bytes
-) -> Shard:
-    """Write a shard's two files, of tensors as they are stored and encoded passages, and describe
-    it; records nothing. Raises ClaraError where the disk refuses."""
-    from safetensors.torch import save
-
-    memory = save(dict(tensors))
-    names = manifest.shard_names(number)
-    for name, data in zip(names, (memory, encoded), strict=True):
-        files.make_folder(folder, str(PurePath(name).parent))
-        files.write_atomic(folder, name, data)
-    return Shard(
-        memory=names[0],
-        passages=names[1],
-        rows=len(tensors["memory"]),
-        sha256_memory=files.sha256_bytes(memory),
-        sha256_passages=files.sha256_bytes(encoded),
-        bytes_memory=len(memory),
-        bytes_passages=len(encoded),
-    )
-
-
-def _stored(
-    identity: Identity, number: int, passages: Sequence[Passage], memory_NMD: Tensor
-) -> dict[str, Tensor]:
-    """The tensors that are stored: on the CPU, contiguous, in the stored format, and finite."""
-    import torch
-
-    wanted = (len(passages), identity.memory_tokens, identity.hidden)
-    if tuple(memory_NMD.shape) != wanted or not passages:
-        raise ValueError(f"shard {number}: memory of shape {tuple(memory_NMD.shape)}, not {wanted}")
-    stored = quantize.pack(memory_NMD, identity.dtype)
-    for tensor in stored.values():
-        finite_N = torch.isfinite(tensor.float()).flatten(1).all(1)
-        if not bool(finite_N.all()):
-            first = passages[int((~finite_N).nonzero()[0])].passage_id
-            message = f"the memory of passage {first!r} is not finite as {identity.dtype}"
-            raise ClaraError(message, "try --dtype float32 and --store-dtype bf16")
-    return stored
-
-
-def encode_passages(passages: Sequence[Passage], keep_text: bool) -> bytes:
-    """Passages as the bytes of their file: gzip, one JSON object a line, always the same."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile("", "wb", _GZIP_LEVEL, buffer, mtime=0) as stream:
-        for passage in passages:
-            record: dict[str, Any] = asdict(passage)
-            if not keep_text:
-                del record["text"]
-            if not passage.source:
-                del record["source"]
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-            stream.write(f"{line}\n".encode())
-    return buffer.getvalue()
 
 
 def _unplaced(lines: Iterable[bytes]) -> list[dict[str, Any]]:

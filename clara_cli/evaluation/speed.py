@@ -24,7 +24,7 @@ from clara_cli.bench_records import SpeedResult, SpeedTrain, Throughput, Writing
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.stages import read_memory_loss
+from clara_cli.core.stage_losses import read_memory_loss
 from clara_cli.errors import is_out_of_memory
 from clara_cli.evaluation.flops import forward_flops, head_flops, peak
 from clara_cli.records import Progress, Report

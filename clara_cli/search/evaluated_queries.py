@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clara_cli.errors import UsageError
 from clara_cli.search.exact import scan
+from clara_cli.search.graph_index import GraphIndex
 from clara_cli.search.keys import make_key
-from clara_cli.search.label_index import GraphIndex
 
 
 class StoredMemory(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch
 from clara_cli.core.checkpoint import Loaded
-from clara_cli.core.stages import Losses, choose, end_to_end_loss
+from clara_cli.core.stage_losses import Losses, choose, end_to_end_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.records import Question, Report
 from clara_cli.training.question_stage import QuestionStage, pick_answer

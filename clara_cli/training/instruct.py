@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clara_cli.config import TrainConfig
 from clara_cli.core.batch import Batch
-from clara_cli.core.stages import Losses, read_memory_loss
+from clara_cli.core.stage_losses import Losses, read_memory_loss
 from clara_cli.records import PoolPassage, Question
 from clara_cli.training.question_stage import QuestionStage
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from clara_cli.core.batch import Batch
-from clara_cli.core.stages import Losses
+from clara_cli.core.stage_losses import Losses
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import ClaraError, Interrupted
 from clara_cli.records import Progress, Report

@@ -17,7 +17,7 @@ from clara_cli.config import TrainConfig
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, example_length, text_batch
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.checkpoint_info import ReadingDefaults, ReadMode
-from clara_cli.core.stages import TRAINED, Losses, read_text_loss
+from clara_cli.core.stage_losses import TRAINED, Losses, read_text_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.chunk import model_text
 from clara_cli.documents.examples import QUESTION_HINT, read_questions

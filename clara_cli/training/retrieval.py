@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from clara_cli.core.batch import AnswerExample, Batch, retrieval_batch
-from clara_cli.core.stages import Losses, contrastive_loss, rank_pools
+from clara_cli.core.stage_losses import Losses, contrastive_loss, rank_pools
 from clara_cli.documents.examples import QUESTION_HINT
 from clara_cli.errors import DataError
 from clara_cli.records import Question

@@ -22,7 +22,7 @@ from clara_cli.core.lora_targets import true_targets
 from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.placement import spread
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS, Prompter
-from clara_cli.core.stages import Losses, read_memory_loss
+from clara_cli.core.stage_losses import Losses, read_memory_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import PAIR_KINDS, read_pairs
 from clara_cli.errors import UsageError, nearest

@@ -3,7 +3,7 @@ a batch costs, and how records kept aside are measured.
 
 Each stage is one class in a file of its own (`scp`, `instruct`, `retrieval`, `end_to_end`), and
 those of `train` stand in its table `STAGES`; the runner knows only this one. The losses themselves
-are functions of `core/stages`, which also says the roles each stage trains (`TRAINED`).
+are functions of `core/stage_losses`, which also says the roles each stage trains (`TRAINED`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clara_cli.core.abilities import Abilities
 from clara_cli.core.batch import Batch, add_reconstructions
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.checkpoint_info import CheckpointInfo, ReadingDefaults
-from clara_cli.core.stages import TRAINED, Losses
+from clara_cli.core.stage_losses import TRAINED, Losses
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.training.validation import HeldOutSet

@@ -20,7 +20,7 @@ from clara_cli.config import LearnConfig
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.stages import Losses
+from clara_cli.core.stage_losses import Losses
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation import metrics

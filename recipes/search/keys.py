@@ -41,7 +41,7 @@ from clara_cli.search.key_selection import (
     recall,
     widen,
 )
-from clara_cli.search.label_index import GraphIndex
+from clara_cli.search.graph_index import GraphIndex
 
 K = 5
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from clara_cli.search import hnsw
+from clara_cli.search.graph_index import GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
-from clara_cli.search.label_index import GraphIndex
 
 CORPUS = "c" * 64
 

@@ -44,7 +44,7 @@ from clara_cli.core.batch import (
 )
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.stages import TRAINED, Losses, end_to_end_loss, read_memory_loss
+from clara_cli.core.stage_losses import TRAINED, Losses, end_to_end_loss, read_memory_loss
 from clara_cli.core.topk import flattened_cosine, select, straight_through_topk
 from clara_cli.records import Pair
 

@@ -18,9 +18,9 @@ from clara_cli.commands import ask, compress, index
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, ClaraError, DataError, UsageError
 from clara_cli.search.exact import scan
+from clara_cli.search.graph_index import GraphIndex
 from clara_cli.search.key_selection import Key, MeasuredKey, choose_engine
 from clara_cli.search.keys import make_key
-from clara_cli.search.label_index import GraphIndex
 
 KEYS = [
     *["corpus", "engine", "vectors", "dim", "recall_at_k", "k", "queries", "seconds", "bytes"],

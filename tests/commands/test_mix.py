@@ -132,7 +132,7 @@ def test_one_checkpoint_serves_from_4_to_64(works, report, tmp_path, monkeypatch
         used.append(memory.shape[1])
         return alignment_mse(memory, hidden, mask)
 
-    monkeypatch.setattr("clara_cli.core.stages.alignment_mse", keep)
+    monkeypatch.setattr("clara_cli.core.stage_losses.alignment_mse", keep)
     out = tmp_path / "run"
     changes = {"ratios": ratios, "steps": 24, "passage_tokens": 64}
     pretrain.run(tiny_world.scp(works.pairs, works.backbone, out, **changes), report)

@@ -14,7 +14,7 @@ from helpers import tiny_world
 
 from clara_cli.answering.retriever import Retriever
 from clara_cli.commands import compress, train
-from clara_cli.core import stages
+from clara_cli.core import stage_losses
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
 from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.store import Corpus
@@ -137,14 +137,14 @@ def test_nothing_is_compressed_and_what_is_read_is_the_corpus(
         read.append(role)
         return encode(model, rows, role, memory_tokens)
 
-    rank = stages.rank_pools
+    rank = stage_losses.rank_pools
 
     def keep(model, batch, stored=None):
         ranked.append((batch.stored, stored))
         return rank(model, batch, stored)
 
     monkeypatch.setattr(ClaraModel, "encode", spy)
-    monkeypatch.setattr(stages, "rank_pools", keep)
+    monkeypatch.setattr(stage_losses, "rank_pools", keep)
     train.run(config(works, asked, tmp_path / "run", ratios=(16,), **by("query")), report)
     assert set(read) == {"query_reasoner"}
     corpus = Corpus.open(works.corpus)

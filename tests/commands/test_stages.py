@@ -13,7 +13,7 @@ from helpers import tiny_world
 from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import retrieval_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
-from clara_cli.core.stages import TRAINED, rank_pools
+from clara_cli.core.stage_losses import TRAINED, rank_pools
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import DataError, UsageError
 from clara_cli.training.instruct import Instruct

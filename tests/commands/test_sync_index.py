@@ -22,9 +22,9 @@ from clara_cli.corpus.writer import CorpusWriter, open_writer
 from clara_cli.records import Document, Passage
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import scan
+from clara_cli.search.graph_index import Graph, GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, make_state
-from clara_cli.search.label_index import Graph, GraphIndex
 from clara_cli.search.milvus import MilvusGraph
 
 M, D = 2, 16

@@ -17,7 +17,7 @@ from helpers import tiny_world
 from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
-from clara_cli.core.stages import TRAINED
+from clara_cli.core.stage_losses import TRAINED
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.training import loop, runner, sampling, scp
 from clara_cli.training.run_folder import RunFolder

@@ -22,7 +22,7 @@ from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import pretrain, train
 from clara_cli.core.batch import answer_batch
 from clara_cli.core.checkpoint import LoadOptions, load, read_info
-from clara_cli.core.stages import read_memory_loss
+from clara_cli.core.stage_losses import read_memory_loss
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.documents.examples import read_questions
 from clara_cli.errors import ClaraError, Interrupted, UsageError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_cli.core.length_grouping import group_by_length
-from clara_cli.core.stages import TRAINED
+from clara_cli.core.stage_losses import TRAINED
 
 
 def positions(lengths: list[int], groups: list[list[int]], pass_cost: int) -> int:

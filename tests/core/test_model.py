@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clara_cli.core.backbone import inner_model, load_backbone
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch, scp_batch
 from clara_cli.core.model import ClaraModel
-from clara_cli.core.stages import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
+from clara_cli.core.stage_losses import TRAINED, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Pair
 

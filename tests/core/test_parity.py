@@ -23,7 +23,7 @@ from clara_cli.core.losses import alignment_mse
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.prompts import PARAPHRASE_INSTRUCTIONS
 from clara_cli.core.released import load_released
-from clara_cli.core.stages import choose, contrastive_loss, end_to_end_loss, read_memory_loss
+from clara_cli.core.stage_losses import choose, contrastive_loss, end_to_end_loss, read_memory_loss
 from clara_cli.records import Pair
 
 CASES = {"mistral_256_32": "mistral-tiny", "nosys_64_4": "mistral-nosys-tiny"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clara_cli.core.batch import AnswerExample, answer_batch, text_batch
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.shared_prefix import attention_mask, pack, shared_length
-from clara_cli.core.stages import read_memory_loss, read_text_loss
+from clara_cli.core.stage_losses import read_memory_loss, read_text_loss
 
 TEXTS = (
     "Pinewick lies on the Arle. Its mayor is Odette Marr.",

@@ -10,7 +10,7 @@ from clara_cli.core.backbone import check_head, head_logits, inner_model
 from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch
 from clara_cli.core.length_grouping import pad_rows
 from clara_cli.core.losses import answer_nll
-from clara_cli.core.stages import (
+from clara_cli.core.stage_losses import (
     TRAINED,
     contrastive_loss,
     encode,

@@ -20,8 +20,9 @@ from clara_cli.corpus.append import Additions
 from clara_cli.corpus.documents_table import Documents
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.passage_lines import passage_lines
+from clara_cli.corpus.shards import encode_passages
 from clara_cli.corpus.store import Corpus, verify
-from clara_cli.corpus.writer import encode_passages, open_writer
+from clara_cli.corpus.writer import open_writer
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.records import Passage
 from clara_cli.storage import files

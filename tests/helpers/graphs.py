@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clara_cli.search.graph_index import GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
-from clara_cli.search.label_index import GraphIndex
 
 CORPUS = "c" * 64
 

@@ -9,7 +9,7 @@ from clara_cli.core.backbone import load_backbone
 from clara_cli.core.batch import AnswerExample, Batch, answer_batch, retrieval_batch, scp_batch
 from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
-from clara_cli.core.stages import (
+from clara_cli.core.stage_losses import (
     Losses,
     contrastive_loss,
     end_to_end_loss,

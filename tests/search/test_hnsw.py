@@ -12,9 +12,9 @@ import torch
 from helpers.graphs import CORPUS, build, build_of, unit
 
 from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.search.graph_index import SIDECAR, TABLES, GraphIndex, forget
 from clara_cli.search.hnsw import GRAPH, HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, make_state
-from clara_cli.search.label_index import SIDECAR, TABLES, GraphIndex, forget
 
 
 def test_finds_the_nearest_keys() -> None:

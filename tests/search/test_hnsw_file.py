@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from clara_cli.errors import ArtefactError
 from clara_cli.search import hnsw
+from clara_cli.search.graph_index import SIDECAR, GraphIndex
 from clara_cli.search.hnsw import GRAPH
 from clara_cli.search.hnsw_file import HEADER, GraphFileError, check_graph, node_layout
-from clara_cli.search.label_index import SIDECAR, GraphIndex
 
 NODES, WIDTH, LINKS = 200, 8, 4
 NODE = node_layout(LINKS, WIDTH)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError, UsageError
-from clara_cli.search.label_index import SIDECAR, GraphIndex
+from clara_cli.search.graph_index import SIDECAR, GraphIndex
 from clara_cli.search.milvus import MOST, MilvusGraph, full_uri
 from clara_cli.storage.artefact import Fields
 

@@ -21,8 +21,8 @@ from clara_cli.corpus.writer import open_writer
 from clara_cli.errors import ArtefactError
 from clara_cli.records import Passage
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.graph_index import GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
-from clara_cli.search.label_index import GraphIndex, forget
 
 ROOT = Path(__file__).parent.parent.parent
 OPENS = int(os.environ.get("CLARA_OPENS", "300"))

@@ -16,17 +16,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clara_cli.errors import ArtefactError, ClaraError
+from clara_cli.search.engines import Graph, open_graph
 from clara_cli.search.errors import REBUILD, refuse_other_corpus
-from clara_cli.search.hnsw import GRAPH, HnswGraph
+from clara_cli.search.hnsw import GRAPH
 from clara_cli.search.keys import KEY_RULES, wrong_state
-from clara_cli.search.milvus import MilvusGraph
 from clara_cli.storage import versions
 from clara_cli.storage.artefact import Fields
 from clara_cli.storage.tensors import read_tensors, save_tensors
@@ -38,29 +38,6 @@ _FORM = ("clara-index", 2)
 _OLDER = (1,)
 _SAME = 1 - 1e-6  # the cosine, in float32, of equal keys
 _EXACT = "use the exact scan: the same command with --engine exact"
-
-
-class Graph(Protocol):
-    """Finds the labels of near keys, by cosine."""
-
-    engine: str
-
-    def add(self, keys: np.ndarray, labels: list[int]) -> None:
-        """Put in new keys [N, F] under new labels."""
-
-    def anew(self, name: str, width: int, most: int) -> Graph:
-        """An empty graph of the same settings, for keys of a width and at most so many labels;
-        `name` tells it from others."""
-
-    def hide(self, labels: list[int]) -> None:
-        """Give these labels no more."""
-
-    def nearest(self, keys: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels [B, wanted] and cosines, best first; `wanted` is at most the number of labels that
-        are not hidden. Raises ClaraError where fewer are reached."""
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Make the graph last, and describe where it is, for `open_graph`."""
 
 
 class GraphIndex:
@@ -283,7 +260,7 @@ class GraphIndex:
             path = version.file("tables", TABLES)
             tables = read_tensors(path, REBUILD)
             _check_tables(path, tables, described)
-            return cls(_open_graph(version), tables, described)
+            return cls(open_graph(version), tables, described)
 
         return versions.read(folder, SIDECAR, _FORM, REBUILD, use, _OLDER)
 
@@ -305,15 +282,6 @@ def _check(fields: Fields, states: Mapping[int, str]) -> dict[str, Any]:
     if (rule := fields.get("key", str)) not in KEY_RULES:
         raise fields.wrong("key", f"{rule[:60]!r}, known: {', '.join(KEY_RULES)}")
     return fields.values
-
-
-def _open_graph(version: Version) -> Graph:
-    engine = version.fields.get("engine", str)
-    if engine == HnswGraph.engine:
-        return HnswGraph.load(version)
-    if engine == MilvusGraph.engine:
-        return MilvusGraph.load(version.fields.object("graph"), version.fields.count("labels"))
-    raise version.fields.wrong("engine", f"{engine[:60]!r}, known: hnsw, milvus")
 
 
 def _check_tables(path: Path, tables: dict[str, Tensor], described: dict[str, Any]) -> None:
