@@ -28,6 +28,7 @@ from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retrieve
 from clara_cli.corpus.store import Corpus
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.evaluated_queries import EvaluatedQueries
+from clara_cli.search.graph_index import GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.key_selection import (
     COUNTS,
@@ -41,7 +42,6 @@ from clara_cli.search.key_selection import (
     recall,
     widen,
 )
-from clara_cli.search.graph_index import GraphIndex
 
 K = 5
 
