@@ -34,9 +34,15 @@ def note_older(loaded: Loaded, corpora: Sequence[Corpus], report: Report) -> Non
 def note_probe(loaded: Loaded, report: Report) -> None:
     """Say that a backbone was tried, the first time."""
     base = loaded.model.backbone
-    if base.probe_seconds is not None:
-        tried = "ids and embeddings give the same logits and tokens"
-        report.note(f"backbone {base.name}: tried once, in {base.probe_seconds:.2f} s: {tried}")
+    if base.probe_seconds is None:
+        return
+    tried = "ids and embeddings give the same logits and tokens"
+    report.note(f"backbone {base.name}: tried once, in {base.probe_seconds:.2f} s: {tried}")
+    kind = loaded.model.causal_lm.config.model_type
+    if base.settings.get("model_type", kind) != kind:
+        report.note(f"backbone {base.name}: of the {base.settings['model_type']}, the text model")
+    if not base.pads:
+        report.note(f"backbone {base.name}: its state reads padding: prompts are answered alone")
 
 
 def note_adapted(loaded: Loaded, report: Report) -> None:

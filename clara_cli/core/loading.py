@@ -46,6 +46,11 @@ MOST = {  # of a config's numbers, an order above any published model's
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 5_000_000),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 200_000_000),
 }
+TEXT_WEIGHTS = {  # names in the files of a model that reads images or sound too: of its text model
+    r"^(?:model\.)?(?:language_model|text_model)\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?": "model.",
+}
+HEAD = "lm_head.weight"
 PACKED = 2  # numbers a byte holds at most, in four bits
 NO_CODE = {"trust_remote_code": False}
 HINT = "its folder needs config.json, *.safetensors and the tokenizer's files"
@@ -242,6 +247,42 @@ def load_config(folder: Path, what: str) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, **NO_CODE)
 
 
+def load_text_config(folder: Path, what: str) -> Any:
+    """The config of a backbone's folder; of a model that reads images or sound too, that of its
+    text model.
+
+    Raises:
+        ArtefactError: where there is none; the folder names code of its own; or there is no text
+            model of it.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = load_config(folder, what)
+    text: Any = getattr(config, "text_config", None)
+    if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        with as_artefact_errors(what):
+            names = stored_names(folder)
+        has_head = any(name.endswith(HEAD) for name in names)
+        if names and not has_head and config.tie_word_embeddings:
+            text.tie_word_embeddings = True  # the whole model's setting, which its text's may lack
+        return text
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        message = f"{what}: transformers has no text model of the kind {config.model_type!r}"
+        raise ArtefactError(message, "take a causal language model; recipes/backbones lists kinds")
+    return config
+
+
+def stored_names(folder: Path) -> list[str]:
+    """The names of all tensors in a folder's files."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            names += stored.keys()
+    return names
+
+
 def load_model(folder: Path, what: str, dtype: torch.dtype, **placement: Any) -> Any:
     """The causal language model of a backbone's folder, from safetensors, on the CPU or where
     `placement` (transformers' `quantization_config` and `device_map`) puts it.
@@ -254,6 +295,9 @@ def load_model(folder: Path, what: str, dtype: torch.dtype, **placement: Any) ->
     refuse_adapter(folder, what)
     refuse_more_than_stored(folder, what)
     stored: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, **NO_CODE}
+    config = load_text_config(folder, what)
+    if config.model_type != load_config(folder, what).model_type:
+        stored |= {"config": config, "key_mapping": TEXT_WEIGHTS}
     with as_artefact_errors(what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **stored, **placement
@@ -333,7 +377,7 @@ def empty_model(folder: Path, what: str) -> Any:
     Raises:
         ArtefactError: where there is no config, or the folder names code of its own.
     """
-    config = load_config(folder, what)
+    config = load_text_config(folder, what)
     with as_artefact_errors(what), torch.device("meta"):
         return new_model(config)
 

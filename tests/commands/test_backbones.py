@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import backbone_templates, released_checkpoint, tiny_world
+from helpers import backbone_templates, released_checkpoint, tiny_world, whole_models
 from helpers.tiny_kinds import try_kinds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -224,6 +224,17 @@ def test_a_released_checkpoint_on_a_kind_without_bos(tmp_path, heard, works):
         (answer,) = ask.run(config, heard())
         results.append((answer.answer, answer.prompt_tokens, answer.sources))
     assert results[0] == results[1]
+
+
+def test_the_text_model_of_one_that_reads_images_too_goes_the_whole_way(tmp_path, heard, works):
+    _, backbone = whole_models.saved("gemma3", tmp_path / "backbone")
+    run, corpus, report = tmp_path / "scp", tmp_path / "a.clara", heard()
+    pretrain.run(tiny_world.scp(works.pairs, backbone, run, steps=2), report)
+    assert any("of the gemma3, the text model" in note for note in report.notes)
+    compress.run(tiny_world.compress(works.documents, run, corpus), report)
+    config = tiny_world.ask("Who is mayor of Pinewick?", corpus, model=str(run))
+    (answer,) = ask.run(dataclasses.replace(config, top_k=2), heard())
+    assert len(answer.sources) == 2 and answer.memory_tokens > 0
 
 
 @pytest.mark.parametrize(

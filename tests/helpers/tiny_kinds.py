@@ -18,4 +18,4 @@ def module(name: str):
         sys.path.remove(str(FOLDER))
 
 
-try_kinds = module("try_kinds")
+kinds, try_kinds = map(module, ("kinds", "try_kinds"))
