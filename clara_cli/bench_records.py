@@ -14,10 +14,11 @@ class Scorecard:
     share of answers of none: F1 and Cover-EM depend on both.
     `context_tokens` are the tokens that stand for the passages in the prompt, memory or text, on
     average; `ms_per_question` is query, search and generation, with memory compressed before;
-    `bytes_per_passage` what keeping a passage takes. `best` names the scores in which the row is
-    highest by a significant difference. The questions for which memory did not suffice
-    (`out_of_memory`), and those unanswered for another reason (`unanswered`; `error` is the first
-    one's), are in no figure.
+    `bytes_per_passage` what keeping a passage takes; `effective_ratio` the text tokens of the
+    passages read for each memory token, since a passage is seldom as long as it may be. `best`
+    names the scores in which the row is highest by a significant difference. The questions for
+    which memory did not suffice (`out_of_memory`), and those unanswered for another reason
+    (`unanswered`; `error` is the first one's), are in no figure.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Scorecard:
     ms_per_question: float | None
     context_tokens: float | None
     bytes_per_passage: float | None
+    effective_ratio: float | None = field(default=None, metadata={"json": "where set"})
     best: tuple[str, ...] = field(default=(), metadata={"json": False})
     out_of_memory: int = field(default=0, metadata={"json": "where set"})
     unanswered: int = field(default=0, metadata={"json": "where set"})

@@ -235,8 +235,10 @@ def _measure(answer: Prediction | Failure) -> Line:
     if isinstance(answer, Failure):
         return {"out_of_memory": True} if answer.out_of_memory else {"error": answer.error}
     seconds = {phase: round(value, 6) for phase, value in answer.seconds.items()}
+    replaced = {} if answer.text_tokens is None else {"text_tokens": answer.text_tokens}
     return {
         "context_tokens": answer.context_tokens,
+        **replaced,
         "truncated": answer.truncated,
         "seconds": seconds,
     }
@@ -317,6 +319,8 @@ def _check_measure(fields: Fields) -> None:
         fields.get("out_of_memory", bool)
         return
     fields.count("context_tokens")
+    if "text_tokens" in fields.values:
+        fields.count("text_tokens")
     fields.get("truncated", bool)
     seconds = fields.object("seconds")
     for phase in {*PHASES, *seconds.values}:

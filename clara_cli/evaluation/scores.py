@@ -86,6 +86,7 @@ def score(
         ms_per_question=_rounded(_mean([_answering(m) for m in answered])),
         context_tokens=_rounded(_mean([m["context_tokens"] for m in answered])),
         bytes_per_passage=None if bytes_per_passage is None else round(bytes_per_passage, 1),
+        effective_ratio=_rounded(_effective_ratio(answered)),
         out_of_memory=len(measures) - len(answered) - len(errors),
         unanswered=len(errors),
         error=errors[0] if errors else "",
@@ -113,6 +114,13 @@ def paired(first: Values, second: Values) -> tuple[list[float], list[float]]:
 def _answering(measure: Line) -> float:
     """Milliseconds of answering: memory was compressed before."""
     return 1000 * sum(measure["seconds"][phase] for phase in PHASES if phase != "compress")
+
+
+def _effective_ratio(measures: Sequence[Line]) -> float | None:
+    """Text tokens a memory token over all questions; None where no memory was read."""
+    read = [m for m in measures if m.get("text_tokens") is not None]
+    memory_tokens = sum(m["context_tokens"] for m in read)
+    return sum(m["text_tokens"] for m in read) / memory_tokens if memory_tokens else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -31,13 +31,15 @@ PHASES = ("query", "search", "compress", "generate")
 class Prediction:
     """An answer. `hits` are the ids of the paragraphs given, best first, each once;
     `context_tokens` the tokens standing for them; `compress` is what compressing cost, wherever it
-    was done, and no part of answering."""
+    was done, and no part of answering. `text_tokens` are those of the passages' text, where memory
+    stands for it."""
 
     text: str
     hits: tuple[str, ...]
     context_tokens: int
     truncated: bool
     seconds: dict[str, float]
+    text_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ class _PickedPassages:
     prompt: list[int] = field(default_factory=list)
     kept: int = 0
 
-    def prediction(self, text: str, context_tokens: int) -> Prediction:
+    def prediction(self, text: str, context_tokens: int, replaces_text: bool = False) -> Prediction:
         given, cut = self.pieces[: self.kept], self.kept < len(self.pieces)
-        return Prediction(text, _ids(given), context_tokens, cut, self.seconds)
+        replaced = sum(piece.tokens for piece in given) if replaces_text else None
+        return Prediction(text, _ids(given), context_tokens, cut, self.seconds, replaced)
 
 
 class MemorySystem:
@@ -220,7 +223,7 @@ class MemorySystem:
         for one in picked:
             one.seconds["generate"] = share
         pairs = zip(picked, texts, strict=True)
-        return [one.prediction(text, one.kept * self._memory_tokens) for one, text in pairs]
+        return [one.prediction(text, one.kept * self._memory_tokens, True) for one, text in pairs]
 
     def _given(self, asked: PooledQuestion) -> _PickedPassages:
         rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]

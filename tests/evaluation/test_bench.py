@@ -104,7 +104,8 @@ def test_json_is_the_contract(
     assert found["predictions"] == "report/predictions.jsonl"
     told = lines(found["predictions"])
     for row in found["systems"]:
-        assert list(row) == ROW
+        rare = ["effective_ratio"] if row["ratio"] else []
+        assert list(row) == [*ROW, *rare]
         own = [p for p in told if (p["system"], p["ratio"]) == (row["name"], row["ratio"])]
         assert [p["id"] for p in own] == ["q0", "q1", "q2"]
         assert all(list(p) == LINE for p in own)
@@ -182,6 +183,9 @@ def test_every_system_is_given_what_its_setting_says(
     assert row["text"].context_tokens == pytest.approx(
         (sum(map(len, texts)) + sum(len(f"{t}\n{sentence(t, n)}") for t, n in MAYORS[1:4])) / 2
     )
+    whole = sum(map(len, texts)) + sum(len(f"{t}\n{sentence(t, n)}") for t, n in MAYORS[1:4])
+    assert row["scp"].effective_ratio == pytest.approx(whole / (2 * 3 * 4), abs=1e-3)
+    assert row["text"].effective_ratio is None
     assert (row["closed-book"].context_tokens, row["closed-book"].bytes_per_passage) == (0, None)
     assert row["clara"].bytes_per_passage == 4 * 32 * 4  # M x D x float32
     assert row["text"].bytes_per_passage == pytest.approx(

@@ -36,6 +36,7 @@ def _bench_lines(r: BenchResult, only: str | None) -> list[Any]:
     lines.append(_table(r.systems, wide=width >= WIDE))
     lines.append("in %, ± half the 95 % interval; * the highest, by a significant difference")
     lines.append("words: mean length of an answer; empty: % of answers without a word")
+    lines += _effective_lines(r.systems)
     for row in r.systems:
         if row.truncated:
             ratio = "" if row.ratio is None else f" {row.ratio}x"
@@ -69,6 +70,19 @@ def _bench_lines(r: BenchResult, only: str | None) -> list[Any]:
         folder = shell_word(r.report)
         lines.append(f"report: {folder}/report.md, {folder}/report.html")
     return lines
+
+
+def _effective_lines(rows: Sequence[Scorecard]) -> list[str]:
+    """What ratios come to on passages that are shorter than the longest."""
+    effective = {
+        f"{row.ratio}x": f"{row.effective_ratio:.1f}"
+        for row in rows
+        if row.effective_ratio is not None and "/" not in row.name
+    }
+    if not effective:
+        return []
+    figures = ", ".join(f"{ratio} {figure}" for ratio, figure in effective.items())
+    return [f"text tokens of the passages read for each memory token: {figures}"]
 
 
 _ANSWERS = {"cover": 6, "words": 5, "empty": 5}

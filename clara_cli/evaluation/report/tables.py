@@ -119,10 +119,13 @@ def _cost(rows: Sequence[Scored]) -> Table:
     for row in rows:
         card = row.card
         kept = "-" if card.bytes_per_passage is None else f"{card.bytes_per_passage:,.0f}"
-        line = [label(card), _figure(card.context_tokens), kept, f"{card.truncated:,}"]
+        effective = "-" if card.effective_ratio is None else f"{card.effective_ratio:.1f}"
+        line = [label(card), _figure(card.context_tokens), effective, kept, f"{card.truncated:,}"]
         cells.append([*line, f"{card.out_of_memory:,}", f"{card.unanswered:,}"])
-    columns = ["system", "context tokens", "bytes a passage", "truncated", "out of memory"]
-    about = "truncated: questions whose last passages did not fit the window; questions out of "
+    columns = ["system", "context tokens", "effective ratio", "bytes a passage", "truncated"]
+    columns.append("out of memory")
+    about = "effective ratio: text tokens of the passages read for each memory token; "
+    about += "truncated: questions whose last passages did not fit the window; questions out of "
     about += "memory and unanswered ones are in no figure"
     return _table("Cost of a question", [*columns, "unanswered"], cells, about)
 
