@@ -55,9 +55,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
             "training needs questions and --stage", "add --stage instruct, retrieval or e2e"
         )
     check_pool_settings(config, stage_class.retrieves)
-    if config.reconstruction and "compressor" not in TRAINED[stage_class.name]:
-        message = f"reconstruction is {config.reconstruction:g}, but {stage_class.name} compresses"
-        raise UsageError(f"{message} nothing anew", "it goes with instruct and with pretrain")
+    refuse_without_compressor(config, stage_class.name)
     stage_class.trained_roles(config)
     check_validation(config, stage_class.name, stage_class.figures)
     questions, held_out = stage_class.read_records(config)
@@ -72,6 +70,18 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
     stage = stage_class(config, loaded, questions, ranks, report)
     kept_aside = stage.held_out(held_out) if held_out else None
     return train(TrainingPlan(config, stage, kept_aside, ranks), report)
+
+
+def refuse_without_compressor(config: TrainConfig, stage: str) -> None:
+    """Settings of how memory is learned, in a stage that compresses nothing anew.
+
+    Raises:
+        UsageError: naming the first one.
+    """
+    for name in ("reconstruction", "distillation"):
+        if getattr(config, name) and "compressor" not in TRAINED[stage]:
+            message = f"{name} is {getattr(config, name):g}, but {stage} trains no compressor"
+            raise UsageError(message, "it goes with --stage instruct")
 
 
 def convert(config: TrainConfig, report: Report) -> TrainResult:

@@ -202,6 +202,12 @@ class TrainConfig(LearnConfig):
         0.0,
         low=0,
     )
+    distillation: float = setting(
+        "Weight, in instruct, of the divergence from what the generator predicts over the "
+        "passages' text; a forward pass over it more.",
+        0.0,
+        low=0,
+    )
     group_by_pool: bool = setting(
         "Put questions over the same passages in one step: what they share is computed once.", False
     )

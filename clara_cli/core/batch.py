@@ -36,7 +36,8 @@ class Batch:
     `labels` are the generator's; `queries` what the query reasoner reads; `picks` how many passages
     of its pool example b is given; `golds` the positions in it to be ranked first. `cut` counts
     answers that did not fit; an example of which no answer token fits is left out. `sources` names
-    every record, for messages; examples of equal `contexts` read the same passages.
+    every record, for messages; examples of equal `contexts` read the same passages. `text_rows` are
+    ids and labels of examples, by their number, with the passages' text in memory's place.
     """
 
     memory_tokens: int
@@ -51,6 +52,7 @@ class Batch:
     cut: int = 0
     sources: list[str] = field(default_factory=list)
     contexts: list[Hashable] = field(default_factory=list)
+    text_rows: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict)
     _known: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @property
@@ -70,7 +72,8 @@ class Batch:
     def tokens(self) -> int:
         """Positions computed: passages with their memory, queries with theirs, decoder rows."""
         encoded = sum(len(row) + self.memory_tokens for row in [*self.passages, *self.queries])
-        return encoded + sum(map(len, self.rows))
+        as_text = sum(len(ids) for ids, _ in self.text_rows.values())
+        return encoded + sum(map(len, self.rows)) + as_text
 
     def add_passages(self, rows: Sequence[list[int]]) -> None:
         """Give the next example its pool; a passage already in the batch is not encoded again."""
@@ -100,6 +103,15 @@ class Batch:
         self.rows.append(ids[:limit])
         self.labels.append(labels[:limit])
         return True
+
+    def add_text(self, prompter: Prompter, example: AnswerExample, limit: int) -> None:
+        """Give the last example its prompt over text, where prompt and answer fit as they do over
+        memory."""
+        chat = prompter.text_chat(example.question, example.texts)
+        ids, labels = prompter.example(chat, example.answer, limit)
+        answer = [label for label in labels if label != IGNORE]
+        if answer == [label for label in self.labels[-1] if label != IGNORE]:
+            self.text_rows[len(self.rows) - 1] = (ids, labels)
 
 
 def add_reconstructions(
@@ -164,9 +176,11 @@ def answer_batch(
     memory_tokens: int,
     limit: int,
     top_k: int | None = None,
+    with_text: bool = False,
 ) -> Batch:
     """Questions over memories: instruct gives every passage (`top_k` None), e2e encodes the
-    question as a query and leaves `top_k` places in the prompt."""
+    question as a query and leaves `top_k` places in the prompt. `with_text`: the same over the
+    passages' text too, where the answer fits."""
     batch = Batch(memory_tokens)
     for example in examples:
         batch.sources.append(example.source)
@@ -183,6 +197,8 @@ def answer_batch(
             if top_k is None:  # else each question chooses passages of its own
                 batch.contexts.append(tuple(batch.pools[-1]))
         batch.picks.append(picks)
+        if with_text:
+            batch.add_text(prompter, example, limit)
         if top_k is not None:
             batch.queries.append(prompter.query(example.question))
     return batch

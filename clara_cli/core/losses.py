@@ -68,6 +68,20 @@ def hidden_nll(hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Te
     return total / len(targets_P)
 
 
+def hidden_kl(student_PD: Tensor, teacher_PD: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean KL divergence, in nats a position, of what `head` predicts from the teacher's hidden
+    states to what it predicts from the student's (Hinton et al., arXiv 1503.02531, temperature 1),
+    chunk by chunk as `hidden_nll`. The teacher gets no gradient.
+
+    Raises:
+        ValueError: where there is no position.
+    """
+    if not len(student_PD):
+        raise ValueError("no labelled token in the batch")
+    total: Tensor = _ChunkedKl.apply(student_PD, teacher_PD.detach(), head)
+    return total / len(student_PD)
+
+
 def chunk_size(vocabulary: int) -> int:
     """Positions whose logits are held at once."""
     return CHUNK_VALUES // vocabulary or 1
@@ -95,6 +109,38 @@ class _ChunkedNll(torch.autograd.Function):
                 slope_PV = slope_PV.exp_()
                 less = torch.full_like(target_P1, -1, dtype=slope_PV.dtype)
                 slope_PV.scatter_add_(1, target_P1, less)
+                gradients += torch.autograd.grad(logits_PV, leaf_PD, slope_PV.to(logits_PV.dtype))
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_PD,) = ctx.saved_tensors
+        return gradient_PD * upstream[0].to(gradient_PD.dtype), None, None
+
+
+class _ChunkedKl(torch.autograd.Function):
+    """Summed KL(teacher, student) of the predictions of two rows of hidden states, in float32."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_PD: Tensor, teacher_PD: Tensor, head: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        total = torch.zeros((), device=student_PD.device)
+        gradients = []
+        size = chunk_size(head(student_PD[:1]).shape[-1])
+        pairs = zip(student_PD.split(size), teacher_PD.split(size), strict=True)
+        for own_PD, taught_PD in pairs:
+            with torch.set_grad_enabled(wanted):
+                leaf_PD = own_PD.detach().requires_grad_(wanted)
+                logits_PV = head(leaf_PD)
+            own_PV = logits_PV.detach().log_softmax(-1, dtype=torch.float32)
+            taught_PV = head(taught_PD).log_softmax(-1, dtype=torch.float32)
+            total += (taught_PV.exp() * (taught_PV - own_PV)).sum()
+            if wanted:  # d loss / d logits = the student's probabilities less the teacher's
+                slope_PV = own_PV.exp_() - taught_PV.exp_()
                 gradients += torch.autograd.grad(logits_PV, leaf_PD, slope_PV.to(logits_PV.dtype))
         if wanted:
             ctx.save_for_backward(torch.cat(gradients))

@@ -9,7 +9,7 @@ B batch, L passage tokens, M memory tokens, T decoder tokens, D hidden, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -370,11 +370,29 @@ class ClaraModel(nn.Module):
     ) -> Tensor:
         """The generator's mean loss per labelled token; the head is run for those alone. Rows of
         equal `contexts` read the same passages: what they begin with alike is computed once."""
+        hidden_PD, targets_P, _ = self.labelled_states(rows, labels, memory_ND, contexts)
+        return hidden_nll(hidden_PD, targets_P, self.head)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Logits (P, V) of hidden states (P, D)."""
+        return partial(head_logits, self.causal_lm)
+
+    def labelled_states(
+        self,
+        rows: Sequence[list[int]],
+        labels: Sequence[list[int]],
+        memory_ND: Tensor | None,
+        contexts: Sequence[Hashable] = (),
+    ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """The generator's hidden states (P, D) that predict a labelled token, those tokens (P), and
+        the row and place of each."""
         memories = self._memory_by_row(rows, memory_ND)
         if not contexts or not self.can_share_prefixes(max(map(len, rows))):
             contexts = range(len(rows))
         packed = pack(rows, labels, contexts, self.positions(rows))
         hidden, targets = [], []
+        places: list[tuple[int, int]] = []
         for group in self.groups([len(row.ids) for row in packed]):
             chosen = [packed[i] for i in group]
             ids_BT = pad_rows([row.ids for row in chosen], 0, self.device)
@@ -384,8 +402,8 @@ class ClaraModel(nn.Module):
             targets_BT = pad_rows([row.targets for row in chosen], IGNORE, self.device)
             hidden.append(hidden_BTD[targets_BT != IGNORE])
             targets.append(targets_BT[targets_BT != IGNORE])
-        head = partial(head_logits, self.causal_lm)
-        return hidden_nll(torch.cat(hidden), torch.cat(targets), head)
+            places += [place for row in chosen for place in row.labelled()]
+        return torch.cat(hidden), torch.cat(targets), places
 
     def _hidden_of_packed(self, packed: Sequence[PackedRow], embeds_BTD: Tensor) -> Tensor:
         """The generator's hidden states; plain rows need no mask, nor positions where each id

@@ -51,6 +51,12 @@ class PackedRow:
         self.targets += following[start:end]
         self.sources.append((row, start, end))
 
+    def labelled(self) -> list[tuple[int, int]]:
+        """The row, and the place in it, of every token that predicts a target."""
+        tokens = [(row, place) for row, start, end in self.sources for place in range(start, end)]
+        pairs = zip(tokens, self.targets, strict=True)
+        return [token for token, target in pairs if target != IGNORE]
+
 
 def pack(
     rows: Sequence[list[int]],

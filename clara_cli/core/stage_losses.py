@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from clara_cli.core.batch import Batch
-from clara_cli.core.losses import alignment_mse, infonce
+from clara_cli.core.losses import alignment_mse, hidden_kl, hidden_nll, infonce
 from clara_cli.core.model import ClaraModel, Encoded
 from clara_cli.core.topk import Mask, flattened_cosine, select, straight_through_topk
 
@@ -38,16 +38,42 @@ class Losses:
     mse: float | None
 
 
-def read_memory_loss(model: ClaraModel, batch: Batch, mse_weight: float) -> Losses:
+def read_memory_loss(
+    model: ClaraModel, batch: Batch, mse_weight: float, distillation: float = 0.0
+) -> Losses:
     """SCP and instruct: compress, align, splice, answer. loss = CE + mse_weight x MSE
-    (paper eq. 5); compressor and generator both get gradient where they train. A passage is
-    encoded once and aligned as often as it is read."""
+    (paper eq. 5), and `distillation` times the divergence from what the same generator predicts
+    over the passages' text (arXiv 2510.20797); compressor and generator both get gradient where
+    they train. A passage is encoded once and aligned as often as it is read."""
     encoded = encode(model, batch.passages, "compressor", batch.memory_tokens)
     read = [passage for pool in batch.pools for passage in pool]
     memory_BMD = encoded.memory_BMD[read]
-    ce = model.nll(batch.rows, batch.labels, memory_BMD.flatten(0, 1), batch.contexts)
+    memory_ND = memory_BMD.flatten(0, 1)
+    states = model.labelled_states(batch.rows, batch.labels, memory_ND, batch.contexts)
+    ce = hidden_nll(*states[:2], model.head)
     mse = alignment_mse(memory_BMD, encoded.hidden_BLD[read], encoded.mask_BL[read])
-    return Losses(ce + mse_weight * mse, ce.item(), mse.item())
+    loss = ce + mse_weight * mse
+    if distillation and batch.text_rows:
+        loss = loss + distillation * text_divergence(model, batch, states[0], states[2])
+    return Losses(loss, ce.item(), mse.item())
+
+
+def text_divergence(
+    model: ClaraModel, batch: Batch, hidden_PD: Tensor, places: list[tuple[int, int]]
+) -> Tensor:
+    """Mean KL divergence, over the answers' tokens, from the generator that reads the batch's
+    `text_rows` to the one whose hidden states these are; rows without a text are left out."""
+    rows = sorted(batch.text_rows)
+    texts = [batch.text_rows[number] for number in rows]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        ids, labels = [ids for ids, _ in texts], [labels for _, labels in texts]
+        taught_PD, _, taught_places = model.labelled_states(ids, labels, None)
+    model.train(training)
+    order = sorted(range(len(taught_places)), key=taught_places.__getitem__)
+    own = sorted((place, i) for i, place in enumerate(places) if place[0] in batch.text_rows)
+    return hidden_kl(hidden_PD[[i for _, i in own]], taught_PD[order], model.head)
 
 
 def read_text_loss(model: ClaraModel, batch: Batch) -> Losses:

@@ -31,7 +31,8 @@ class Instruct(QuestionStage):
 
     def memory_losses(self, batch: Batch, aligned: float) -> Losses:
         """Cross-entropy of the answers and weighted alignment."""
-        return read_memory_loss(self.model, batch, self.config.mse_weight * aligned)
+        config = self.config
+        return read_memory_loss(self.model, batch, config.mse_weight * aligned, config.distillation)
 
     def read(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
         """The memory of every passage; nothing is ranked."""

@@ -159,7 +159,8 @@ class QuestionStage(Stage):
 
     def build(self, examples: Sequence[AnswerExample], m: int) -> Batch:
         """A micro-batch at `m` memory tokens: every passage is given."""
-        return answer_batch(self.model.prompter, examples, m, self.config.max_length)
+        limit, distilled = self.config.max_length, self.config.distillation > 0
+        return answer_batch(self.model.prompter, examples, m, limit, with_text=distilled)
 
     def build_text(self, examples: Sequence[AnswerExample]) -> Batch:
         """A micro-batch whose passages are read as text."""

@@ -108,13 +108,14 @@ def test_a_layer_the_backbone_lacks_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_only_what_compresses_writes_passages_out(works, heard, tmp_path) -> None:
+def test_only_what_compresses_learns_from_the_passages_themselves(works, heard, tmp_path) -> None:
     for stage in ("e2e", "retrieval"):
-        config = tiny_world.train(
-            works.questions, works.instruct, tmp_path / stage, stage, reconstruction=0.5
-        )
-        with pytest.raises(UsageError, match="reconstruction"):
-            train.run(config, heard())
+        for setting in ("reconstruction", "distillation"):
+            config = tiny_world.train(
+                works.questions, works.instruct, tmp_path / stage, stage, **{setting: 0.5}
+            )
+            with pytest.raises(UsageError, match=f"{setting} is 0.5, but {stage}"):
+                train.run(config, heard())
 
 
 def test_a_manifest_with_a_layout_that_is_not_known_is_refused(pooled, tmp_path) -> None:

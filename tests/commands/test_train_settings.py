@@ -70,6 +70,7 @@ TRAIN = {
     "mse_weight": (0.0, {"stage": "instruct"}),
     "text_share": (1.0, {"stage": "instruct"}),
     "reconstruction": (1.0, {"stage": "instruct"}),
+    "distillation": (1.0, {"stage": "instruct"}),
     "group_by_pool": (True, {"stage": "instruct", "batch_size": 2, "shared": True}),
     "answer_prefix": (" ", {}),
     "best_by": ("recall@1", {**CHECKED, "learning_rate": 0.3, "steps": 6}),

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from clara_cli.core import losses
 from clara_cli.core.losses import (
     IGNORE,
     alignment_mse,
     answer_nll,
+    hidden_kl,
     hidden_nll,
     infonce,
     labelled_positions,
@@ -118,6 +120,35 @@ def test_the_chunked_loss_and_its_gradient_are_those_of_all_logits(monkeypatch, 
     assert again.item() == pytest.approx(plain.item(), rel=1e-6)
     with pytest.raises(ValueError, match="no labelled token"):
         hidden_nll(*labelled_positions(found, torch.full((3, 5), IGNORE)), head)
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 10_000])
+def test_the_chunked_divergence_is_that_of_all_logits(monkeypatch, chunk):
+    """Against torch's own, of the teacher's predictions to the student's; the teacher stands."""
+    monkeypatch.setattr(losses, "CHUNK_VALUES", chunk)
+    seeded = torch.Generator().manual_seed(0)
+    weight, teacher = torch.randn(10, 6, generator=seeded), torch.randn(7, 6, generator=seeded)
+
+    def head(hidden):
+        return 3 * torch.tanh(hidden @ weight.T / 3)
+
+    found, expected = (torch.randn(7, 6, generator=seeded.manual_seed(1)) for _ in range(2))
+    taught = teacher.clone().requires_grad_()
+    made = hidden_kl(found.requires_grad_(), taught, head)
+    plain = F.kl_div(
+        head(expected.requires_grad_()).log_softmax(-1),
+        head(teacher).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    assert made.item() == pytest.approx(plain.item(), rel=1e-5)
+    (made * 0.3).backward()
+    (plain * 0.3).backward()
+    assert (found.grad - expected.grad).abs().max() < 1e-7
+    assert taught.grad is None
+    assert hidden_kl(teacher, teacher, head).item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="no labelled token"):
+        hidden_kl(found[:0], teacher[:0], head)
 
 
 def test_the_chunked_loss_never_holds_all_logits(monkeypatch):

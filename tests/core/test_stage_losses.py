@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from helpers.tiny_roles import QUESTIONS, TEXTS, batch_of, build, gradients, loss_of
 
 from clara_cli.core.backbone import check_head, head_logits, inner_model
-from clara_cli.core.batch import AnswerExample, answer_batch, retrieval_batch
+from clara_cli.core.batch import (
+    AnswerExample,
+    add_reconstructions,
+    answer_batch,
+    retrieval_batch,
+)
 from clara_cli.core.length_grouping import pad_rows
-from clara_cli.core.losses import answer_nll
+from clara_cli.core.losses import IGNORE, answer_nll
 from clara_cli.core.stage_losses import (
     TRAINED,
     contrastive_loss,
@@ -256,3 +263,44 @@ def test_the_generators_loss_is_that_of_all_logits(tiny_backbone):
         with model.role("generator"):
             logits = model.causal_lm(inputs_embeds=model.embed(ids_BT, memory_ND)).logits
     assert found.item() == pytest.approx(answer_nll(logits, labels_BT).item(), rel=1e-5)
+
+
+# --- distillation ---
+
+
+def test_the_generator_over_memory_learns_from_itself_over_text(tiny_backbone):
+    """The divergence at the answers' tokens, from logits made one row at a time; only the reader of
+    memory, and what made it, get a gradient from it."""
+    model = build(tiny_backbone)
+    model.train_only(("compressor", "generator"))
+    batch = answer_batch(model.prompter, QUESTIONS, 4, 512, with_text=True)
+    add_reconstructions(batch, model.prompter, 0.5, random.Random(0), 512)
+    assert sorted(batch.text_rows) == [0, 1, 2] and len(batch.rows) > 3
+    plain = read_memory_loss(model, batch, 0.0)
+    distilled = read_memory_loss(model, batch, 0.0, distillation=2.0)
+    rows = [model.prompter.passage(text) for text in TEXTS]
+    divergences = []
+    with torch.no_grad():
+        memory_BMD = model.encode(rows, "compressor", 4).memory_BMD
+        for number, example in enumerate(QUESTIONS):
+            own = [memory_BMD[TEXTS.index(text)] for text in example.texts]
+            memory_ND = torch.cat(own)
+            over_memory = logits_of(model, batch.rows[number], batch.labels[number], memory_ND)
+            over_text = logits_of(model, *batch.text_rows[number], None)
+            teacher = over_text.log_softmax(-1)
+            divergences += (teacher.exp() * (teacher - over_memory.log_softmax(-1))).sum(-1)
+    expected = 2.0 * sum(divergences) / len(divergences)
+    assert (distilled.loss - plain.loss).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert distilled.ce == pytest.approx(plain.ce, rel=1e-6)
+    distilled.loss.backward()
+    assert {name.split(".lora_")[1].split(".")[1] for name in gradients(model)} == {
+        "compressor",
+        "generator",
+    }
+
+
+def logits_of(model, ids, labels, memory_ND):
+    """What is predicted at each labelled token of one row."""
+    hidden_TD = model("generator", model.embed(torch.tensor([ids]), memory_ND))[0]
+    wanted = [place for place, label in enumerate(labels[1:]) if label != IGNORE]
+    return head_logits(model.causal_lm, hidden_TD[wanted])
