@@ -17,6 +17,9 @@ from torch import Tensor
 from clara_cli.core.model import ClaraModel
 from clara_cli.corpus.quantize import passage_bytes
 from clara_cli.corpus.store import Corpus
+from clara_cli.records import NullReport, Progress, Report
+
+SILENT = NullReport()
 
 
 class Memories(Protocol):
@@ -46,9 +49,10 @@ class ComputedMemories:
         dtype: torch.dtype,
         batch: int = 32,
         keep: int | None = None,
+        report: Report = SILENT,
     ) -> None:
         self._model, self._texts, self._dtype = model, texts, dtype
-        self._batch, self._keep = batch, keep
+        self._batch, self._keep, self._report = batch, keep, report
         self._kept: dict[int, OrderedDict[int, tuple[Tensor, float]]] = {}
 
     def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
@@ -62,8 +66,14 @@ class ComputedMemories:
 
     def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""
-        for first in range(0, len(self._texts), self._batch):
+        kept, count = self._kept.setdefault(memory_tokens, OrderedDict()), len(self._texts)
+        for first in range(0, count, self._batch):
+            waits = first // self._batch not in kept
+            if waits:
+                self._report.progress(Progress("compress", first, count, "passages"))
             yield first, self._made(first // self._batch, memory_tokens)[0].float()
+            if waits and first + self._batch >= count:
+                self._report.progress(Progress("compress", count, count, "passages"))
 
     def seconds(self, rows: Sequence[int], memory_tokens: int) -> float:
         """What compressing these passages took: each one's share of its batch."""

@@ -80,7 +80,7 @@ def prepare(
     if settings_cases.unknown_gold:
         report.warn(f"{settings_cases.unknown_gold:,} gold paragraphs are not in {config.corpus}")
     tokens_by_ratio = tokens_of_ratios(config, loaded, corpus)
-    memories = make_memories(config, loaded, library, corpus)
+    memories = make_memories(config, loaded, library, corpus, report)
     torch.manual_seed(config.seed)
     reader = Reader(loaded, config.max_new_tokens)
     bench = Workbench(
@@ -172,7 +172,7 @@ def tokens_of_ratios(config: BenchConfig, loaded: Loaded, corpus: Corpus | None)
 
 
 def make_memories(
-    config: BenchConfig, loaded: Loaded, library: Library, corpus: Corpus | None
+    config: BenchConfig, loaded: Loaded, library: Library, corpus: Corpus | None, report: Report
 ) -> Memories:
     """Memory from the corpus, or computed in the format `clara compress` stores. `normal` takes
     passages from anywhere, so each is compressed alone; elsewhere neighbours go together."""
@@ -181,7 +181,7 @@ def make_memories(
     dtype = torch.bfloat16 if config.dtype == "auto" else loaded.model.dtype
     batch = 1 if config.setting == "normal" else 32
     keep = 64 if config.setting in ("gold", "oracle") else None
-    return ComputedMemories(loaded.model, library.texts, dtype, batch, keep)
+    return ComputedMemories(loaded.model, library.texts, dtype, batch, keep, report)
 
 
 def note_unusual_settings(

@@ -144,7 +144,7 @@ def train(plan: TrainingPlan, report: Report) -> TrainResult:
     ranks.agree({**settings, **passes, "init": stage.loaded.info.fingerprint})
     check_tracker(config.tracker)
     run = RunFolder(config.out, settings, ranks)
-    checks = checks_of(config, stage.model, plan.held_out, plan.steps, run)
+    checks = checks_of(config, stage.model, plan.held_out, plan.steps, run, report)
     ranks.lead(run.open)
     with locked(config.out) if ranks.first else nullcontext():
         before = ranks.lead(run.extend)

@@ -24,6 +24,7 @@ from clara_cli.core.stage_losses import Losses
 from clara_cli.distributed.ranks import Ranks
 from clara_cli.errors import UsageError
 from clara_cli.evaluation import metrics
+from clara_cli.records import Progress, Report
 from clara_cli.training.run_folder import RunFolder
 from clara_cli.training.validation_schedule import ValidationSchedule
 
@@ -96,7 +97,12 @@ def check_validation(config: LearnConfig, stage: str, figures: Sequence[str]) ->
 
 
 def checks_of(
-    config: LearnConfig, model: ClaraModel, held_out: HeldOutSet | None, steps: int, run: RunFolder
+    config: LearnConfig,
+    model: ClaraModel,
+    held_out: HeldOutSet | None,
+    steps: int,
+    run: RunFolder,
+    report: Report,
 ) -> ValidationSchedule | None:
     """The checks of a run, None where nothing is kept aside."""
     if held_out is None or not held_out.examples:
@@ -106,14 +112,14 @@ def checks_of(
         raise UsageError(message, "validate on labelled pools, or choose another best_by")
 
     def figures() -> dict[str, float]:
-        return measure(config, model, held_out, run.ranks)
+        return measure(config, model, held_out, run.ranks, report)
 
     every = config.validate_every or max(1, steps // 10)
     return ValidationSchedule(run, figures, every, config.best_by, config.patience)
 
 
 def measure(
-    config: LearnConfig, model: ClaraModel, held_out: HeldOutSet, ranks: Ranks
+    config: LearnConfig, model: ClaraModel, held_out: HeldOutSet, ranks: Ranks, report: Report
 ) -> dict[str, float]:
     """The figures of the model as it is, means over the examples (losses: over their tokens and
     passages)."""
@@ -126,10 +132,12 @@ def measure(
     try:
         with torch.no_grad():
             for start in range(0, len(own), size):
+                report.progress(Progress("check", start, len(own), "records"))
                 part = [held_out.examples[n] for n in own[start : start + size]]
                 for name, value, weight in figures_of(model, held_out, part):
                     sums[name][0] += value * weight
                     sums[name][1] += weight
+            report.progress(Progress("check", len(own), len(own), "records"))
     finally:
         model.train(training)
     names = ["ce", "mse", "em", "f1", *RECALL]

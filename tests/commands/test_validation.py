@@ -165,6 +165,13 @@ def test_a_run_that_ends_by_the_clock_is_checked_at_its_end(works, report, tmp_p
     ]
 
 
+def test_a_check_shows_how_far_it_is(works, heard, tmp_path):
+    report = heard()
+    go(works, tmp_path / "run", "instruct", report, steps=2, batch_size=2)
+    shown = [(p.done, p.total, p.unit) for p in report.seen if p.task == "check"]
+    assert shown == [(0, 3, "records"), (2, 3, "records"), (3, 3, "records")]
+
+
 def test_patience_ends_a_run_early_and_it_is_finished(works, report, tmp_path, monkeypatch):
     steered(monkeypatch, [1.0, 1.0, 1.2, 0.1])
     changes = {"steps": 50, "validate_every": 1, "patience": 2}

@@ -163,6 +163,17 @@ def test_the_scorecard_fits_100_columns(mayors: Path, checkpoint: Path) -> None:
     assert "predictions" not in said.stdout
 
 
+def test_compressing_the_corpus_shows_how_far_it_is(
+    mayors: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    shown = []
+    report = Heard()
+    report.progress = shown.append  # type: ignore[method-assign]
+    bench.run(config(mayors, checkpoint, setting="corpus", system="clara", limit=2), report)
+    compressed = [(p.done, p.total) for p in shown if p.task == "compress"]
+    assert compressed == [(0, len(MAYORS)), (len(MAYORS), len(MAYORS))]  # one batch holds them
+
+
 # --- who is given what ---
 
 
