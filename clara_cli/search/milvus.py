@@ -22,6 +22,7 @@ from clara_cli.search.errors import REBUILD
 from clara_cli.storage.artefact import Fields
 
 _INSERT = 1000  # keys a request carries: 16 MB at the widest, servers take 64
+_EMBEDDED_EF = 64  # how widely milvus-lite searches, however many are wanted, unless told
 MOST = 16_384  # results Milvus gives to one query
 
 
@@ -108,7 +109,8 @@ class MilvusGraph:
         # a filter thins out what its graph reaches: a few hidden ones are left out here
         leaves_out = wanted + len(self._hidden) <= MOST
         limit = wanted + len(self._hidden) if leaves_out else wanted
-        breadth = 0
+        is_embedded = "://" not in self.uri
+        breadth = max(_EMBEDDED_EF, 2 * limit) if is_embedded else 0
         while True:
             listed = self._given(keys, limit, breadth, [] if leaves_out else self._hidden)
             fewest = min(map(len, listed))

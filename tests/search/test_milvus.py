@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,3 +106,24 @@ def test_without_pymilvus_the_extra_is_named(monkeypatch) -> None:
     with pytest.raises(ClaraError, match="--engine milvus") as caught:
         MilvusGraph.new(8, "http://127.0.0.1:9", "c")
     assert "[milvus]" in caught.value.hint
+
+
+@needs_milvus
+def test_many_candidates_are_the_nearest_once_the_graph_is_built(tmp_path: Path) -> None:
+    """milvus-lite searches 64 wide however many are wanted, unless it is told."""
+    keys = unit(425, seed=2).numpy()
+    graph = MilvusGraph.new(8, str(tmp_path / "keys.db"), "many")
+    graph.add(keys, list(range(425)))
+    graph.save(tmp_path)
+    with graph._client() as client:
+        for _ in range(100):  # built in the background
+            rows = client.search("many", data=keys[:1].tolist(), anns_field="key", limit=425)
+            if len(rows[0]) < 425:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.skip("the graph of milvus-lite was not built in ten seconds")
+    labels, _ = graph.nearest(keys[:50], 200)
+    best = (-(keys[:50] @ keys.T)).argsort(1)[:, :200]
+    shares = [len(set(ours) & set(theirs)) / 200 for ours, theirs in zip(labels, best, strict=True)]
+    assert sum(shares) / 50 > 0.995
