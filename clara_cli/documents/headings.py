@@ -12,7 +12,8 @@ from itertools import takewhile
 
 from clara_cli.records import Heading
 
-_MOST_WORDS = 200  # characters of a heading
+_MOST_LETTERS = 200  # of a heading
+_MOST_HEADINGS = 2**16  # of a text; what comes behind is the last one's
 _FENCE = re.compile(r" {0,3}(?P<fence>`{3,}(?=[^`]*$)|~{3,})")
 _MARKED = re.compile(r" {0,3}(?P<marks>#{1,6})(?P<words>[ \t].*)?$")
 _CLOSING_MARKS = re.compile(r"(?:^|[ \t])#+$")
@@ -25,11 +26,10 @@ def find_headings(text: str) -> tuple[Heading, ...]:
     or `-`, outside of code. Those in lists and quotes are none. Time is linear in the text, which
     that of a parser of all of Markdown is not."""
     headings: list[Heading] = []
-    start, fence = 0, ""
+    fence = ""
     above: tuple[int, str] | None = None  # a line that begins a paragraph, which one below may mark
     begins = True  # whether a paragraph may begin on this line
-    for full_line in text.split("\n"):
-        line = full_line.rstrip()
+    for start, line in _lines(text):
         opening = _FENCE.match(line)
         heading = None
         if fence:
@@ -43,11 +43,22 @@ def find_headings(text: str) -> tuple[Heading, ...]:
         elif above and (underline := _UNDERLINE.match(line)):
             heading = Heading(above[0], 1 if underline["first"] else 2, above[1].strip())
         if heading and heading.words:
-            headings.append(replace(heading, words=heading.words[:_MOST_WORDS]))
+            headings.append(replace(heading, words=heading.words[:_MOST_LETTERS]))
+            if len(headings) == _MOST_HEADINGS:
+                break
         above = (start, line) if begins and not fence and _PARAGRAPH.match(line) else None
         begins = not line or heading is not None
-        start += len(full_line) + 1
     return tuple(headings)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text without the white space at their ends, and where each starts."""
+    start = 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield start, text[start:end].rstrip()
+        start = end + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,13 @@ def _check_headings(passage: Passage, headings: tuple[Heading, ...], text: str, 
             level = heading.level
 
 
+def test_headings_are_bounded_in_number_and_length() -> None:
+    many = find_headings("# x\n" * 70_000)
+    assert len(many) == 2**16 and many[-1].start == 4 * (2**16 - 1)
+    (long,) = find_headings("# " + "y" * 1000)
+    assert long.words == "y" * 200
+
+
 def test_sections_are_the_text() -> None:
     sections = list(sections_of(GUIDE, find_headings(GUIDE)))
     assert "".join(GUIDE[one.start : one.end] for one in sections) == GUIDE
