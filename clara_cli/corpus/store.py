@@ -146,7 +146,9 @@ class Corpus:
         data = remote.read(MANIFEST, _MOST_MANIFEST)
         if data is None:
             message = f"{remote.url}: not a corpus: no {MANIFEST}"
-            raise ArtefactError(message, "give the URL of the folder that clara compress made")
+            raise ArtefactError(
+                message, "a corpus is the folder that clara compress wrote: name it whole"
+            )
         remote.keep_in(f"{sha256_bytes(data)[:20]}.clara")
         with private():
             write_atomic(remote.local, MANIFEST, data)
