@@ -40,6 +40,7 @@ def true_targets(causal_lm: Any, lora: LoraSettings) -> LoraSettings:
     renamed = {name for name in linear.keys() - unfit if is_renamed(causal_lm, name)}
     stacked = stacked_weights(causal_lm, linear)
     experts = {name for name, shape in stacked.items() if len(shape) == 3}
+    experts = {name for name in experts if is_of_experts(causal_lm, name)}
     if not (unfit or renamed or stacked):
         return lora
     return replace(
@@ -129,6 +130,14 @@ def adapted_sentence(lora: LoraSettings) -> str:
     if lora.left_out:
         parts.append(f"left out: {', '.join(lora.left_out)}")
     return "; ".join(parts)
+
+
+def is_of_experts(causal_lm: Any, name: str) -> bool:
+    """Whether a parameter is one of a mixture's experts. PEFT wraps the module of a parameter, which
+    only those bear: RecurrentGemma's recurrent unit has its state set from outside."""
+    module = name.rpartition(".")[0]
+    kind = type(causal_lm.get_submodule(module)).__name__
+    return "expert" in f"{module} {kind}".lower()
 
 
 def in_layers(names: Iterable[str]) -> tuple[str, ...]:

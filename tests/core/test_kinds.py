@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers.tiny_kinds import FOLDER, try_kinds
+from helpers.tiny_kinds import READ, try_kinds
 from peft import PeftModel
 
 from clara_cli.answering.reading import Prompt, generate
@@ -34,8 +34,6 @@ from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
 from clara_cli.errors import ArtefactError
 
-TABLE = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `")]
-READ = [line.split("`")[1] for line in TABLE if "| passes" in line]
 ROLES = ("compressor", "generator")
 IDS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(1))
 

@@ -19,3 +19,6 @@ def module(name: str):
 
 
 kinds, try_kinds = map(module, ("kinds", "try_kinds"))
+
+TABLE = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `")]
+READ = [line.split("`")[1] for line in TABLE if "| passes" in line]
