@@ -133,8 +133,8 @@ def adapted_sentence(lora: LoraSettings) -> str:
 
 
 def is_of_experts(causal_lm: Any, name: str) -> bool:
-    """Whether a parameter is one of a mixture's experts. PEFT wraps the module of a parameter, which
-    only those bear: RecurrentGemma's recurrent unit has its state set from outside."""
+    """Whether a parameter is one of a mixture's experts. PEFT wraps the module of a parameter,
+    which only those bear: RecurrentGemma's recurrent unit has its state set from outside."""
     module = name.rpartition(".")[0]
     kind = type(causal_lm.get_submodule(module)).__name__
     return "expert" in f"{module} {kind}".lower()
