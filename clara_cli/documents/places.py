@@ -1,7 +1,7 @@
 """Where in a file a passage begins: a line, a page, a slide, a sheet, a section.
 
 A passage's `source` has it behind the file's name: `notes.txt:12`, `report.pdf#page=3`,
-`book.epub#section=The end`, `notes.md:12#section=Mayors`.
+`book.epub#section=The end`, `notes.md:12#section=Mayors`; `letter.docx` has none.
 """
 
 from __future__ import annotations
@@ -42,4 +42,4 @@ def place_of(source: str) -> Place:
         return Place(part["file"], int(part["line"] or 0), part["kind"], part["name"])
     if line := _LINE.fullmatch(source):
         return Place(line["file"], int(line["line"]))
-    return Place()
+    return Place(source)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 from helpers import tiny_world
+from helpers.mixed_files import NEEDED, WRITERS, fact
 
 from clara_cli.commands import ask, compress, index
 from clara_cli.config import CompressConfig
@@ -15,73 +15,6 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.records import NullReport
 
 EACH = 29
-
-
-def fact(kind: str, number: int) -> str:
-    return f"The {kind} of Town {number} is kept by Keeper{number}."
-
-
-def as_word(path: Path, text: str) -> None:
-    import docx
-
-    document = docx.Document()
-    document.add_paragraph(text)
-    document.save(str(path))
-
-
-def as_slides(path: Path, text: str) -> None:
-    import pptx
-
-    deck = pptx.Presentation()
-    deck.slides.add_slide(deck.slide_layouts[5]).shapes.title.text = text
-    deck.save(str(path))
-
-
-def as_sheet(path: Path, text: str) -> None:
-    import openpyxl
-
-    book = openpyxl.Workbook()
-    book.active.append([text])
-    book.save(path)
-
-
-def as_mail(path: Path, text: str) -> None:
-    message = EmailMessage()
-    message["Subject"] = path.stem
-    message.set_content(text)
-    path.write_bytes(message.as_bytes())
-
-
-def as_pdf(path: Path, text: str) -> None:
-    from fpdf import FPDF
-
-    page = FPDF()
-    page.set_font("helvetica", size=12)
-    page.add_page()
-    page.multi_cell(0, 8, text)
-    page.output(str(path))
-
-
-def as_parquet(path: Path, text: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"id": [path.stem], "text": [text]}), path)
-
-
-def as_markdown(path: Path, text: str) -> None:
-    path.write_text(f"---\ntags: [town]\n---\n# {path.stem}\n{text}\n", encoding="utf-8")
-
-
-WRITERS = {
-    "docx": as_word,
-    "pptx": as_slides,
-    "xlsx": as_sheet,
-    "pdf": as_pdf,
-    "eml": as_mail,
-    "parquet": as_parquet,
-    "md": as_markdown,
-}
 
 
 def into(corpus: Path, folder: Path, **changes) -> CompressConfig:
@@ -92,7 +25,7 @@ def into(corpus: Path, folder: Path, **changes) -> CompressConfig:
 
 @pytest.mark.slow
 def test_two_hundred_mixed_files_are_compressed_edited_pruned_and_asked(works, tmp_path):
-    for module in ("docx", "pptx", "openpyxl", "bs4", "pypdf", "fpdf"):
+    for module in NEEDED:
         pytest.importorskip(module, reason="the extras clara-cli[documents,dev] are not installed")
     folder, corpus = tmp_path / "mixed", tmp_path / "mixed.clara"
     folder.mkdir()
