@@ -89,17 +89,17 @@ def coarsen(memory_NMD: Tensor, memory_tokens: int, coarsening: Coarsening) -> T
 
 def window_weights(lengths_B: Tensor, width: int, windows: int) -> Tensor:
     """weights_BML (B, windows, width): window j of a text of T positions is the mean of those from
-    floor(j T / M) up to ceil((j + 1) T / M), so that every position counts and a short text fills
-    all windows."""
+    floor(j T / M) up to floor((j + 1) T / M), so that every position counts once; a text shorter
+    than M has some twice, since no window is empty. Windows that overlap blur what is read."""
     import torch
 
     windows_M1 = torch.arange(windows, device=lengths_B.device)[:, None]
     lengths_B11 = lengths_B[:, None, None]
     starts_BM1 = windows_M1 * lengths_B11 // windows
-    ends_BM1 = -(-(windows_M1 + 1) * lengths_B11 // windows)
+    ends_BM1 = torch.maximum((windows_M1 + 1) * lengths_B11 // windows, starts_BM1 + 1)
     places_L = torch.arange(width, device=lengths_B.device)
     inside_BML = (places_L >= starts_BM1) & (places_L < ends_BM1)
-    return inside_BML / (ends_BM1 - starts_BM1).clamp(min=1)
+    return inside_BML / (ends_BM1 - starts_BM1)
 
 
 def pool_text(

@@ -56,13 +56,28 @@ def encode(model: ClaraModel, texts: list[str], memory_tokens: int) -> torch.Ten
 
 @given(st.integers(1, 40), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
-def test_windows_are_those_of_adaptive_pooling(length: int, windows: int) -> None:
-    """torch's own average pooling to a given size, over texts of several lengths in one batch."""
-    hidden_BLD = torch.randn(2, length + 3, 4, generator=torch.Generator().manual_seed(length))
-    weights_BML = window_weights(torch.tensor([length, length + 3]), length + 3, windows)
-    for row, count in enumerate((length, length + 3)):
-        expected = F.adaptive_avg_pool1d(hidden_BLD[row, :count].T[None], windows)[0].T
-        assert (weights_BML[row] @ hidden_BLD[row] - expected).abs().max() < 1e-5
+def test_windows_cut_a_text_into_equal_parts(length: int, windows: int) -> None:
+    """Of texts of several lengths in one batch: every position is in one window where there are
+    enough, windows are in order, their sizes differ by one at most, and padding is in none."""
+    lengths = (length, length + 3)
+    weights_BML = window_weights(torch.tensor(lengths), length + 3, windows)
+    for weights_ML, count in zip(weights_BML, lengths, strict=True):
+        parts = [row.nonzero().flatten().tolist() for row in weights_ML]
+        assert (weights_ML.sum(1) - 1).abs().max() < 1e-6
+        if count >= windows:
+            assert [place for part in parts for place in part] == list(range(count))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        else:
+            assert [part for part in parts] == [[k * count // windows] for k in range(windows)]
+
+
+@given(st.integers(1, 6), st.integers(1, 8))
+@settings(max_examples=30, deadline=None)
+def test_windows_that_divide_a_text_are_torchs_average_pooling(size: int, windows: int) -> None:
+    hidden_LD = torch.randn(size * windows, 4, generator=torch.Generator().manual_seed(size))
+    (weights_ML,) = window_weights(torch.tensor([size * windows]), size * windows, windows)
+    expected = F.avg_pool1d(hidden_LD.T[None], size)[0].T
+    assert (weights_ML @ hidden_LD - expected).abs().max() < 1e-5
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
@@ -125,7 +140,8 @@ def test_pooled_memory_is_the_mean_of_the_texts_hidden_states(tiny_backbone: Pat
     row = model.prompter.passage(TEXTS[3])
     with torch.no_grad():
         hidden_TD = model("compressor", model.embed(torch.tensor([row]), None), layer=1)[0, 1:]
-    expected = F.adaptive_avg_pool1d(hidden_TD.T[None], 16)[0].T
+    cuts = [k * len(hidden_TD) // 16 for k in range(17)]
+    expected = torch.stack([hidden_TD[a:b].mean(0) for a, b in zip(cuts, cuts[1:], strict=False)])
     (memory_MD,) = encode(model, [TEXTS[3]], 16)
     assert (memory_MD - expected).abs().max() < 1e-5
     assert len(encode(model, [""], 16)) == 1  # a text of no token has its markers' states
