@@ -38,6 +38,10 @@ class LoraSettings:
             return self.targets == ALL_LINEAR
         return any(f".{layer}".endswith(f".{target}") for target in self.targets)
 
+    def adapts_parameter(self, name: str) -> bool:
+        """Whether a weight of that name is adapted as a parameter."""
+        return any(f".{name}".endswith(f".{target}") for target in self.parameters)
+
 
 class Adapters(Protocol):
     """What a model asks of them. `module` is the backbone with what was put into it."""

@@ -113,8 +113,7 @@ def adapter_numbers(causal_lm: Any, lora: LoraSettings) -> int:
     layers = {f"{name}.weight" for name in linear_layers(causal_lm) if lora.adapts(name)}
     numbers = 0
     for name, parameter in causal_lm.named_parameters():
-        named = any(f".{name}".endswith(f".{target}") for target in lora.parameters)
-        if named or name in layers:
+        if lora.adapts_parameter(name) or name in layers:
             *stacked, rows, columns = parameter.shape
             numbers += lora.rank * math.prod(stacked) * (rows + columns)
     return numbers

@@ -16,6 +16,7 @@ from clara_cli.core.backbone import is_whole
 from clara_cli.core.loading import plain_generation
 from clara_cli.core.lora import train_fast
 from clara_cli.core.writing import end_tokens
+from clara_cli.errors import UsageError
 
 
 def peft_config(lora: LoraSettings) -> LoraConfig:
@@ -32,12 +33,25 @@ def peft_config(lora: LoraSettings) -> LoraConfig:
     )
 
 
+def refuse_packed(causal_lm: Any, lora: LoraSettings) -> None:
+    """Refuse to adapt as parameters what is quantised: nothing can be added to packed numbers.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    for name, parameter in causal_lm.named_parameters():
+        if lora.adapts_parameter(name) and not parameter.is_floating_point():
+            message = f"--load-in: {name} is quantised, and LoRA adapts it as a parameter"
+            raise UsageError(message, "omit --load-in with this backbone")
+
+
 class PeftAdapters:
     """Roles to train and to read. PEFT's own switch walks all modules and flips `requires_grad`, so
     the one here tells the adapted layers alone which role is theirs."""
 
     def __init__(self, causal_lm: Any, lora: LoraSettings, roles: Sequence[str]) -> None:
         self.lora = lora
+        refuse_packed(causal_lm, lora)
         causal_lm.generation_config = plain_generation(eos_token_id=end_tokens(causal_lm) or None)
         self.module: Any = get_peft_model(causal_lm, peft_config(lora), adapter_name=roles[0])
         for role in roles[1:]:

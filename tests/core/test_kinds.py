@@ -32,7 +32,7 @@ from clara_cli.core.lora_targets import (
 )
 from clara_cli.core.model import ClaraModel, fresh_memory
 from clara_cli.core.prompts import Prompter
-from clara_cli.errors import ArtefactError
+from clara_cli.errors import ArtefactError, UsageError
 
 ROLES = ("compressor", "generator")
 IDS = torch.randint(3, 259, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -222,3 +222,13 @@ def test_every_number_format_opens_and_has_one_digest(kind, tmp_path):
     assert len({(base.digest, base.sample) for base in bases}) == 1
     assert bases[0].older_digest == bases[1].older_digest
     assert bases[2].older_digest in ("", bases[0].older_digest)
+
+
+def test_quantised_weights_are_not_adapted_as_parameters(tmp_path):
+    """Shared experts are linear layers, which `--load-in` packs."""
+    base = opened("deepseek_v3", tmp_path)
+    layer = base.model.get_submodule("model.layers.1.mlp.shared_experts.up_proj")
+    packed = torch.zeros_like(layer.weight, dtype=torch.uint8)
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(UsageError, match="--load-in: .*shared_experts.up_proj.weight is quantised"):
+        model_of(base)
