@@ -96,13 +96,15 @@ WORKER = Worker()
 atexit.register(WORKER.close)
 
 
-def chat_template(tokenizer: Any, what: str = "the tokenizer") -> str | None:
+def chat_template(tokenizer: Any, what: str = "") -> str | None:
     """The template of a tokenizer: the only one, or the one named default; None without any.
+    `what` stands in errors, else where the tokenizer is from.
 
     Raises:
         ArtefactError: for several of which none is the default, and one that is too long.
     """
     template = tokenizer.chat_template
+    what = what or str(getattr(tokenizer, "name_or_path", "")) or "the tokenizer"
     if isinstance(template, dict):
         if "default" not in template:
             names = ", ".join(sorted(map(str, template)))

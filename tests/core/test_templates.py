@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.prompts import ANSWER_SYSTEM, Prompter
+from clara_cli.errors import ArtefactError
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
@@ -56,3 +57,10 @@ def test_an_answer_that_merges_with_the_prompts_end_is_tokenised_apart(tiny_back
     ids, labels = prompter.example(chat, "Nora", 10_000)
     assert ids[: len(prompt)] == prompt
     assert tokenizer.decode([i for i in labels if i != IGNORE]) == "Nora</s>"
+
+
+def test_a_template_that_is_too_long_is_refused_with_the_place_it_is_from(tiny_backbone):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    tokenizer.chat_template = "x" * 1_000_001
+    with pytest.raises(ArtefactError, match=f"{tiny_backbone}: its chat template has more than"):
+        Prompter(tokenizer, 64).prompt(("", "Who?"))
