@@ -307,10 +307,13 @@ class Edit:
         if not gone:
             return
         self._name_gone(gone)
-        question = f"delete {len(gone):,} documents?"
+        named, verb = (
+            ("1 document", "is") if len(gone) == 1 else (f"{len(gone):,} documents", "are")
+        )
+        question = f"delete {named}?"
         answer = True if self.config.yes else self.progress.report.confirm(question)
         if answer is None:
-            message = f"{len(gone):,} documents are no longer there, and nobody can be asked"
+            message = f"{named} {verb} no longer there, and nobody can be asked"
             raise UsageError(message, "add --yes; nothing was changed, what was computed is kept")
         if answer:
             self.changes.removed |= {one.id: one for one in gone}

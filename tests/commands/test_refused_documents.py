@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -72,13 +73,15 @@ def test_no_command_waits_for_a_pipe(works, folder, tmp_path, capsys):
     feed = folder / "feed.jsonl"
     for name in ("recipe.toml", "questions.txt", "log.jsonl", "pairs.jsonl"):
         os.mkfifo(tmp_path / name)
+    indexed = tmp_path / "indexed.clara"
+    shutil.copytree(works.corpus, indexed)
     corpus = ["--corpus", works.corpus, *FAST]
     run_folder = ["--init", works.scp, "--out", tmp_path / "run", *FAST]
     for code, words in (
         (4, ["compress", feed, "--model", works.e2e, *FAST]),
         (4, ["ask", "-f", feed, *corpus]),
         (4, ["ask", "-f", tmp_path / "questions.txt", *corpus]),
-        (4, ["index", works.corpus, "--queries", feed, *FAST]),
+        (4, ["index", indexed, "--queries", feed, *FAST]),
         (4, ["pretrain", feed, *run_folder]),
         (2, ["pretrain", works.pairs, *run_folder, "--recipe", tmp_path / "recipe.toml"]),
         (4, ["bench", "--dataset", feed, *corpus]),
