@@ -26,8 +26,9 @@ LICENCE = (
 )
 
 
-def ship(source: Path, out: Path, passages: int) -> int:
-    """Write the checkpoint, which reads `passages` passages by default; returns its bytes."""
+def ship(source: Path, out: Path, passages: int, ratio: int | None = None) -> int:
+    """Write the checkpoint, which reads `passages` passages and compresses at `ratio` by default;
+    returns its bytes."""
     loaded = load(LoadOptions(str(source), SMOLLM2.backbone, "cpu", "float32"))
     for role in loaded.model.roles:
         for parameter in loaded.model.role_parameters(role).values():
@@ -37,6 +38,7 @@ def ship(source: Path, out: Path, passages: int) -> int:
         backbone=SMOLLM2.backbone,
         revision=SMOLLM2.revision,
         licence=LICENCE,
+        ratio=ratio or loaded.info.ratio,
         reading=ReadingDefaults("text", passages, generator_reads_text=True),
     )
     save(loaded.model, info, out)
@@ -51,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="checkpoint/ of a run")
     parser.add_argument("out", type=Path)
     parser.add_argument("--passages", type=int, default=5, help="passages read by default")
+    parser.add_argument("--ratio", type=int, help="of compressing by default")
     args = parser.parse_args(argv)
     card = args.out / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else None
     shutil.rmtree(args.out, ignore_errors=True)
-    size = ship(args.source, args.out, args.passages)
+    size = ship(args.source, args.out, args.passages, args.ratio)
     if text is not None:
         card.write_text(text, encoding="utf-8")
     print(f"{args.out}: {size:,} bytes")
