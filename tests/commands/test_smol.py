@@ -60,3 +60,12 @@ def test_real_questions_on_real_text_are_answered(smol_cache, tmp_path, monkeypa
     assert all(answer["supported"] is None for answer in answers), "no calibration: unjudged"
     pairs = zip(answers, QUESTIONS.values(), strict=True)
     assert sum(expected in answer["answer"] for answer, expected in pairs) >= 2
+    memory = ["--read", "memory", "--top-k", "1", "--max-new-tokens", "16"]
+    lines = run(["ask", "-f", str(asked), "--corpus", corpus, "--json", *memory], capsys)
+    answers = [json.loads(line) for line in lines.splitlines()]
+    assert [answer["read"] for answer in answers] == ["memory"] * 3
+    assert all(answer["memory_tokens"] == 32 for answer in answers)
+    assert any(
+        expected in answer["answer"]
+        for answer, expected in zip(answers, QUESTIONS.values(), strict=True)
+    )
