@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clara_cli.core.backbone import head_logits
+from clara_cli.core.backbone import head_logits, inner_model
 from clara_cli.core.finite import refuse_nonfinite_outputs
 from clara_cli.core.length_grouping import pad_rows, until_end
 from clara_cli.core.losses import IGNORE, chunk_size, labelled_positions
@@ -123,9 +123,14 @@ def log_likelihoods(
 @torch.inference_mode()
 def lens(model: ClaraModel, memory_ND: Tensor, words: int) -> list[list[str]]:
     """The tokens whose output embeddings each memory vector is nearest to, best first (logit lens,
-    paper Fig. 4). Memory already went through the final norm, so the head reads it as it is."""
+    paper Fig. 4). Memory of the last layer already went through the final norm, so the head reads
+    it as it is; memory of an earlier layer goes through it here, where the backbone names it."""
     dtype = model.causal_lm.get_output_embeddings().weight.dtype
-    logits_NV = head_logits(model.causal_lm, memory_ND.to(model.device, dtype))
+    memory_ND = memory_ND.to(model.device, dtype)
+    norm = getattr(inner_model(model.causal_lm), "norm", None)
+    if model.layout.layer is not None and norm is not None:
+        memory_ND = norm(memory_ND)
+    logits_NV = head_logits(model.causal_lm, memory_ND)
     logits_NV = logits_NV[:, : len(model.prompter.tokenizer)]
     decode = model.prompter.tokenizer.decode
     return [[decode([i]) for i in row] for row in logits_NV.topk(words).indices.tolist()]

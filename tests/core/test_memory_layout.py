@@ -18,7 +18,7 @@ from clara_cli.core.backbone import inner_model
 from clara_cli.core.batch import AnswerExample, add_reconstructions, answer_batch, scp_batch
 from clara_cli.core.checkpoint import load, save
 from clara_cli.core.checkpoint_info import CheckpointInfo
-from clara_cli.core.decode import log_likelihoods
+from clara_cli.core.decode import lens, log_likelihoods
 from clara_cli.core.load_options import LoadOptions
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.memory_space import fingerprint
@@ -189,6 +189,16 @@ def test_an_answer_is_what_its_likelihood_says(model: ClaraModel) -> None:
         (best,) = log_likelihoods(model, [prompt], [answer[:1]], part)
         for other in range(3, 40):
             assert log_likelihoods(model, [prompt], [[other]], part)[0] <= best + 1e-5
+
+
+def test_the_words_of_a_middle_layers_memory_are_read_after_the_norm(tiny_backbone: Path) -> None:
+    model = with_layout(build(tiny_backbone), POOLED)
+    (memory_MD,) = encode(model, [TEXTS[0]], 4)
+    with torch.no_grad():
+        logits_MV = model.causal_lm.lm_head(inner_model(model.causal_lm).norm(memory_MD))
+    expected = logits_MV[:, : len(model.prompter.tokenizer)].argmax(-1).tolist()
+    words = [one[0] for one in lens(model, memory_MD, 1)]
+    assert words == [model.prompter.tokenizer.decode([i]) for i in expected]
 
 
 def test_every_stage_trains_what_it_did(model: ClaraModel) -> None:
