@@ -72,9 +72,10 @@ def refuse_overflow(model: ClaraModel, prompt: Prompt, max_new_tokens: int) -> N
         UsageError: where they do not.
     """
     limit = window(model.causal_lm)
-    if limit is not None and len(prompt.ids) + max_new_tokens > limit:
+    taken = model.extent(prompt.ids)
+    if limit is not None and taken + max_new_tokens > limit:
         raise UsageError(
-            f"{len(prompt.ids)} prompt positions and {max_new_tokens} new tokens exceed the "
+            f"{taken} prompt positions and {max_new_tokens} new tokens exceed the "
             f"backbone's window of {limit}",
             "lower --top-k or --max-new-tokens",
         )

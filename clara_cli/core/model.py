@@ -298,6 +298,11 @@ class ClaraModel(nn.Module):
         coarsening = self.layout.coarsening
         return [reading_positions(row, memory_ids, span, coarsening) for row in rows]
 
+    def extent(self, row: Sequence[int]) -> int:
+        """Positions that a prompt takes of the backbone's window, gaps between them too."""
+        positions = self.positions([row])
+        return len(row) if not positions or not row else positions[0][-1] + 1
+
     def placed(self, rows: Sequence[Sequence[int]]) -> Tensor | None:
         """`positions` of prompts padded on the right (B, T)."""
         positions = self.positions(rows)

@@ -119,10 +119,11 @@ class Reader:
         """
         for kept in range(count, -1, -1):
             ids = prompt(kept)
-            if self.limit is None or len(ids) + self.max_new_tokens <= self.limit:
+            taken = self.model.extent(ids)
+            if self.limit is None or taken + self.max_new_tokens <= self.limit:
                 return ids, kept
         raise DataError(
-            f"the question {question[:60]!r} alone takes {len(ids)} tokens; with "
+            f"the question {question[:60]!r} alone takes {taken} tokens; with "
             f"{self.max_new_tokens} new ones that exceeds the window of {self.limit}",
             "lower --max-new-tokens, or leave the question out",
         )

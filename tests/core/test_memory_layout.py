@@ -173,6 +173,14 @@ def test_questions_over_the_same_memory_are_computed_once_at_the_same_loss(
     assert together.item() == pytest.approx(apart.item(), abs=1e-5)
 
 
+def test_gaps_between_positions_count_as_part_of_the_window(tiny_backbone: Path) -> None:
+    model = build(tiny_backbone)
+    ids = model.prompter.prompt(model.prompter.answer_chat("Who?", 3, 4))
+    assert model.extent(ids) == len(ids)
+    assert with_layout(model, POOLED).extent(ids) == len(ids) + 3 * (64 - 4)
+    assert model.extent([]) == 0
+
+
 def test_an_answer_is_what_its_likelihood_says(model: ClaraModel) -> None:
     """Greedy tokens after memory at its positions, alone and padded in a batch, are the likeliest
     ones by the scoring pass."""
