@@ -63,7 +63,7 @@ def test_real_questions_on_real_text_are_answered(smol_cache, tmp_path, monkeypa
     memory = ["--read", "memory", "--top-k", "1", "--max-new-tokens", "16"]
     lines = run(["ask", "-f", str(asked), "--corpus", corpus, "--json", *memory], capsys)
     answers = [json.loads(line) for line in lines.splitlines()]
-    assert [answer["read"] for answer in answers] == ["memory"] * 3
+    assert all("read" not in answer for answer in answers), "memory is what goes without saying"
     assert all(answer["memory_tokens"] == 32 for answer in answers)
     assert any(
         expected in answer["answer"]
