@@ -159,7 +159,7 @@ class Clara:
         given. See `AskOptions` for the rest."""
         reading = self.loaded.info.reading
         how = AskOptions(
-            top_k=top_k or reading.passages,
+            top_k=top_k or reading.passages_of(read or reading.mode),
             first_stage=first_stage,
             candidates=candidates,
             max_new_tokens=max_new_tokens,

@@ -149,8 +149,8 @@ class ClaraSession(Session):
         reading = clara.loaded.info.reading
         self.clara = clara
         self._warned = False
-        self.top_k = config.top_k or reading.passages
         self.read = config.read or reading.mode
+        self.top_k = config.top_k or reading.passages_of(self.read)
 
     @property
     def passage_search(self) -> PassageSearch:

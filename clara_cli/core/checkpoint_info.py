@@ -28,12 +28,19 @@ RESTORE = "restore the checkpoint from a copy"
 
 @dataclass(frozen=True)
 class ReadingDefaults:
-    """How a checkpoint answers best, where nobody says otherwise: what is read, how many passages,
-    and whether the generator has learned to read text (else the bare backbone reads it)."""
+    """How a checkpoint answers best, where nobody says otherwise: what is read, how many passages
+    (`memory_passages`: of memory alone, where that is another number), and whether the generator
+    has learned to read text (else the bare backbone reads it)."""
 
     mode: ReadMode = "memory"
     passages: int = 5
     generator_reads_text: bool = False
+    memory_passages: int | None = None
+
+    def passages_of(self, mode: ReadMode) -> int:
+        """Passages read in a mode."""
+        own = self.memory_passages if mode == "memory" else None
+        return own or self.passages
 
     @property
     def text_role(self) -> str | None:
@@ -190,7 +197,9 @@ def _reading(fields: Fields) -> ReadingDefaults:
     if mode not in READ_MODES:
         raise reading.wrong("mode", f"{mode!r}, known: {', '.join(READ_MODES)}")
     by_generator = reading.get("generator_reads_text", bool)
-    return ReadingDefaults(mode, reading.count("passages", 1), by_generator)
+    named = "memory_passages" in reading.values
+    of_memory = reading.count("memory_passages", 1) if named else None
+    return ReadingDefaults(mode, reading.count("passages", 1), by_generator, of_memory)
 
 
 def _check(info: CheckpointInfo, fields: Fields) -> None:
@@ -220,6 +229,8 @@ def describe(info: CheckpointInfo) -> dict[str, Any]:
         "first_values": fields.pop("older_digest"),
         "settings": fields.pop("settings"),
     }
+    if info.reading.memory_passages is None:
+        del fields["reading"]["memory_passages"]
     version, memory = fields.pop("version"), info.layout.changes()
     del fields["layout"]
     described = {"format": FORMAT, "version": version, "backbone": backbone, **fields}

@@ -27,8 +27,8 @@ LICENCE = (
 
 
 def ship(source: Path, out: Path, passages: int, ratio: int | None = None) -> int:
-    """Write the checkpoint, which reads `passages` passages and compresses at `ratio` by default;
-    returns its bytes."""
+    """Write the checkpoint, which reads the text of `passages` passages, or the memory of one, and
+    compresses at `ratio` by default; returns its bytes."""
     loaded = load(LoadOptions(str(source), SMOLLM2.backbone, "cpu", "float32"))
     for role in loaded.model.roles:
         for parameter in loaded.model.role_parameters(role).values():
@@ -39,7 +39,7 @@ def ship(source: Path, out: Path, passages: int, ratio: int | None = None) -> in
         revision=SMOLLM2.revision,
         licence=LICENCE,
         ratio=ratio or loaded.info.ratio,
-        reading=ReadingDefaults("text", passages, generator_reads_text=True),
+        reading=ReadingDefaults("text", passages, generator_reads_text=True, memory_passages=1),
     )
     save(loaded.model, info, out)
     for file in out.glob("*/README.md"):  # PEFT's own, a form without content

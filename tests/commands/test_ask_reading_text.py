@@ -9,6 +9,7 @@ from helpers.answers import plain
 from clara_cli.answering.reading import texts_within
 from clara_cli.cli.show import answers
 from clara_cli.commands import ask, compress
+from clara_cli.core.checkpoint_info import READ_MODES, ReadingDefaults
 from clara_cli.documents.chunk import model_text
 from clara_cli.errors import ArtefactError
 
@@ -44,6 +45,12 @@ def test_a_budget_takes_whole_passages_in_order():
     assert texts_within([5, 5, 5], 10) == 2
     assert texts_within([11, 1], 10) == 0
     assert texts_within([], 10) == 0
+
+
+def test_memory_alone_may_be_read_of_another_number_of_passages():
+    reading = ReadingDefaults("text", 3, generator_reads_text=True, memory_passages=1)
+    assert [reading.passages_of(mode) for mode in READ_MODES] == [1, 3, 3]
+    assert [ReadingDefaults().passages_of(mode) for mode in READ_MODES] == [5, 5, 5]
 
 
 def test_text_needs_text(works, report, tmp_path):

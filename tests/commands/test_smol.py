@@ -60,7 +60,7 @@ def test_real_questions_on_real_text_are_answered(smol_cache, tmp_path, monkeypa
     assert all(answer["supported"] is None for answer in answers), "no calibration: unjudged"
     pairs = zip(answers, QUESTIONS.values(), strict=True)
     assert sum(expected in answer["answer"] for answer, expected in pairs) >= 2
-    memory = ["--read", "memory", "--top-k", "1", "--max-new-tokens", "16"]
+    memory = ["--read", "memory", "--max-new-tokens", "16"]
     lines = run(["ask", "-f", str(asked), "--corpus", corpus, "--json", *memory], capsys)
     answers = [json.loads(line) for line in lines.splitlines()]
     assert all("read" not in answer for answer in answers), "memory is what goes without saying"
