@@ -114,7 +114,7 @@ def faster_from(points: Sequence[BreakEvenPoint]) -> int | None:
 
 
 def _ways(reader: Reader, memories: Memories, ratio: int, m: int) -> Iterator[_AnswerMode]:
-    system = MemorySystem("scp", reader, memories, m, ratio)
+    system = MemorySystem("scp", reader, memories, m, ratio, AllGiven())
 
     def compress(pieces: Sequence[Piece]) -> None:
         rows = [reader.prompter.passage(piece.text) for piece in pieces]

@@ -21,7 +21,7 @@ from clara_cli.evaluation.paragraphs import Piece, Pool
 from clara_cli.evaluation.passage_memories import Memories
 from clara_cli.search.exact import rescore, scan
 
-MEMORY = ("clara", "sup", "scp")  # they read memory, and have a row a ratio
+MEMORY = ("clara", "sup", "scp", "scp+bm25")  # they read memory, and have a row a ratio
 READ_BY_GENERATOR = ("text+generator", "text+generator+bm25")
 SUP_ROLE = "sup"  # the query reasoner of another checkpoint, beside this one's roles
 PHASES = ("query", "search", "compress", "generate")
@@ -178,108 +178,6 @@ class _PickedPassages:
         return Prediction(text, _ids(given), context_tokens, cut, self.seconds, replaced)
 
 
-class MemorySystem:
-    """The generator reads memory only: everything given, in its order (`scp`), or the `top_k` that
-    a query reasoner picks (`clara`; `sup`, whose query reasoner learnt from labels), ranked by
-    cosine as `clara ask --first-stage latent` ranks them."""
-
-    def __init__(
-        self,
-        name: str,
-        reader: Reader,
-        memories: Memories,
-        memory_tokens: int,
-        ratio: int,
-        pick: tuple[str, int] | None = None,
-    ) -> None:
-        self.name = name
-        self.ratio: int | None = ratio
-        self.chooses = pick is not None
-        self._reader, self._memories, self._memory_tokens, self._pick = (
-            reader,
-            memories,
-            memory_tokens,
-            pick,
-        )
-        self._compressed = False
-
-    def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
-        """Memory as stored."""
-        return float(self._memories.bytes_per_passage(self._memory_tokens))
-
-    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction]:
-        """Rank (clara, sup), fit, splice, generate."""
-        picked = [self._given(asked) for asked in batch]
-        if self._pick is not None:
-            self._choose(picked, *self._pick)
-        began = time.monotonic()
-        for one in picked:
-            self._fit(one)
-        memories = [
-            self._memories.rows([p.row for p in one.pieces[: one.kept]], self._memory_tokens)
-            for one in picked
-        ]
-        texts = self._reader.generate([one.prompt for one in picked], memories)
-        share = (time.monotonic() - began) / len(batch)
-        for one in picked:
-            one.seconds["generate"] = share
-        pairs = zip(picked, texts, strict=True)
-        return [one.prediction(text, one.kept * self._memory_tokens, True) for one, text in pairs]
-
-    def _given(self, asked: PooledQuestion) -> _PickedPassages:
-        rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
-        seconds = dict.fromkeys(PHASES, 0.0)
-        seconds["compress"] = self._memories.seconds(rows, self._memory_tokens)
-        return _PickedPassages(asked, asked.pool.pieces, seconds)
-
-    def _fit(self, one: _PickedPassages) -> None:
-        prompter, question = self._reader.prompter, one.asked.question
-        one.prompt, one.kept = self._reader.fit(
-            question,
-            len(one.pieces),
-            lambda n: prompter.prompt(prompter.answer_chat(question, n, self._memory_tokens)),
-        )
-
-    def _choose(self, picked: Sequence[_PickedPassages], role: str, top_k: int) -> None:
-        """Leave each question the passages of highest cosine, best first."""
-        began = time.monotonic()
-        questions = [one.asked.question for one in picked]
-        query_BMD = self._reader.queries(questions, role, self._memory_tokens)
-        share = (time.monotonic() - began) / len(picked)
-        for one, query_MD in zip(picked, query_BMD, strict=True):
-            one.seconds["query"] = share
-            if one.pieces:
-                one.pieces, one.seconds["search"] = self._nearest(query_MD, one.asked.pool, top_k)
-
-    def _nearest(self, query_MD: Tensor, pool: Pool, top_k: int) -> tuple[list[Piece], float]:
-        """The passages of highest cosine, best first, and the seconds the search took."""
-        if pool.whole:
-            if not self._compressed:
-                for _ in self._memories.chunks(self._memory_tokens):  # before the clock starts
-                    pass
-                self._compressed = True
-            began = time.monotonic()
-            _, rows_K = scan(
-                query_MD, self._memories.chunks(self._memory_tokens), top_k + pool.spare
-            )
-            return list(pool.at_rows(rows_K.tolist(), top_k)), time.monotonic() - began
-        memory_NMD = self._memories.rows([piece.row for piece in pool.pieces], self._memory_tokens)
-        began = time.monotonic()
-        scores_N = rescore(query_MD, memory_NMD)
-        order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
-        return [pool.pieces[i] for i in order], time.monotonic() - began
-
-
-@dataclass(frozen=True)
-class Extract:
-    """A text that a reader is given: a passage, or what a compressor left of it or of several;
-    `tokens` are the backbone's."""
-
-    pieces: tuple[Piece, ...]
-    text: str
-    tokens: int
-
-
 class Picker(Protocol):
     """Chooses the passages a text reader is given. `chooses`: from the pool, else from the passages
     given."""
@@ -288,16 +186,6 @@ class Picker(Protocol):
 
     def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The passages of each question, best first."""
-
-
-class TextCompressor(Protocol):
-    """Shortens passages. `asks`: it needs the question, so that it works while one answers."""
-
-    asks: bool
-
-    def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract] | Failure:
-        """What is left of the passages, in the order it is to be read; one of which nothing is left
-        is not there."""
 
 
 class AllGiven:
@@ -330,6 +218,135 @@ class BM25Picker:
     def pick(self, batch: Sequence[PooledQuestion]) -> list[Sequence[Piece]]:
         """The best by BM25; fewer where too few share a word with the question."""
         return [asked.pool.bm25(asked.question, self.top_k) for asked in batch]
+
+
+@dataclass(frozen=True)
+class QueryReasoner:
+    """The role that picks the `top_k` passages of the pool whose memory is nearest its own."""
+
+    role: str
+    top_k: int
+    chooses = True
+
+
+class MemorySystem:
+    """The generator reads memory only: everything given, in its order (`scp`), the best by BM25
+    (`scp+bm25`), or what a query reasoner picks (`clara`; `sup`, whose query reasoner learnt from
+    labels), ranked by cosine as `clara ask --first-stage latent` ranks them."""
+
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        memories: Memories,
+        memory_tokens: int,
+        ratio: int,
+        picker: Picker | QueryReasoner,
+    ) -> None:
+        self.name = name
+        self.ratio: int | None = ratio
+        self.chooses = picker.chooses
+        self._reader, self._memories, self._memory_tokens = reader, memories, memory_tokens
+        self._picker = picker
+        self._compressed = False
+
+    def bytes_per_passage(self, texts: Sequence[str]) -> float | None:
+        """Memory as stored."""
+        return float(self._memories.bytes_per_passage(self._memory_tokens))
+
+    def answer(self, batch: Sequence[PooledQuestion]) -> list[Prediction]:
+        """Pick, fit, splice, generate."""
+        picked = self._pick(batch)
+        began = time.monotonic()
+        for one in picked:
+            self._fit(one)
+        memories = [
+            self._memories.rows([p.row for p in one.pieces[: one.kept]], self._memory_tokens)
+            for one in picked
+        ]
+        texts = self._reader.generate([one.prompt for one in picked], memories)
+        share = (time.monotonic() - began) / len(batch)
+        for one in picked:
+            one.seconds["generate"] = share
+        pairs = zip(picked, texts, strict=True)
+        return [one.prediction(text, one.kept * self._memory_tokens, True) for one, text in pairs]
+
+    def _pick(self, batch: Sequence[PooledQuestion]) -> list[_PickedPassages]:
+        """Each question with the passages it is to be answered from."""
+        picked = [self._given(asked) for asked in batch]
+        if isinstance(self._picker, QueryReasoner):
+            self._choose(picked, self._picker)
+            return picked
+        began = time.monotonic()
+        chosen = self._picker.pick(batch)
+        share = _share(began, batch)
+        for one, pieces in zip(picked, chosen, strict=True):
+            one.pieces, one.seconds["search"] = pieces, share
+        return picked
+
+    def _given(self, asked: PooledQuestion) -> _PickedPassages:
+        rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
+        seconds = dict.fromkeys(PHASES, 0.0)
+        seconds["compress"] = self._memories.seconds(rows, self._memory_tokens)
+        return _PickedPassages(asked, asked.pool.pieces, seconds)
+
+    def _fit(self, one: _PickedPassages) -> None:
+        prompter, question = self._reader.prompter, one.asked.question
+        one.prompt, one.kept = self._reader.fit(
+            question,
+            len(one.pieces),
+            lambda n: prompter.prompt(prompter.answer_chat(question, n, self._memory_tokens)),
+        )
+
+    def _choose(self, picked: Sequence[_PickedPassages], reasoner: QueryReasoner) -> None:
+        """Leave each question the passages of highest cosine, best first."""
+        began = time.monotonic()
+        questions = [one.asked.question for one in picked]
+        query_BMD = self._reader.queries(questions, reasoner.role, self._memory_tokens)
+        share = (time.monotonic() - began) / len(picked)
+        for one, query_MD in zip(picked, query_BMD, strict=True):
+            one.seconds["query"] = share
+            if one.pieces:
+                pool, top_k = one.asked.pool, reasoner.top_k
+                one.pieces, one.seconds["search"] = self._nearest(query_MD, pool, top_k)
+
+    def _nearest(self, query_MD: Tensor, pool: Pool, top_k: int) -> tuple[list[Piece], float]:
+        """The passages of highest cosine, best first, and the seconds the search took."""
+        if pool.whole:
+            if not self._compressed:
+                for _ in self._memories.chunks(self._memory_tokens):  # before the clock starts
+                    pass
+                self._compressed = True
+            began = time.monotonic()
+            _, rows_K = scan(
+                query_MD, self._memories.chunks(self._memory_tokens), top_k + pool.spare
+            )
+            return list(pool.at_rows(rows_K.tolist(), top_k)), time.monotonic() - began
+        memory_NMD = self._memories.rows([piece.row for piece in pool.pieces], self._memory_tokens)
+        began = time.monotonic()
+        scores_N = rescore(query_MD, memory_NMD)
+        order = torch.argsort(scores_N, descending=True, stable=True)[:top_k].tolist()
+        return [pool.pieces[i] for i in order], time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class Extract:
+    """A text that a reader is given: a passage, or what a compressor left of it or of several;
+    `tokens` are the backbone's."""
+
+    pieces: tuple[Piece, ...]
+    text: str
+    tokens: int
+
+
+class TextCompressor(Protocol):
+    """Shortens passages. `asks`: it needs the question, so that it works while one answers."""
+
+    asks: bool
+
+    def compress(self, question: str, pieces: Sequence[Piece]) -> list[Extract] | Failure:
+        """What is left of the passages, in the order it is to be read; one of which nothing is left
+        is not there."""
 
 
 class TextSystem:
@@ -432,7 +449,12 @@ def build(
 ) -> list[System]:
     """One of our own systems; one that reads memory once per ratio, each with its M."""
     if name in MEMORY:
-        picks = {"clara": (reader.model.query_role, top_k), "sup": (SUP_ROLE, top_k), "scp": None}
+        picks: dict[str, Picker | QueryReasoner] = {
+            "clara": QueryReasoner(reader.model.query_role, top_k),
+            "sup": QueryReasoner(SUP_ROLE, top_k),
+            "scp": AllGiven(),
+            "scp+bm25": BM25Picker(top_k),
+        }
         return [
             MemorySystem(name, reader, memories, m, ratio, picks[name])
             for ratio, m in tokens_by_ratio.items()

@@ -204,6 +204,35 @@ def test_every_system_is_given_what_its_setting_says(
     )
 
 
+@pytest.mark.parametrize("setting", ["oracle", "corpus"])
+def test_memory_of_the_best_by_bm25(
+    setting: str, mayors: Path, checkpoint: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """The passages that text+bm25 reads, as memory; given to scp in that order, the same answers."""
+    changes: dict[str, Any] = {"setting": setting, "ratio": "4", "limit": 3, "top_k": 2}
+    if setting == "corpus":
+        changes["corpus"] = corpus
+    done = go(mayors, checkpoint, system="scp+bm25,text+bm25", out=tmp_path / "o", **changes)
+    picked = hits(done.predictions, "scp+bm25")
+    assert picked == hits(done.predictions, "text+bm25")
+    assert {len(ids) for ids in picked.values()} == {2}
+    assert done.systems[0].context_tokens == 2 * 16
+    records = lines(mayors)[:3]
+    for record in records:
+        towns = [MAYORS[int(name.removeprefix("d"))] for name in picked[record["id"]]]
+        if setting == "oracle":
+            record["paragraphs"] = [record["paragraphs"][int(n)] for n in picked[record["id"]]]
+        else:
+            record["paragraphs"] = [{"title": t, "text": sentence(t, n)} for t, n in towns]
+    given = write(tmp_path / "given.jsonl", records)
+    again = go(given, checkpoint, system="scp", ratio="4", out=tmp_path / "a")
+    answers = [
+        [line["prediction"] for line in lines(run.predictions) if line["ratio"]]
+        for run in (done, again)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_gold_gives_the_gold_paragraphs(mayors: Path, checkpoint: Path, tmp_path: Path) -> None:
     done = go(mayors, checkpoint, setting="gold", limit=6, out=tmp_path / "o")
     for system in ("clara", "scp", "text", "text+bm25"):

@@ -29,6 +29,7 @@ _COLOURS = {  # one a system, told apart on light and on dark ground, by the col
     "clara": "#2f7fd6",
     "sup": "#8d63d6",
     "scp": "#159a74",
+    "scp+bm25": "#0f6b50",
     "closed-book": "#8b919c",
     "text": "#e06c2f",
     "text+bm25": "#cf4d8f",

@@ -66,6 +66,7 @@ SYSTEMS: tuple[SystemInfo, ...] = (
     ),
     SystemInfo("sup", "own", _OWN, "the same, picked by --sup-model's reasoner", by_ratio=True),
     SystemInfo("scp", "own", _OWN, "memory of every passage given", by_ratio=True),
+    SystemInfo("scp+bm25", "own", _OWN, "memory of the best by BM25", by_ratio=True),
     SystemInfo("closed-book", "own", _OWN, "the backbone without passages"),
     SystemInfo("text", "own", _OWN, "the backbone reads every passage given"),
     SystemInfo("text+bm25", "own", _OWN, "the backbone reads the best by BM25"),
