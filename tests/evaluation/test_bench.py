@@ -208,7 +208,7 @@ def test_every_system_is_given_what_its_setting_says(
 def test_memory_of_the_best_by_bm25(
     setting: str, mayors: Path, checkpoint: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """The passages that text+bm25 reads, as memory; given to scp in that order, the same answers."""
+    """Memory of the passages text+bm25 reads; scp, given those, answers the same."""
     changes: dict[str, Any] = {"setting": setting, "ratio": "4", "limit": 3, "top_k": 2}
     if setting == "corpus":
         changes["corpus"] = corpus
