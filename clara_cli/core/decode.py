@@ -102,10 +102,16 @@ def log_likelihoods(
     Raises ArtefactError where a likelihood is not finite.
     """
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    embeds_BTD = model.embed(pad_rows(rows, 0, model.device), memory_ND)
-    hidden_BTD = model(role, embeds_BTD, None, model.placed(rows))
+    opening = model.opening(role, prompts)
+    read = 0 if opening is None else opening.filled
+    embeds_BTD = model.embed(pad_rows([row[read:] for row in rows], 0, model.device), memory_ND)
+    positions_BT = model.placed(rows)
+    if positions_BT is not None:
+        positions_BT = positions_BT[:, read:]
+    hidden_BTD = model(role, embeds_BTD, None, positions_BT, opening=opening)
     labels = [
-        [*[IGNORE] * len(prompt), *answer] for prompt, answer in zip(prompts, answers, strict=True)
+        [*[IGNORE] * (len(prompt) - read), *answer]
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
     hidden_PD, targets_P = labelled_positions(hidden_BTD, pad_rows(labels, IGNORE, model.device))
     size = chunk_size(model.causal_lm.get_output_embeddings().weight.shape[0])

@@ -58,6 +58,17 @@ class Cache:
         layers = range(config.num_hidden_layers)
         return cls([like.new_empty(shape) for _ in layers], [like.new_empty(shape) for _ in layers])
 
+    def followed(self, rows: int, room: int) -> Cache:
+        """A copy for `rows` rows that all begin with this one's, with room for `room` more."""
+
+        def copied(layer_1KTE: Tensor) -> Tensor:
+            _, groups, _, width = layer_1KTE.shape
+            copy_BKTE = layer_1KTE.new_empty(rows, groups, self.filled + room, width)
+            copy_BKTE[:, :, : self.filled] = layer_1KTE[:, :, : self.filled]
+            return copy_BKTE
+
+        return Cache(list(map(copied, self.keys)), list(map(copied, self.values)), self.filled)
+
     def add(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor) -> tuple[Tensor, Tensor]:
         """Write new positions of one layer; all keys and values up to them."""
         end = self.filled + keys_BKTE.shape[2]
@@ -214,14 +225,16 @@ class LlamaBody(nn.Module):
     ) -> SimpleNamespace:
         """`last_hidden_state` (B, T, D) after the final norm. A mask is (B, T), true where a
         position is real, or (B, 1, T, T), added to scores; positions count from 0 without
-        `position_ids`. `cache` holds what came before. `use_cache` is transformers' and does
-        nothing."""
+        `position_ids`. `cache` holds what came before, which a mask covers too. `use_cache` is
+        transformers' and does nothing."""
         x_BTD, before = inputs_embeds, 0 if cache is None else cache.filled
         count = x_BTD.shape[1]
         if position_ids is None:
             position_ids = torch.arange(before, before + count, device=x_BTD.device)[None]
         rotation = rotations(position_ids, self.config, x_BTD.dtype)
         mask = attention_mask
+        if mask is None and before and count > 1:
+            mask = torch.ones(1, before + count, dtype=torch.bool, device=x_BTD.device)
         if mask is not None and mask.ndim == 2:
             mask = causal_mask(mask, count)
         for layer in self.layers:
@@ -260,6 +273,13 @@ class Llama(nn.Module):
         return self.lm_head
 
     @torch.inference_mode()
+    def read(self, embeds_1TD: Tensor) -> Cache:
+        """The keys and values of one row, for others that begin with it."""
+        cache = Cache.of(self.config, embeds_1TD, embeds_1TD.shape[1])
+        self.model(embeds_1TD, cache=cache)
+        return cache
+
+    @torch.inference_mode()
     def write(
         self,
         embeds_BTD: Tensor,
@@ -271,12 +291,19 @@ class Llama(nn.Module):
         processors: Sequence[Processor] = (),
         stop: Callable[[Tensor, Any], Tensor] | None = None,
         positions_BT: Tensor | None = None,
+        opening: Cache | None = None,
     ) -> Tensor:
         """Greedy ids (B, new) after prompts that are padded on the left, as transformers writes
-        them: a row that has ended is filled with its first end token."""
+        them: a row that has ended is filled with its first end token. `opening` is how all begin:
+        the rest is what is given, with its positions."""
+        room = embeds_BTD.shape[1] + max_new_tokens
+        if opening is None:
+            cache = Cache.of(self.config, embeds_BTD, room)
+        else:
+            cache = opening.followed(len(embeds_BTD), room)
         if positions_BT is None:
-            positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        cache = Cache.of(self.config, embeds_BTD, embeds_BTD.shape[1] + max_new_tokens)
+            positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0) + cache.filled
+        mask_BT = F.pad(mask_BT, (cache.filled, 0), value=1)
         ids_BT = mask_BT.new_empty(len(mask_BT), 0)
         running_B = torch.ones(len(mask_BT), dtype=torch.bool, device=mask_BT.device)
         padded = not bool(mask_BT.all())

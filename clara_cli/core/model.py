@@ -36,6 +36,7 @@ from clara_cli.core.length_grouping import (
     pad_rows,
     until_end,
 )
+from clara_cli.core.llama import Cache, Llama
 from clara_cli.core.losses import IGNORE, hidden_nll
 from clara_cli.core.prompts import Prompter
 from clara_cli.core.shared_prefix import PackedRow, attention_mask, pack
@@ -50,6 +51,7 @@ from clara_cli.memory_layout import (
 )
 
 ROLES = ("compressor", "query_reasoner", "generator")
+SHORTEST_OPENING = 8  # tokens that all prompts begin with; fewer are not worth a pass of their own
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class ClaraModel(nn.Module):
         self.markers_2D = nn.Parameter(markers_2D.to(self.device))
         self.sharded = False
         self._shares_prefixes: bool | None = None
+        self._openings: dict[str | None, Cache] = {}
         self._switch(roles[0])
         self._trained: frozenset[str] = frozenset()
         self._trains_memory = False
@@ -244,6 +247,7 @@ class ClaraModel(nn.Module):
         self._switch(role)
         self.adapters.merge(role)
         self.roles = (role,)
+        self._openings.clear()
 
     def forward(
         self,
@@ -252,13 +256,18 @@ class ClaraModel(nn.Module):
         mask: Tensor | None = None,
         positions_BT: Tensor | None = None,
         layer: int | None = None,
+        opening: Cache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the final norm, or after `layer` layers. `mask` is (B, T),
-        or (B, 1, T, T) to be added to attention scores."""
+        or (B, 1, T, T) to be added to attention scores. `opening` is what stands before the rows
+        (`opening`), which then have no mask."""
         given: dict[str, Any] = {"inputs_embeds": embeds_BTD, "attention_mask": mask}
+        if opening is not None:
+            given["cache"] = opening.followed(*embeds_BTD.shape[:2])
         if positions_BT is not None:
             given["position_ids"] = positions_BT
-            if mask is None:  # else transformers takes a gap between positions for a new text
+            # else transformers takes a gap between positions for a new text
+            if mask is None and opening is None:
                 given["attention_mask"] = torch.ones_like(positions_BT)
         with self.role(role):
             inner = inner_model(self.causal_lm)
@@ -454,6 +463,21 @@ class ClaraModel(nn.Module):
         return self._shares_prefixes
 
     @torch.inference_mode()
+    def opening(self, role: str | None, rows: Sequence[Sequence[int]]) -> Cache | None:
+        """What a role keeps of the tokens that all prompts begin with, read once; None where one of
+        the rows begins otherwise, or the backbone is not one to read with alone."""
+        ids = self.prompter.opening
+        if not isinstance(self.causal_lm, Llama) or len(ids) < SHORTEST_OPENING:
+            return None
+        if any(len(row) <= len(ids) or row[: len(ids)] != ids for row in rows):
+            return None
+        if role not in self._openings:
+            with self.role(role):
+                embeds_1TD = self.embed(torch.tensor([ids], device=self.device), None)
+                self._openings[role] = self.causal_lm.read(embeds_1TD)
+        return self._openings[role]
+
+    @torch.inference_mode()
     def generate(
         self,
         rows: Sequence[list[int]],
@@ -475,15 +499,20 @@ class ClaraModel(nn.Module):
             settings = (max_new_tokens, role, None, min_new_tokens, listener, stop)
             parts = zip(rows, memories or [None] * len(rows), strict=True)
             return [ids for row, part in parts for ids in self.generate([row], part, *settings)]
-        width = max(map(len, rows))
-        padded = [[0] * (width - len(row)) + list(row) for row in rows]
-        mask_BT = torch.tensor(
-            [[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device
-        )
-        embeds_BTD = self.embed(torch.tensor(padded, device=self.device), memory_ND)
+        opening = self.opening(role, rows)
+        read = 0 if opening is None else opening.filled
+        width = max(map(len, rows)) - read
+
+        def padded(lists: Sequence[Sequence[int]]) -> Tensor:
+            """(B, T) of what follows the opening, padded on the left."""
+            rest = [row[read:] for row in lists]
+            return torch.tensor(
+                [[0] * (width - len(row)) + list(row) for row in rest], device=self.device
+            )
+
+        mask_BT = padded([[1] * len(row) for row in rows])
+        embeds_BTD = self.embed(padded(rows), memory_ND)
         positions = self.positions(rows)
-        if positions is not None:
-            positions = [[0] * (width - len(row)) + row for row in positions]
         ends = self.end_ids()
         largest = LargestLogits()
         with self.role(role):
@@ -497,9 +526,8 @@ class ClaraModel(nn.Module):
                 streamer=streamer,
                 processors=[largest] if listener is None else [largest, listener],
                 stop=stop,
-                positions_BT=None
-                if positions is None
-                else torch.tensor(positions, device=self.device),
+                positions_BT=None if positions is None else padded(positions),
+                opening=opening,
             )
         largest.refuse_nonfinite(self.backbone.name)
         return [until_end(ids, ends) for ids in out_BT.tolist()]

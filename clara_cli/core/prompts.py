@@ -11,6 +11,8 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -192,6 +194,14 @@ class Prompter:
             ids = prompt_ids + self.ids(target)
         labels = [IGNORE] * len(prompt_ids) + ids[len(prompt_ids) :]
         return ids[:limit], labels[:limit]
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The ids that every prompt with a question begins with: its system turn."""
+        chats = (self.answer_chat("a", 1, 1), self.text_chat("b", ["c"]), self.text_chat("d", ()))
+        rows = [self.prompt(chat) for chat in chats]
+        columns = zip(*rows, strict=False)
+        return [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns)]
 
     def render(self, chat: tuple[str, str], answer: str | None) -> str:
         """The chat as one string; a template without a system role gets it inside the user turn."""

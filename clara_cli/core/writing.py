@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clara_cli.core.llama import Llama, Processor
+from clara_cli.core.llama import Cache, Llama, Processor
 from clara_cli.core.loading import plain_generation
 
 
@@ -26,11 +26,13 @@ def write(
     processors: Sequence[Processor] = (),
     stop: Callable[[Tensor, Any], Tensor] | None = None,
     positions_BT: Tensor | None = None,
+    opening: Cache | None = None,
 ) -> Tensor:
     """Ids (B, new) after prompts padded on the left, whose mask is 0 there. A row that has ended is
     filled with its first end token; none ends before `min_new_tokens`. A `streamer` receives the
     ids of each step, `processors` see its logits (B, V), `stop` says which rows end there.
-    `positions_BT` are those of the prompts' ids where they do not follow one another."""
+    `positions_BT` are those of the prompts' ids where they do not follow one another. `opening` is
+    what a `Llama` keeps of how all prompts begin; then these are the rest of them."""
     if isinstance(causal_lm, Llama):
         return causal_lm.write(
             embeds_BTD,
@@ -42,6 +44,7 @@ def write(
             processors,
             stop,
             positions_BT,
+            opening,
         )
     config = plain_generation(
         max_new_tokens=max_new_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from clara_cli.core.probe import is_plain, kept_file
 from clara_cli.core.reading_backbone import agrees, fill, open_model, read_llama_config
 from clara_cli.core.writing import write
 from clara_cli.errors import ArtefactError
+from clara_cli.memory_layout import MemoryLayout
 
 NANO = BUNDLED["nano"]
 BACKBONE = NANO / "backbone"
@@ -171,6 +173,50 @@ def test_answers_likelihoods_and_lens_are_those_of_transformers(opened) -> None:
     assert plain[1] == pytest.approx(by_peft[1], abs=1e-5)
     assert plain[2] == pytest.approx(by_peft[2], abs=1e-5)
     assert plain[3] == by_peft[3]
+
+
+@pytest.mark.parametrize("positions", ["after", "spread"])
+@pytest.mark.parametrize("role", ["generator", None])
+def test_what_all_prompts_begin_with_is_read_once(
+    positions: str, role: str | None, tmp_path: Path
+) -> None:
+    """Fewer positions, the same answers and likelihoods; other beginnings are read whole."""
+    options = LoadOptions("nano", device="cpu", dtype="float32", only_reads=True)
+    load(options)
+    model = load(options).model
+    model.layout = MemoryLayout("pooled", positions)
+    prompter, counted = model.prompter, [0]
+    model.causal_lm.model.norm.register_forward_pre_hook(
+        lambda module, given: counted.append(math.prod(given[0].shape[:2]))
+    )
+    chats = [
+        prompter.answer_chat("Who founded Elmgate?", 2, 3, ["A text."]),
+        prompter.answer_chat("Why?", 1, 3),
+        prompter.text_chat("Where?", ["Ann Lee founded Elmgate.", "Ann Lee is dead."]),
+        prompter.text_chat("When, and by whom?", ()),
+    ]
+    system = list(range(40, 60))  # nano's template has none
+    rows = [[*system, *prompter.prompt(chat)] for chat in chats]
+    prompter.__dict__["opening"] = [*system, *prompter.opening]
+    memory_ND = torch.randn(9, model.hidden, generator=torch.Generator().manual_seed(0))
+
+    def results() -> tuple[Any, Any, int]:
+        counted.clear()
+        ids = model.generate(rows, memory_ND, 6, role)
+        return ids, log_likelihoods(model, rows, ids, memory_ND, role), sum(counted)
+
+    opening = len(prompter.opening)
+    assert 20 < opening < min(map(len, rows))
+    first, second = results(), results()
+    prompter.__dict__["opening"] = []
+    whole = results()
+    assert first[0] == second[0] == whole[0]
+    assert first[1] == pytest.approx(whole[1], abs=1e-5)
+    assert first[1] == second[1]
+    assert first[2] - second[2] == opening
+    assert whole[2] - second[2] == 2 * len(rows) * opening
+    prompter.__dict__["opening"] = [*rows[0][:-1], 1]
+    assert model.opening(role, rows) is None
 
 
 def test_a_role_folded_in_computes_what_it_did_apart(tmp_path: Path) -> None:
