@@ -16,12 +16,12 @@ from clara_cli.core.stage_losses import TRAINED
 from clara_cli.distributed.ranks import join
 from clara_cli.errors import UsageError
 from clara_cli.records import MemoryNeed, Report, TrainResult
+from clara_cli.training.corpus_pools import check_pool_settings
 from clara_cli.training.end_to_end import EndToEnd
 from clara_cli.training.instruct import Instruct
 from clara_cli.training.loop import FitSummary
 from clara_cli.training.question_stage import QuestionStage, reading_learned
 from clara_cli.training.retrieval import Retrieval
-from clara_cli.training.retrieved_pools import check_pool_settings
 from clara_cli.training.run_folder import RunFolder
 from clara_cli.training.runner import (
     TrainingPlan,
@@ -54,7 +54,7 @@ def run(config: TrainConfig, report: Report) -> TrainResult | MemoryNeed:
         raise UsageError(
             "training needs questions and --stage", "add --stage instruct, retrieval or e2e"
         )
-    check_pool_settings(config, stage_class.retrieves)
+    check_pool_settings(config, stage_class.pool_kinds)
     refuse_without_compressor(config, stage_class.name)
     stage_class.trained_roles(config)
     check_validation(config, stage_class.name, stage_class.figures)

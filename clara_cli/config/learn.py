@@ -168,13 +168,13 @@ class TrainConfig(LearnConfig):
         "What to train; may be left out with --steps 0.", None, METHOD
     )
     init: str = option("Checkpoint to start from.", panel=MODEL)
-    pool: Literal["labelled", "retrieved"] = option(
-        "Candidates in e2e: labelled, as given, gold among them; or retrieved from --corpus, "
-        "no relevance label read.",
+    pool: Literal["labelled", "retrieved", "corpus"] = option(
+        "Candidates: labelled, as given, gold among them; in e2e retrieved from --corpus, no "
+        "relevance label read; in retrieval gold among passages drawn from --corpus.",
         "labelled",
         METHOD,
     )
-    corpus: Path | None = option("Compressed corpus that pools are retrieved from.", None, INPUT)
+    corpus: Path | None = option("Compressed corpus that pools come from.", None, INPUT)
     pool_by: Literal["bm25", "query"] | None = setting(
         "Who retrieves: bm25 (the default), or query: the query reasoner as it learns.", None
     )
@@ -183,7 +183,8 @@ class TrainConfig(LearnConfig):
     )
     top_k: int = setting("Passages given to the generator.", 5, low=1)
     pool_size: int = setting(
-        "Candidates per question in e2e and retrieval; larger pools are sampled, gold kept.",
+        "Candidates per question in e2e and retrieval; larger pools are sampled, gold kept. With "
+        "--pool corpus: passages drawn from it a step.",
         20,
         low=1,
     )

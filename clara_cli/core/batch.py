@@ -225,7 +225,10 @@ def retrieval_batch(
     batch = Batch(memory_tokens)
     for example in examples:
         batch.sources.append(example.source)
-        batch.add_passages([prompter.passage(text) for text in example.texts])
+        if example.rows:
+            batch.add_stored(example.rows)
+        else:
+            batch.add_passages([prompter.passage(text) for text in example.texts])
         batch.queries.append(prompter.query(example.question))
         batch.golds.append(example.golds)
     return batch

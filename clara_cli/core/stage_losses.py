@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clara_cli.core.batch import Batch
 from clara_cli.core.losses import alignment_mse, hidden_kl, hidden_nll, infonce
 from clara_cli.core.model import ClaraModel, Encoded
-from clara_cli.core.topk import Mask, flattened_cosine, select, straight_through_topk
+from clara_cli.core.topk import Mask, cosines, select, straight_through_topk
 
 TRAINED = {
     "scp": ("compressor", "generator"),
@@ -115,11 +115,9 @@ def rank_pools(
         frozen = partial(model.encode_frozen, role="compressor", memory_tokens=batch.memory_tokens)
         memory_BMD = in_groups(model, batch.passages, frozen).memory_BMD
     query_BMD = encode(model, batch.queries, "query_reasoner", batch.memory_tokens).memory_BMD
-    scores = [
-        flattened_cosine(query_BMD[b : b + 1], memory_BMD[pool].unsqueeze(0))[0]
-        for b, pool in enumerate(batch.pools)
-    ]
-    return memory_BMD, scores
+    scores_QB = cosines(query_BMD, memory_BMD)
+    pools = [torch.tensor(pool, device=scores_QB.device) for pool in batch.pools]
+    return memory_BMD, [scores_B[pool] for scores_B, pool in zip(scores_QB, pools, strict=True)]
 
 
 def choose(
@@ -154,10 +152,12 @@ def end_to_end_loss(
     return Losses(ce, ce.item(), None)
 
 
-def contrastive_loss(model: ClaraModel, batch: Batch, temperature: float) -> Losses:
+def contrastive_loss(
+    model: ClaraModel, batch: Batch, temperature: float, stored_BMD: Tensor | None = None
+) -> Losses:
     """Retrieval from labels (the paper's Sup- baseline): InfoNCE of each question's gold passages
     among its pool, on the query reasoner alone."""
-    scores = rank_pools(model, batch)[1]
+    scores = rank_pools(model, batch, stored_BMD)[1]
     scores_BN = pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
     positives_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
     for b, golds in enumerate(batch.golds):

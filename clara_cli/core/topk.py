@@ -51,11 +51,12 @@ def straight_through_topk(
     return hard_BKN + soft_BKN - soft_BKN.detach(), indices_BK
 
 
-def flattened_cosine(query_BMD: Tensor, memory_BNMD: Tensor) -> Tensor:
-    """scores_BN: cosine of the flattened M x D memories, in float32 (paper section 3.2)."""
+def cosines(query_BMD: Tensor, memory_NMD: Tensor) -> Tensor:
+    """scores_BN of every query with the same memories: cosine of the flattened M x D memories, in
+    float32 (paper section 3.2)."""
     query_BE = torch.nn.functional.normalize(query_BMD.flatten(1).float(), dim=-1)
-    memory_BNE = torch.nn.functional.normalize(memory_BNMD.flatten(2).float(), dim=-1)
-    return torch.einsum("be,bne->bn", query_BE, memory_BNE)
+    memory_NE = torch.nn.functional.normalize(memory_NMD.flatten(1).float(), dim=-1)
+    return query_BE @ memory_NE.T
 
 
 def select(weights_BKN: Tensor, memory_BNMD: Tensor) -> Tensor:

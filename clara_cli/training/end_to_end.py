@@ -29,7 +29,7 @@ class EndToEnd(QuestionStage):
 
     name = "e2e"
     figures = ("ce", "em", "f1", *RECALL)
-    retrieves = True
+    pool_kinds = ("labelled", "retrieved")
 
     def __init__(
         self,

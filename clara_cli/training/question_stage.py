@@ -29,12 +29,12 @@ from clara_cli.training.validation import Example, HeldOutSet, split
 
 
 class QuestionStage(Stage):
-    """Questions by step. Roles that only rank need no answers; only a stage that `retrieves` may
-    find its pools in a corpus. `report` hears where pools come from, where that is worth saying."""
+    """Questions by step. Roles that only rank need no answers; `pool_kinds` are the values of
+    `--pool` that a stage takes. `report` hears where pools come from, if that is worth saying."""
 
     config: TrainConfig
     needs_answers: ClassVar[bool] = True
-    retrieves: ClassVar[bool] = False
+    pool_kinds: ClassVar[tuple[str, ...]] = ("labelled",)
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class QuestionStage(Stage):
         if config.pool == "retrieved":
             return [replace(question, pool=()) for question in questions], held_out
         for question in [*held_out, *questions]:
-            cls.check_pool(question)
+            cls.check_pool(question, config)
         return questions, held_out
 
     @classmethod
-    def check_pool(cls, question: Question) -> None:
+    def check_pool(cls, question: Question, config: TrainConfig) -> None:
         """Every question needs a pool.
 
         Raises:
@@ -75,7 +75,7 @@ class QuestionStage(Stage):
         if not question.pool:
             retrieved = (
                 "; or give --pool retrieved and --corpus a compressed corpus"
-                if cls.retrieves
+                if "retrieved" in cls.pool_kinds
                 else ""
             )
             hint = f"--stage {cls.name} reads passages: {QUESTION_HINT}{retrieved}"
@@ -185,8 +185,7 @@ class QuestionStage(Stage):
         """Questions to validate on, each with its own pool, drawn once."""
         examples = []
         for number, question in enumerate(records):
-            rng = random.Random(f"{self.config.seed} validation {number}")
-            example = self.example(question, self.config, rng)
+            example = self.held_out_example(number, question)
             answers = question.answers if "generator" in TRAINED[self.name] else ()
             golds = example.golds if "query_reasoner" in TRAINED[self.name] else ()
             examples.append(Example(example, answers, golds))
@@ -194,6 +193,11 @@ class QuestionStage(Stage):
         if self.config.text_share >= 1:  # memory is not trained, and not measured
             build, read = self.build_text, lambda batch: (None, [])
         return HeldOutSet(examples, build, self.losses, read, self.config.answer_tokens)
+
+    def held_out_example(self, number: int, question: Question) -> AnswerExample:
+        """Question `number` of those to validate on, with its passages."""
+        rng = random.Random(f"{self.config.seed} validation {number}")
+        return self.example(question, self.config, rng)
 
     def _build_held_out(self, examples: Sequence[AnswerExample]) -> Batch:
         return self.build(examples, self.memory_tokens[0])

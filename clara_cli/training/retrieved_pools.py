@@ -19,59 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara_cli.answering.engine import refuse_mismatch
 from clara_cli.answering.retriever import Retriever
 from clara_cli.config import TrainConfig
-from clara_cli.core.batch import Batch
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.distributed.ranks import Ranks
-from clara_cli.errors import ArtefactError, UsageError
+from clara_cli.errors import ArtefactError
 from clara_cli.records import Progress, Question, Report
 from clara_cli.storage.artefact import read_object
 from clara_cli.storage.files import make_folder, write_atomic
+from clara_cli.training.corpus_pools import CorpusMemory
 
 REFRESH_EVERY = 100
 QUERY_VALUES = 2**26  # numbers of questions' memory searched with at once
 
 
-def check_pool_settings(config: TrainConfig, retrieves: bool) -> None:
-    """Settings of one way to pools mean nothing in another; `retrieves` says whether the stage may
-    find its pools in a corpus.
-
-    Raises:
-        UsageError: naming them.
-    """
-    only: dict[str, Any] = {"--corpus": config.corpus, "pool_by": config.pool_by}
-    only["refresh_every"] = config.refresh_every
-    if config.pool == "labelled":
-        for name, value in only.items():
-            if value is not None:
-                raise UsageError(
-                    f"{name} is {value}, but the pools are labelled ones",
-                    "add --pool retrieved, or omit it",
-                )
-        return
-    if not retrieves:
-        raise UsageError(
-            f"--pool retrieved with --stage {config.stage}", "only e2e learns from retrieved pools"
-        )
-    if config.corpus is None:
-        raise UsageError(
-            "--pool retrieved without --corpus", "give --corpus a folder made by clara compress"
-        )
-    if config.train_memory:
-        raise UsageError(
-            "train_memory with --pool retrieved",
-            "the corpus's memory would no longer be the checkpoint's",
-        )
-    if config.refresh_every is not None and config.pool_by != "query":
-        raise UsageError(
-            f"refresh_every is {config.refresh_every}, but BM25's pools never change",
-            "add --set pool_by=query, or omit refresh_every",
-        )
-
-
-class RetrievedPools:
+class RetrievedPools(CorpusMemory):
     """Rows of a corpus for every question of a run. `visits(step)` are the numbers of the
     questions a step reads."""
 
@@ -87,9 +49,9 @@ class RetrievedPools:
     ) -> None:
         assert config.corpus is not None
         self.config, self.questions, self.visits = config, questions, visits
-        self.model, self.steps, self.ranks, self.report = loaded.model, steps, ranks, report
+        self.steps, self.ranks, self.report = steps, ranks, report
         self.retriever = Retriever.open(config.corpus)
-        refuse_mismatch(loaded, self.retriever.corpus, "--init")
+        super().__init__(loaded, self.retriever.corpus)
         self.by_query = config.pool_by == "query"
         self.every = config.refresh_every or REFRESH_EVERY
         self._first: int | None = None
@@ -97,40 +59,16 @@ class RetrievedPools:
         if not self.by_query:
             self.retriever.bm25  # noqa: B018  (a corpus without text is refused before the run)
 
-    @property
-    def memory_tokens(self) -> int:
-        """Memory tokens stored per passage."""
-        return self.retriever.corpus.manifest.identity.memory_tokens
-
-    @property
-    def ratio(self) -> int:
-        """The ratio the corpus was compressed at."""
-        return self.retriever.corpus.manifest.identity.ratio
-
-    def check_memory_tokens(self, memory_tokens: Sequence[int]) -> None:
-        """A ratio below the corpus's needs memory tokens it does not have.
-
-        Raises:
-            UsageError: naming both.
-        """
-        if max(memory_tokens) > self.memory_tokens:
-            raise UsageError(
-                f"ratios ask for {max(memory_tokens)} memory tokens, "
-                f"the corpus keeps {self.memory_tokens}",
-                f"train at ratio {self.ratio} or more, or compress again at a lower one",
-            )
-
     def facts(self) -> dict[str, Any]:
         """Where the pools come from."""
-        corpus = self.retriever.corpus
         facts: dict[str, Any] = {"pool": "retrieved", "pool_by": self.config.pool_by or "bm25"}
         if self.by_query:
             facts["refresh_every"] = self.every
-        return {**facts, "corpus": corpus.folder.name, "corpus_sha256": corpus.manifest.sha256}
+        return {**facts, **super().facts()}
 
     def description(self) -> str:
         """The same, as a sentence."""
-        name = self.retriever.corpus.folder.name
+        name = self.corpus.folder.name
         by = f"the query reasoner every {self.every} steps" if self.by_query else "BM25"
         return f"pools: retrieved from {name} by {by}; no relevance label is read"
 
@@ -146,16 +84,11 @@ class RetrievedPools:
         return self._filled(rows, rng)
 
     def _filled(self, rows: list[int], rng: random.Random) -> list[int]:
-        wanted = min(self.config.top_k, len(self.retriever.corpus)) - len(rows)
+        wanted = min(self.config.top_k, len(self.corpus)) - len(rows)
         if wanted > 0:
-            rest = sorted(set(range(len(self.retriever.corpus))) - set(rows))
+            rest = sorted(set(range(len(self.corpus))) - set(rows))
             rows = [*rows, *rng.sample(rest, wanted)]
         return rows
-
-    def memory(self, batch: Batch) -> Tensor:
-        """memory_BMD of a batch's rows, as the corpus keeps it."""
-        memory_BMD = self.retriever.corpus.memory(batch.stored, batch.memory_tokens)
-        return memory_BMD.to(self.model.device)
 
     def _serve(self, step: int) -> None:
         """Have the pools of the refresh that `step` belongs to."""

@@ -45,7 +45,7 @@ from clara_cli.core.batch import (
 from clara_cli.core.losses import IGNORE
 from clara_cli.core.model import ClaraModel
 from clara_cli.core.stage_losses import TRAINED, Losses, end_to_end_loss, read_memory_loss
-from clara_cli.core.topk import flattened_cosine, select, straight_through_topk
+from clara_cli.core.topk import select, straight_through_topk
 from clara_cli.records import Pair
 
 SLOTS, WEIGHT, POOL, TOP_K, TEMPERATURE = 16, 0.1, 8, 5, 0.02
@@ -145,7 +145,7 @@ def plain_e2e(model: ClaraModel, batch: Batch) -> Losses:
         memory = plain_read(model, "compressor", batch.passages, PASSAGE_TOKENS)[0]
     pools_BNMD = torch.stack([memory[pool] for pool in batch.pools])
     query_BMD = plain_read(model, "query_reasoner", batch.queries, LIMITS["e2e"])[0]
-    scores_BN = flattened_cosine(query_BMD, pools_BNMD)
+    scores_BN = F.cosine_similarity(query_BMD.flatten(1)[:, None], pools_BNMD.flatten(2), dim=-1)
     weights = straight_through_topk(scores_BN, TOP_K, TEMPERATURE, "exact")[0]
     ce = plain_answer(model, batch, select(weights, pools_BNMD).flatten(0, 2))
     return Losses(ce, ce.item(), None)

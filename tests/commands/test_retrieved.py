@@ -177,8 +177,11 @@ def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_p
     ("changes", "words"),
     [
         ({"corpus": None}, "without --corpus"),
-        ({"stage": "instruct"}, "only e2e"),
-        ({"stage": "retrieval"}, "only e2e"),
+        ({"stage": "instruct"}, "retrieved goes with --stage e2e"),
+        ({"stage": "retrieval"}, "retrieved goes with --stage e2e"),
+        ({"pool": "corpus"}, "corpus goes with --stage retrieval"),
+        ({"pool": "corpus", "stage": "retrieval", "corpus": None}, "without --corpus"),
+        ({"pool": "corpus", "stage": "retrieval", "pool_by": "bm25"}, "pool_by is bm25"),
         ({"train_memory": True}, "train_memory"),
         ({"refresh_every": 5}, "BM25's pools never change"),
         ({"pool": "labelled"}, "--corpus is .*labelled"),

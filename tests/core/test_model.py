@@ -152,19 +152,19 @@ def test_e2e_gradient_of_the_query_reasoner_against_finite_differences(tiny_back
     """Along the gradient, the soft choice's loss changes as the gradient says: the straight-through
     estimate equals the derivative of the loss with the soft weights in place of the hard ones,
     when the loss is linear in the weights. Here: weights against a fixed upstream."""
-    from clara_cli.core.topk import flattened_cosine, straight_through_topk
+    from clara_cli.core.topk import cosines, straight_through_topk
 
     model = build(tiny_backbone).double()
     model.train_only(("query_reasoner",))
     rows = [model.prompter.passage(t) for t in TEXTS]
-    pool = model.encode(rows, "compressor", 4).memory_BMD.detach().unsqueeze(0)
+    pool = model.encode(rows, "compressor", 4).memory_BMD.detach()
     upstream = torch.randn(1, 1, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def scores():
         query = model.encode(
             [model.prompter.passage("Who is the mayor?")], "query_reasoner", 4
         ).memory_BMD
-        return flattened_cosine(query, pool)
+        return cosines(query, pool)
 
     weights, _ = straight_through_topk(scores(), 1, 0.5)
     (weights * upstream).sum().backward()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from clara_cli.core.topk import flattened_cosine, select, straight_through_topk
+from clara_cli.core.topk import cosines, select, straight_through_topk
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = [c for c in json.loads((FIXTURES / "topk_cases.json").read_text()) if c["fn"] == "topk"]
@@ -96,11 +96,11 @@ def test_a_candidate_that_does_not_exist_is_never_weighted():
 
 
 def test_cosine_is_of_the_flattened_memory():
-    query, memory = torch.randn(2, 3, 4), torch.randn(2, 5, 3, 4)
-    scores = flattened_cosine(query, memory)
+    query, memory = torch.randn(2, 3, 4), torch.randn(5, 3, 4)
+    scores = cosines(query, memory)
     for b in range(2):
         for n in range(5):
-            a, c = query[b].flatten(), memory[b, n].flatten()
+            a, c = query[b].flatten(), memory[n].flatten()
             assert scores[b, n].item() == pytest.approx(
                 (a @ c / a.norm() / c.norm()).item(), abs=1e-6
             )
