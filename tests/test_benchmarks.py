@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,6 +14,7 @@ from clara_cli.records import Pair
 FOLDER = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
+import gpu_targets  # noqa: E402
 import train_speed  # noqa: E402
 
 
@@ -35,6 +37,27 @@ def test_both_ways_of_a_training_step_are_the_same_step(tiny_backbone, stage):
     )
     with pytest.raises(SystemExit, match="not the same step"):
         train_speed.equal(ways, first)
+
+
+def test_without_a_gpu_the_aims_of_one_are_said_to_be_unmeasured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_targets.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_targets.py"])
+    gpu_targets.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["not_measured"].startswith("no GPU") and "met" not in result
+    assert (result["device"], result["shape"]) == ("cpu", "nano")
+    assert result["compress_mfu"] is None
+    assert result["pretrain_gb"] > 0 and 0 < result["first_token_share"] < 1
+
+
+def test_aims_are_met_on_their_own_side() -> None:
+    good = {"compress_mfu": 0.6, "pretrain_gb": 39.0, "first_token_share": 0.1}
+    assert set(gpu_targets.met(good).values()) == {True}
+    bad = {"compress_mfu": 0.5, "pretrain_gb": 41.0, "first_token_share": 0.2}
+    assert set(gpu_targets.met(bad).values()) == {False}
+    assert gpu_targets.met({"compress_mfu": None})["compress_mfu"] is None
 
 
 def test_every_benchmark_is_in_the_table():
