@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -230,7 +230,7 @@ async def work(
     first = next(jobs, None)
     if first is None:
         return
-    llm = open_llm(config, target, reader.report.warn)
+    llm = open_llm(config, target, reader.report)
     try:
         await llm.check()
         each = worker(settings, llm, library)
@@ -241,32 +241,55 @@ async def work(
         await llm.close()
 
 
-def open_llm(config: SynthConfig, target: Target, say: Callable[[str], None]) -> LLM:
+def open_llm(config: SynthConfig, target: Target, report: Report) -> LLM:
     """The language model."""
-    if target.urls:
-        chat = ChatSettings(
-            model=target.model,
-            concurrency=config.concurrency,
-            timeout=config.timeout,
-            retries=config.retries,
-            backoff=config.backoff,
-            stream=config.stream,
-            seed=config.seed,
-        )
-        return ChatClient(target.urls, chat, read_key(), say)
-    from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype
-    from clara_cli.core.chat_templates import write_user_turn
+    if not target.urls:
+        return open_local_llm(config, target.model, report)
+    chat = ChatSettings(
+        model=target.model,
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        retries=config.retries,
+        backoff=config.backoff,
+        stream=config.stream,
+        seed=config.seed,
+    )
+    return ChatClient(target.urls, chat, read_key(), report.warn)
+
+
+def open_local_llm(config: SynthConfig, name: str, report: Report) -> LLM:
+    """A model in this process. Prompts share a batch where that changes no reply; of its own
+    settings for writing only the ends count.
+
+    Raises:
+        ArtefactError: where it cannot be had, or its chat template does not keep a prompt.
+    """
+    from clara_cli.core.backbone import load_backbone, pick_device, pick_dtype, window
+    from clara_cli.core.chat_templates import check_user_turn, write_user_turn
+    from clara_cli.core.probe import answers_together
+    from clara_cli.core.writing import forget_settings
     from clara_cli.synthesis.local_model import LocalLLM
 
     device = pick_device(config.device)
     try:
-        loaded = load_backbone(target.model, device, pick_dtype(config.dtype, device))
+        loaded = load_backbone(name, device, pick_dtype(config.dtype, device))
     except ArtefactError as error:
         reason = error.message.partition(": ")[2] or error.message
         hint = "give --llm a model's directory, its Hub id, or an address with http://"
-        raise ArtefactError(f"--llm {target.model}: {reason}", hint) from error
-    as_chat = partial(write_user_turn, loaded.tokenizer)
-    return LocalLLM(loaded.model, loaded.tokenizer, config.concurrency, config.seed, as_chat)
+        raise ArtefactError(f"--llm {name}: {reason}", hint) from error
+    check_user_turn(loaded.tokenizer, f"--llm {name}")
+    forget_settings(loaded.model, loaded.tokenizer.eos_token_id)
+    batch = config.concurrency if answers_together(loaded) else 1
+    if batch < config.concurrency:
+        report.note(f"--llm {name}: its state reads padding: prompts are answered one by one")
+    return LocalLLM(
+        loaded.model,
+        loaded.tokenizer,
+        batch,
+        config.seed,
+        partial(write_user_turn, loaded.tokenizer),
+        window(loaded.model),
+    )
 
 
 def worker(settings: Settings, llm: LLM, library: pool_questions.Library | None) -> Work:

@@ -26,6 +26,8 @@ from clara_cli.errors import ArtefactError
 PATIENCE = 60.0  # seconds until a rendering that the system did not end is given up
 GROWTH, ROOM = 4, 1_000_000  # characters a template may make: so many times what it is given, and
 MOST_TEMPLATE = 1_000_000  # characters of a template
+PROBE = "Who, 'of' <b> & {{ x }} [\u00e9\u4e16], is it\\n?"  # what a template might change
+LONG_PROBE = "\n".join(f"{number}: {PROBE}" for number in range(40))
 HINT = "give a backbone with a plain chat template, or put one into its chat_template.jinja"
 
 
@@ -124,6 +126,17 @@ def write_user_turn(tokenizer: Any, text: str) -> str | None:
         return None
     message = {"role": "user", "content": text}
     return render_chat(tokenizer, [message], add_generation_prompt=True)
+
+
+def check_user_turn(tokenizer: Any, what: str) -> None:
+    """See that the user's turn keeps what it is given, once, whole and as it is.
+
+    Raises:
+        ArtefactError: where the chat template drops, cuts, escapes or repeats it.
+    """
+    turn = write_user_turn(tokenizer, LONG_PROBE)
+    if turn is not None and turn.count(LONG_PROBE) != 1:
+        raise ArtefactError(f"{what}: its chat template does not write a prompt as it is", HINT)
 
 
 def special_tokens(tokenizer: Any) -> dict[str, str | list[str]]:

@@ -13,9 +13,8 @@ from torch import nn
 
 from clara_cli.core.adapters import Adapters, LoraSettings
 from clara_cli.core.backbone import is_whole
-from clara_cli.core.loading import plain_generation
 from clara_cli.core.lora import train_fast
-from clara_cli.core.writing import end_tokens
+from clara_cli.core.writing import forget_settings
 from clara_cli.errors import UsageError
 
 
@@ -52,7 +51,7 @@ class PeftAdapters:
     def __init__(self, causal_lm: Any, lora: LoraSettings, roles: Sequence[str]) -> None:
         self.lora = lora
         refuse_packed(causal_lm, lora)
-        causal_lm.generation_config = plain_generation(eos_token_id=end_tokens(causal_lm) or None)
+        forget_settings(causal_lm)
         self.module: Any = get_peft_model(causal_lm, peft_config(lora), adapter_name=roles[0])
         for role in roles[1:]:
             self.module.add_adapter(role, peft_config(lora))

@@ -21,7 +21,6 @@ from torch import Tensor
 from clara_cli.core import loading
 from clara_cli.core.backbone import Backbone, inner_model
 from clara_cli.core.reading_backbone import agrees
-from clara_cli.core.writing import write
 from clara_cli.errors import ArtefactError, ClaraError
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.file_kinds import read_file
@@ -132,16 +131,26 @@ def check_reading(base: Backbone) -> None:
         raise ArtefactError(f"{what} writes other tokens from embeddings than from tokens", HINT)
 
 
+def answers_together(base: Backbone) -> bool:
+    """Whether a backbone that is only given tokens (`clara synth`) answers padded prompts as alone:
+    as its probe found, else tried. Kinds that embeddings cannot be given to are tried each time."""
+    kept = None if base.folder is None else kept_file(base)
+    if kept is not None and kept.is_file():
+        return read_file(kept) != ALONE
+    return answers_padded(base, by_ids=True)
+
+
 @torch.no_grad()
-def answers_padded(base: Backbone) -> bool:
+def answers_padded(base: Backbone, by_ids: bool = False) -> bool:
     """Whether a prompt padded on the left, beside a longer one, is answered with the logits that it
     gets alone. Kinds with a recurrent state may read the padding into it."""
     ids_T = probe_ids(base)[0]
     short_T = ids_T[: max(1, len(ids_T) // 3)]
     padded_T = torch.cat([ids_T.new_zeros(len(ids_T) - len(short_T)), short_T])
-    embeds = base.model.get_input_embeddings()
-    both = step_logits(base, embeds(torch.stack([ids_T, padded_T])), [len(ids_T), len(short_T)])
-    alone = step_logits(base, embeds(short_T[None]), [len(short_T)])
+    both = step_logits(
+        base, torch.stack([ids_T, padded_T]), [len(ids_T), len(short_T)], by_ids=by_ids
+    )
+    alone = step_logits(base, short_T[None], [len(short_T)], by_ids=by_ids)
     tolerance = TOLERANCE if base.table_VD.dtype == torch.float32 else ROUNDED_TOLERANCE
     for together_BV, single_BV in zip(both, alone, strict=True):
         largest, apart = single_BV.abs().max(), (together_BV[1] - single_BV[0]).abs().max()
@@ -152,19 +161,28 @@ def answers_padded(base: Backbone) -> bool:
     return True
 
 
-def step_logits(base: Backbone, embeds_BTD: Tensor, lengths: list[int]) -> list[Tensor]:
-    """The logits (B, V) of each new token after prompts of these lengths, padded on the left."""
+def step_logits(base: Backbone, ids_BT: Tensor, lengths: list[int], by_ids: bool) -> list[Tensor]:
+    """The logits (B, V) of each new token after prompts of these lengths, padded on the left, given
+    as embeddings or as ids."""
     steps: list[Tensor] = []
 
     def keep_logits(ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
         steps.append(logits_BV.float().clone())
         return logits_BV
 
-    width = embeds_BTD.shape[1]
+    width = ids_BT.shape[1]
     mask = [[0] * (width - length) + [1] * length for length in lengths]
-    mask_BT = torch.tensor(mask, device=embeds_BTD.device)
+    mask_BT = torch.tensor(mask, device=ids_BT.device)
+    embeds = base.model.get_input_embeddings()
+    prompts = {"input_ids": ids_BT} if by_ids else {"inputs_embeds": embeds(ids_BT)}
+    config = loading.plain_generation(max_new_tokens=NEW, pad_token_id=0)
     with nothing_of_its_own(base.model):
-        write(base.model, embeds_BTD, mask_BT, NEW, processors=[keep_logits])
+        base.model.generate(
+            **prompts,
+            attention_mask=mask_BT,
+            generation_config=config,
+            logits_processor=[keep_logits],
+        )
     return steps
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from clara_cli.core.chat_templates import HINT, chat_template, render_chat
+from clara_cli.core.chat_templates import HINT, LONG_PROBE, PROBE, chat_template, render_chat
 from clara_cli.core.losses import IGNORE
 from clara_cli.errors import ArtefactError
 
@@ -69,7 +69,6 @@ class Markers:
 
 
 SEAM = "<|seam|>"
-PROBE = "Who, 'of' <b> & {{ x }} [\u00e9\u4e16], is it\\n?"  # what a template might change
 HOLE = "\u2983answer\u2984"  # stands for the answer while a chat template is rendered
 
 
@@ -238,8 +237,7 @@ class Prompter:
         Raises:
             ArtefactError: where it drops, cuts, escapes or repeats them.
         """
-        question = "\n".join(f"{number}: {PROBE}" for number in range(40))
-        chat = self.answer_chat(question, 2, 4, [PROBE])
+        chat = self.answer_chat(LONG_PROBE, 2, 4, [PROBE])
         whole = self.render(chat, HOLE)
         for name, text, rendered in (
             ("the user's text", chat[1], self.render(chat, None)),

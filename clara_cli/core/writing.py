@@ -71,3 +71,10 @@ def end_tokens(causal_lm: Any) -> list[int]:
     own = getattr(settings, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
     return [i for i in listed if type(i) is int and i >= 0]
+
+
+def forget_settings(causal_lm: Any, eos: int | None = None) -> None:
+    """Make a backbone write greedily from here on unless it is called otherwise: of its own
+    settings for writing only its ends are kept, beside the tokenizer's `eos`."""
+    ends = dict.fromkeys([*([] if eos is None else [eos]), *end_tokens(causal_lm)])
+    causal_lm.generation_config = plain_generation(eos_token_id=list(ends) or None)

@@ -31,8 +31,9 @@ def _like(job: _Job) -> tuple[float, int]:
 
 
 class LocalLLM:
-    """`LLM` over a model in memory. `as_chat` writes a prompt as the user's turn of a chat, where
-    the model has a template for one."""
+    """`LLM` over a model in memory, which answers up to `batch` prompts together. `as_chat` writes
+    a prompt as the user's turn of a chat, where the model has a template for one; `window` bounds
+    the tokens of prompt and reply."""
 
     def __init__(
         self,
@@ -41,11 +42,12 @@ class LocalLLM:
         batch: int,
         seed: int,
         as_chat: Callable[[str], str | None],
+        window: int | None,
     ) -> None:
         self._model, self._tokenizer, self._seed = model, tokenizer, seed
         self._as_chat = as_chat
         self._batch = batch
-        self._window: int | None = getattr(model.config, "max_position_embeddings", None)
+        self._window = window
         self._waiting: list[_Job] = []
         self._runner: asyncio.Task[None] | None = None
         self._stopped = threading.Event()
