@@ -29,6 +29,7 @@ KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implement
 OWN_LIBRARIES = re.compile(r"(transformers|peft)(\.\w+)*")
 SCRIPT = re.compile(r"[\w./-]*\w\.py")
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OLDER_ADAPTER_WEIGHTS = "adapter_model.bin"
 Task = Literal["generate", "vectors", "score", "label tokens", "rewrite"]
 TASKS: dict[Task, str] = {
     "generate": "AutoModelForCausalLM",
@@ -194,9 +195,10 @@ def refuse_adapter(folder: Path, what: str) -> None:
     Raises:
         ArtefactError: where there is one.
     """
-    if (folder / ADAPTER).exists():
+    names = (ADAPTER, ADAPTER_WEIGHTS, OLDER_ADAPTER_WEIGHTS)
+    if name := next((name for name in names if (folder / name).exists()), None):
         raise ArtefactError(
-            f"{what}: {ADAPTER}: an adapter lies in the backbone's folder",
+            f"{what}: {name}: an adapter lies in the backbone's folder",
             "merge it into the weights (PEFT's merge_and_unload, then save_pretrained), or give "
             "the folder without it",
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny_kinds import try_kinds
+from transformers import AutoTokenizer, GenerationConfig
 
 from clara_cli.core import probe as probes
 from clara_cli.core.adapters import LoraSettings
@@ -41,7 +42,32 @@ SETTINGS = {
     "contrast": {"penalty_alpha": 0.6, "dola_layers": "low"},
     "look-up": {"prompt_lookup_num_tokens": 3, "token_healing": True},
     "numbers": {"remove_invalid_values": True, "renormalize_logits": True},
-    "caches": {"use_cache": False, "cache_implementation": "static"},
+    "caches": {"use_cache": False, "cache_implementation": "static", "max_cache_len": 4},
+    "parts": {"prefill_chunk_size": 2, "low_memory": True},
+    "outputs": {"output_attentions": True, "output_hidden_states": True},
+    "groups of beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+    "forced words": {"num_beams": 2, "force_words_ids": [[40]], "constraints": ["a"]},
+    "other ends": {"decoder_start_token_id": 70, "bos_token_id": 71, "pad_token_id": 72},
+    "assistants": {
+        "num_assistant_tokens": 3,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.2,
+        "assistant_early_exit": 1,
+        "assistant_lookbehind": 2,
+        "assistant_ensemble_weight": 0.5,
+        "target_lookbehind": 2,
+        "is_assistant": True,
+        "max_matching_ngram_size": 2,
+    },
+    "speculation": {"speculation_type": "mtp", "use_mtp": True},
+    "compiling": {"disable_compile": True, "cache_config": {"max_cache_len": 4}},
+}
+NO_SETTING = {  # what else a file may hold: its ends, who wrote it, and what no file can carry
+    "eos_token_id",
+    "transformers_version",
+    "_from_model_config",
+    "compile_config",
+    "continuous_batching_config",
 }
 
 
@@ -83,6 +109,11 @@ def test_greedy_is_the_argmax_whatever_generation_config_says(name, plain, tiny_
     assert len(ids) == 10 and confidence == pytest.approx(scored, abs=1e-4)
 
 
+def test_every_setting_that_transformers_knows_is_tried():
+    tried = {key for settings in SETTINGS.values() for key in settings}
+    assert set(vars(GenerationConfig())) == tried | NO_SETTING
+
+
 def test_end_tokens_of_generation_config_end_an_answer(plain, tiny_backbone, tmp_path):
     folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
     file = folder / "generation_config.json"
@@ -109,6 +140,35 @@ def test_a_backbone_that_would_be_read_wrongly_is_refused(shared, case, reason):
         with pytest.raises(ArtefactError, match=reason) as caught:
             LoadOptions("", device="cpu", dtype="float32").open_backbone(str(folder))
         assert caught.value.hint
+
+
+def test_a_token_added_by_hand_needs_a_row(tiny_backbone, tmp_path):
+    """A pad token added to a tokenizer, as is often done to Llama's, without a row for it."""
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ArtefactError, match=r"1 tokens of its .* have no row among 259: '\[PAD\]'"):
+        LoadOptions("", device="cpu", dtype="float32").open_backbone(str(folder))
+
+
+def test_a_tokenizer_without_a_fast_form_is_refused(tiny_backbone, tmp_path):
+    """ByT5's is written in Python alone: it cannot say where in a text its tokens stand."""
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+    (folder / "tokenizer.json").unlink()
+    settings = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ArtefactError, match="has no fast form") as caught:
+        LoadOptions("", device="cpu", dtype="float32").open_backbone(str(folder))
+    assert "tokenizer.json" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_that_lost_its_settings_is_refused(name, tiny_backbone, tmp_path):
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "backbone"))
+    (folder / name).write_bytes(b"")
+    with pytest.raises(ArtefactError, match=f"{name}: an adapter lies in the backbone's folder"):
+        load_backbone(str(folder), CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +198,19 @@ def test_a_prompt_is_the_same_on_another_day(shared):
     prompter = Prompter(base.tokenizer, 64)
     prompter.check_template("backbone v_t_date")
     assert "2024" in prompter.render(("system", "user"), None)
+
+
+def test_the_date_that_llama_falls_back_to_is_the_fixed_one(tiny_backbone):
+    """Llama 3.1's template asks for today only where nobody gave it a date."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone)
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}Today Date: {{ date_string }}\n\n"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    prompter = Prompter(tokenizer, 64)
+    prompter.check_template("backbone b")
+    assert prompter.render(("system", "user"), None).startswith("Today Date: 26 Jul 2024\n\n")
 
 
 def test_a_backbone_is_tried_once(tiny_backbone, tmp_path, monkeypatch):
