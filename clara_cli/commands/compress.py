@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import chain, islice
 
@@ -112,21 +112,34 @@ def estimate(job: Job) -> CompressResult:
     reading, passages = read_passages(job)
     job.progress.begin(reading.fraction)
     first = list(islice(passages, TIMED))
-    rows = token_rows(job, first)
-    memory_tokens, budget = job.identity.memory_tokens, job.config.batch_tokens
-    encode_rows(job.loaded.model, rows[:1], memory_tokens, budget)  # the first call is slower
-    began = time.monotonic()
-    encode_rows(job.loaded.model, rows, memory_tokens, budget)
-    pace = sum(len(row) + memory_tokens for row in rows) / (time.monotonic() - began)
+    pace = positions_a_second(job, token_rows(job, first))
     began = time.monotonic()
     for _ in passages:
         job.progress.cut(reading.fraction)
     spent = time.monotonic() - began
     progress = job.progress
-    positions = progress.text_tokens + progress.passages * (3 + memory_tokens)
+    positions = progress.text_tokens + progress.passages * (3 + job.identity.memory_tokens)
     seconds = max(spent, positions / pace / job.ranks.size)
     job.progress.report.note(f"the time is estimated from the first {len(first)} passages")
     return result(job, progress.passages * progress.each, seconds, progress.passages / seconds)
+
+
+def positions_a_second(job: Job, rows: Sequence[list[int]]) -> float:
+    """The compressor's pace over token rows and their memory; says how far measuring it is."""
+    memory_tokens, budget = job.identity.memory_tokens, job.config.batch_tokens
+    encode_rows(job.loaded.model, rows[:1], memory_tokens, budget)  # the first call is slower
+    done = 0
+
+    def batch_done(passages: int, tokens: int) -> None:
+        nonlocal done
+        done += passages
+
+    def layer_done(passages: float) -> None:
+        job.progress.time(done + passages, len(rows))
+
+    began = time.monotonic()
+    encode_rows(job.loaded.model, rows, memory_tokens, budget, batch_done, layer_done)
+    return sum(len(row) + memory_tokens for row in rows) / (time.monotonic() - began)
 
 
 def compress(job: Job) -> CompressResult:

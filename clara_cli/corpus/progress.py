@@ -14,6 +14,7 @@ from clara_cli.corpus.manifest import COUNTS
 from clara_cli.records import Document, Passage, Progress, Report
 
 SHOW_SECONDS = 1.0
+UNKNOWN_SIZE = "the input is a pipe of unknown size: no percentage and no time remaining are shown"
 
 
 @dataclass
@@ -38,6 +39,7 @@ class CompressionProgress:
     shard_read: float | None = None  # the same with the shard that is being computed
     shard_size: int = 0  # passages of that shard
     shard_computed: int = 0
+    layers_computed: float = 0.0  # passages' worth of the batch that is being computed
     began: float = field(default_factory=time.monotonic)
     shown: float = field(default_factory=time.monotonic)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -63,23 +65,40 @@ class CompressionProgress:
     def begin(self, read: float | None) -> None:
         """The work starts; `read` is the share of the input read so far, None for an unknown."""
         self.read = self.shard_read = None if read is None else 0.0
+        if read is None:
+            self.report.note(UNKNOWN_SIZE)
         self.say(0)
 
     def cut(self, read: float | None) -> None:
         """Passages are cut and counted, in a dry run, up to this share of the input."""
         if time.monotonic() - self.shown >= SHOW_SECONDS:
             self.shown = time.monotonic()
-            self.report.progress(Progress("read", self.passages, None, "passages", share=read))
+            pace = {"passages/s": f"{self.passages / max(self.shown - self.began, 1e-9):,.1f}"}
+            self.report.progress(Progress("read", self.passages, None, "passages", pace, read))
+
+    def time(self, passages: float, total: int) -> None:
+        """So many of the passages by which a dry run measures its pace are computed."""
+        if time.monotonic() - self.shown >= SHOW_SECONDS:
+            self.shown = time.monotonic()
+            share = passages / total
+            self.report.progress(Progress("time", int(passages), total, "passages", share=share))
 
     def begin_shard(self, passages: int, read: float | None) -> None:
         """A shard is about to be computed; `read` is the share of the input it ends at."""
         self.shard_read, self.shard_size, self.shard_computed = read, passages, 0
+
+    def layer(self, passages: float) -> None:
+        """A layer of a batch is computed: so many passages' worth of it."""
+        self.layers_computed = passages
+        if time.monotonic() - self.shown >= SHOW_SECONDS:
+            self.say(min(self.computed, self.passages))
 
     def batch(self, passages: int, tokens: int) -> None:
         """Some passages of a shard are computed."""
         self.computed += passages
         self.shard_computed += passages
         self.tokens += tokens
+        self.layers_computed = 0.0
         if time.monotonic() - self.shown >= SHOW_SECONDS:
             self.say(min(self.computed, self.passages))
 
@@ -105,7 +124,8 @@ class CompressionProgress:
         if self.shard_read is None:
             return None
         before = self.read or 0.0
-        computed = self.shard_computed / self.shard_size if self.shard_size else 1.0
+        passages = self.shard_computed + self.layers_computed
+        computed = passages / self.shard_size if self.shard_size else 1.0
         return before + (self.shard_read - before) * min(1.0, computed)
 
     def counts(self) -> dict[str, int]:

@@ -70,7 +70,8 @@ class Reading(Iterator[Document]):
         may_be_empty: bool,
     ) -> None:
         listed = listing.list_documents(inputs, options)
-        self._inputs, self._files = list(inputs), listed.sources
+        files = [file for source in listed.sources for file in _files_of(source)]
+        self._inputs, self._files = list(inputs), [(file, sources.size(file)) for file in files]
         self.left_out = dict(listed.left_out)
         self.unread = set(listed.unread)
         self._is_unchanged, self._may_be_empty = is_unchanged, may_be_empty
@@ -86,7 +87,7 @@ class Reading(Iterator[Document]):
         self._repeats: dict[str, int] = {}  # of content ids that came more than once
         self._missing = {name for name in (options.title_field, options.id_field) if name}
         self._child = ReaderProcess(on_note)
-        self._total = _total_bytes(self._files)
+        self._total = _sum([size for _, size in self._files])
         self._bytes = 0
         self._documents = self._read()
 
@@ -95,8 +96,8 @@ class Reading(Iterator[Document]):
 
     @property
     def fraction(self) -> float | None:
-        """The share of the files' bytes, as they lie on disk, that was read; None where their size
-        is not known (pipes, datasets by name)."""
+        """The share of the files' bytes, as they lie on disk or on the Hub, that was read; None
+        where their size is not known (a pipe)."""
         return min(1.0, self._bytes / self._total) if self._total else None
 
     def _read(self) -> Iterator[Document]:
@@ -159,11 +160,10 @@ class Reading(Iterator[Document]):
         """The records of every file, one after another, with the place of each."""
         before = 0
         with contextlib.closing(self._child):
-            for source in self._each_file():
-                size = _size(source) if self._total else 0
+            for source, size in self._files:
                 if self._is_unchanged and self._is_unchanged(source):
                     _is_new(source.label, self._seen)
-                    before += size
+                    before += size or 0
                     continue
                 try:
                     for (where, record), position in self._records_of(source):
@@ -174,12 +174,7 @@ class Reading(Iterator[Document]):
                         raise DataError(error.message, f"{error.hint}; or {SKIP_HINT}") from error
                     self.unread.add((source.input, source.label))
                     self._on_bad(error.message)
-                before += size
-
-    def _each_file(self) -> Iterator[Source]:
-        """The files, those of datasets among them."""
-        for source in self._files:
-            yield from hub.dataset_sources(source) if source.kind == "hub" else (source,)
+                before += size or 0
 
     def _records_of(self, source: Source) -> Iterator[tuple[Record, int]]:
         """The records of one file, each with the bytes of it that were read so far."""
@@ -223,17 +218,15 @@ def _checked_encoding(name: str | None) -> str | None:
     return name
 
 
-def _total_bytes(files: Sequence[Source]) -> int | None:
-    """Bytes of all files as they lie on disk; None where that of one is not known."""
-    all_files = all(file.path.is_file() for file in files)
-    return sum(map(_size, files)) if all_files else None
+def _files_of(source: Source) -> Sequence[Source]:
+    """A file itself, or those of a dataset by name."""
+    return hub.dataset_sources(source) if source.kind == "hub" else [source]
 
 
-def _size(file: Source) -> int:
-    try:
-        return file.path.stat().st_size
-    except OSError:  # it went meanwhile; opening it says so
-        return 0
+def _sum(sizes: Sequence[int | None]) -> int | None:
+    """The sum; None where one is not known."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _is_new(document_id: str, seen: DiskSet) -> bool:

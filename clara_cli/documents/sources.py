@@ -9,6 +9,8 @@ import codecs
 import gzip
 import io
 import lzma
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -144,6 +146,22 @@ class _Utf8Stream(io.RawIOBase):
         buffer[: len(taken)] = taken
         self._ready = self._ready[len(taken) :]
         return len(taken)
+
+
+def size(source: Source) -> int | None:
+    """Bytes of a source as it lies on disk or on the Hub; None where that is not known: a pipe, or
+    what went meanwhile (opening it says so)."""
+    try:
+        if source.url:
+            from fsspec.core import url_to_fs
+
+            files, path = url_to_fs(source.url)
+            return files.size(path)
+        piped = source.name == "<stdin>"
+        status = os.fstat(sys.stdin.buffer.fileno()) if piped else source.path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def position(stream: IO[bytes]) -> int:

@@ -6,7 +6,9 @@ import dataclasses
 import gzip
 import json
 import lzma
+import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from helpers import tiny_world
 from clara_cli.commands import compress, compress_pipeline
 from clara_cli.config import CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load
+from clara_cli.corpus.progress import UNKNOWN_SIZE
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.corpus.writer import CorpusWriter
 from clara_cli.documents.chunk import model_text
@@ -516,9 +519,48 @@ def test_a_dry_run_shows_how_far_it_has_read(works, heard, tmp_path, monkeypatch
     report = heard()
     documents = lines(tmp_path / "many.jsonl", *["A town has a mayor."] * 200)
     go(documents, works, tmp_path / "out.clara", report, dry_run=True)
-    shares = [step.share for step in report.seen]
-    assert shares[0] == 0.0 and shares == sorted(shares) and shares[-1] == 1.0
-    assert report.seen[-1].done == 200
+    steps = {task: [step for step in report.seen if step.task == task] for task in report.begun}
+    assert (steps["compress"][0].share, report.begun) == (0.0, {"compress", "time", "read"})
+    for task in ("time", "read"):
+        shares = [step.share for step in steps[task]]
+        assert shares == sorted(shares) and shares[-1] == 1.0
+    assert (steps["time"][-1].total, steps["read"][-1].done) == (64, 200)
+    assert set(steps["read"][-1].figures) == {"passages/s"}
+
+
+def test_progress_goes_on_within_a_batch(works, heard, tmp_path, monkeypatch):
+    """All passages in one batch: layer by layer, with the bytes of a run that nobody watches."""
+    monkeypatch.setattr("clara_cli.corpus.progress.SHOW_SECONDS", 0)
+    report = heard()
+    go(works.documents, works, tmp_path / "seen.clara", report)
+    within = [step for step in report.seen if step.done == 0]
+    assert [step.share for step in within] == [0.0, 0.5, 1.0]  # two layers
+    assert report.seen[-1].done == 14
+    monkeypatch.setattr("clara_cli.core.batch_encoding.layers_of", refuse_layers)
+    go(works.documents, works, tmp_path / "unseen.clara", heard())
+    seen, unseen = (tiny_world.files(tmp_path / name / "shards") for name in
+                    ("seen.clara", "unseen.clara"))  # fmt: skip
+    assert seen == unseen and seen
+
+
+def refuse_layers(inner):
+    """As for a kind whose layers are not one list."""
+    raise ArtefactError("its layers are not in one list", "")
+
+
+def test_documents_from_a_pipe_say_that_no_time_can_be_given(works, heard, tmp_path, monkeypatch):
+    monkeypatch.setattr("clara_cli.corpus.progress.SHOW_SECONDS", 0)
+    for name, dry_run in (("a", False), ("b", True)):
+        report, (reading, writing) = heard(), os.pipe()
+        os.write(writing, lines(tmp_path / "d.jsonl", *["A town has a mayor."] * 70).read_bytes())
+        os.close(writing)
+        with os.fdopen(reading, "rb") as stream:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+            result = go("-", works, tmp_path / f"{name}.clara", report, dry_run=dry_run)
+        assert (result.passages, report.notes.count(UNKNOWN_SIZE)) == (70, 1)
+        counted = [step for step in report.seen if step.task != "time"]
+        assert {step.share for step in counted} == {None}
+        assert counted[-1].done == 70 and "passages/s" in counted[-1].figures
 
 
 def test_a_dry_run_estimates_the_time_from_the_first_passages(works, report, tmp_path):

@@ -7,12 +7,14 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import struct
 import sys
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,9 +265,49 @@ def test_how_far_a_reading_is(tmp_path: Path, monkeypatch) -> None:
         shares = [reading.fraction for _ in reading]
         assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
         assert shares[-1] > 0.99
-    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": packed.open("rb")}))
-    reading = read_documents(["-"], DocumentOptions(), print, print)
-    assert [reading.fraction for _ in reading] == [None] * 200
+    with packed.open("rb") as stream:  # clara compress - < b.jsonl.gz
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        reading = read_documents(["-"], DocumentOptions(), print, print)
+        redirected = [reading.fraction for _ in reading]
+    assert redirected == sorted(redirected) and 0 < redirected[0] and redirected[-1] > 0.99
+
+
+def test_how_far_a_reading_of_a_pipe_is_nobody_knows(tmp_path: Path, monkeypatch) -> None:
+    known = jsonl(tmp_path / "a.jsonl", {"text": "x"})
+    reading_end, writing_end = os.pipe()
+    os.write(writing_end, b'{"text": "a"}\n{"text": "b"}\n')
+    os.close(writing_end)
+    with os.fdopen(reading_end, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        reading = read_documents([str(known), "-"], DocumentOptions(), print, print)
+        assert [reading.fraction for _ in reading] == [None] * 3
+
+
+@pytest.mark.parametrize("where", ["here", "on the Hub"])
+def test_how_far_a_reading_of_a_dataset_by_name_is(tmp_path: Path, monkeypatch, where) -> None:
+    """Its files' sizes are asked for before the first is read."""
+    import datasets
+    import fsspec
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("train-0.jsonl", "train-1.jsonl"):
+        jsonl(folder / name, *({"text": f"{name} {n} " * 5000} for n in range(20)))
+    name = f"hf:{folder}"
+    if where == "on the Hub":
+        for file in folder.iterdir():
+            with fsspec.open(f"memory://owner/set@main/{file.name}", "wb") as stream:
+                stream.write(file.read_bytes())
+        listed = [f"memory://owner/set@main/train-{n}.jsonl" for n in range(2)]
+        builder = datasets.load_dataset_builder(str(folder))
+        builder.config.data_files = {"train": listed}
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *names: builder)
+        name = "hf:owner/set"
+    reading = read_documents([name], DocumentOptions(), print, print)
+    assert reading.fraction == 0
+    shares = [reading.fraction for _ in reading]
+    assert shares == sorted(shares) and len(set(shares)) > 10
+    assert 0.4 < shares[19] <= 0.55 and shares[-1] > 0.99
 
 
 def test_an_id_that_is_refused_is_a_bad_record(tmp_path: Path) -> None:
