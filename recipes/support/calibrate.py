@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_cli.answering.answerer import AskOptions, FoundPassages
+from clara_cli.answering.answerer import Answerer, AskOptions, FoundPassages
 from clara_cli.answering.calibration import Case, calibrated, first_half, fit_and_measure
 from clara_cli.answering.engine import Clara
 from clara_cli.answering.reading import generate
@@ -31,20 +31,27 @@ from clara_cli.evaluation.metrics import exact_match, normalise
 TOGETHER = 64
 
 
-def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: AskOptions) -> list[Case]:
-    """Every question over right and over wrong documents, answers without a word left out."""
-    found = clara.find([q["question"] for q in questions], how)
-    made = [(q, one, False) for q, one in zip(questions, found, strict=True)]
-    made += [
+Control = tuple[dict[str, Any], FoundPassages, bool]  # a question, passages, whether wrong ones
+
+
+def controls(questions: Sequence[dict[str, Any]], found: Sequence[FoundPassages]) -> list[Control]:
+    """Every question over the passages found for it and over wrong ones, those with few first."""
+    pairs = [(q, one, False) for q, one in zip(questions, found, strict=True)]
+    pairs += [
         (q, dataclasses.replace(one, hits=other.hits, memory_KMD=other.memory_KMD), True)
         for number, (q, one) in enumerate(zip(questions, found, strict=True))
         if (other := partner(number, q, found)) is not None
     ]
-    made.sort(key=lambda item: len(item[1].hits))
+    return sorted(pairs, key=lambda pair: len(pair[1].hits))
+
+
+def cases(clara: Clara, questions: Sequence[dict[str, Any]], how: AskOptions) -> list[Case]:
+    """The answers to controls, those without a word left out."""
+    chosen = controls(questions, clara.find([q["question"] for q in questions], how))
     return [
         case
-        for first in range(0, len(made), TOGETHER)
-        for case in judged(clara, made[first : first + TOGETHER], how)
+        for first in range(0, len(chosen), TOGETHER)
+        for case in judged(clara.answerer, chosen[first : first + TOGETHER], how)
     ]
 
 
@@ -64,15 +71,13 @@ def partner(
     return None
 
 
-def judged(
-    clara: Clara, made: Sequence[tuple[dict[str, Any], FoundPassages, bool]], how: AskOptions
-) -> list[Case]:
+def judged(answerer: Answerer, chosen: Sequence[Control], how: AskOptions) -> list[Case]:
     """Answers and their signals."""
-    found = [one for _, one, _ in made]
-    prompts = [clara.answerer.prompt(one, how) for one in found]
-    answers = generate(clara.model, prompts, how.max_new_tokens)
+    found = [one for _, one, _ in chosen]
+    prompts = [answerer.prompt(one, how) for one in found]
+    answers = generate(answerer.model, prompts, how.max_new_tokens)
     texts = [answer.text for answer in answers]
-    signals = clara.answerer.signals(found, answers, how.read)
+    signals = answerer.signals(found, answers, how.read)
     return [
         Case(
             q["question"],
@@ -81,7 +86,7 @@ def judged(
             s,
             lexical(text, [hit.passage for hit in one.hits]),
         )
-        for (q, one, wrong), text, s in zip(made, texts, signals, strict=True)
+        for (q, one, wrong), text, s in zip(chosen, texts, signals, strict=True)
         if s
     ]
 
