@@ -92,7 +92,7 @@ class CompressConfig(PlacementOptions, DocumentOptions):
         "Prefix each passage with its document's title when compressing.", True, METHOD
     )
     text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
-    store_dtype: Literal["auto", "float32", "bf16", "fp16", "fp8", "int8"] = option(
+    store_dtype: Literal["auto", "float32", "bf16", "fp16", "fp8", "int8", "nf4"] = option(
         "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
     )
     shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)

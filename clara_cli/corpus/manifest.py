@@ -40,7 +40,7 @@ class Identity:
     all of it agrees.
 
     `checkpoint` holds at least `fingerprint`; `memory_tokens` is M, `hidden` is D, `ratio` text
-    tokens per memory token, `dtype` one of `quantize.DTYPES`, `text` whether passages keep their
+    tokens per memory token, `dtype` one of `quantize.FORMATS`, `text` whether passages keep their
     text, `options` any further JSON values that change the result.
     """
 
@@ -306,8 +306,8 @@ def read_identity(fields: Fields) -> Identity:
     checkpoint.get("fingerprint", str)
     read_layout(checkpoint)
     dtype = fields.get("dtype", str)
-    if dtype not in quantize.DTYPES:
-        raise fields.wrong("dtype", f"{dtype!r}, known: {', '.join(quantize.DTYPES)}")
+    if dtype not in quantize.FORMATS:
+        raise fields.wrong("dtype", f"{dtype!r}, known: {', '.join(quantize.FORMATS)}")
     return Identity(
         checkpoint=checkpoint.values,
         memory_tokens=fields.count("memory_tokens", 1),

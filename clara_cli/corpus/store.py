@@ -266,7 +266,8 @@ class Corpus:
         where a value is not finite: what is read goes to the generator."""
         stored, scales = self._slices_of(number)
         packed = None if scales is None else scales[start:end]
-        memory_NMD = quantize.unpack(stored[start:end], packed, self.manifest.identity.dtype)
+        identity = self.manifest.identity
+        memory_NMD = quantize.unpack(stored[start:end], packed, identity.dtype, identity.hidden)
         row = _first_nonfinite(memory_NMD)
         if row is not None:
             path = self.folder / self.manifest.shards[number].memory
@@ -285,7 +286,7 @@ class Corpus:
                 self.remote.copy(shard.memory, shard.sha256_memory, shard.bytes_memory)
                 self._check_header(shard)
             handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
-            scaled = self.manifest.identity.dtype in quantize.SCALES
+            scaled = quantize.FORMATS[self.manifest.identity.dtype].scales is not None
             scales = handle.get_slice("scales") if scaled else None
             self._slices[number] = (handle.get_slice("memory"), scales)
             if len(self._slices) > _OPEN_SHARDS:
@@ -353,12 +354,11 @@ class Corpus:
     def _check_header(self, shard: Shard) -> None:
         identity = self.manifest.identity
         path = self.folder / shard.memory
-        memory_tokens, hidden, dtype = identity.memory_tokens, identity.hidden, identity.dtype
-        memory = {"dtype": quantize.DTYPES[dtype], "shape": [shard.rows, memory_tokens, hidden]}
-        wanted = {"memory": memory}
-        if groups := quantize.groups(dtype, hidden):
-            shape = [shard.rows, memory_tokens, groups]
-            wanted["scales"] = {"dtype": quantize.SCALES[dtype], "shape": shape}
+        shapes = quantize.FORMATS[identity.dtype].shapes(identity.memory_tokens, identity.hidden)
+        wanted = {
+            name: {"dtype": values, "shape": [shard.rows, *shape]}
+            for name, (values, shape) in shapes.items()
+        }
         header = _header(path)
         if header != wanted:
             raise self._damaged(path, f"its header is {header}, the manifest says {wanted}")

@@ -21,7 +21,7 @@ from clara_cli.answering.reading import Generated
 from clara_cli.cli.app import app
 from clara_cli.commands import compress, index, pretrain
 from clara_cli.core.checkpoint_info import read_info
-from clara_cli.corpus.quantize import DTYPES
+from clara_cli.corpus.quantize import FORMATS
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError
 
@@ -66,7 +66,7 @@ def corpora(works, tmp_path_factory, heard) -> dict[str, Path]:
     """The shared documents in every stored format; the first has a graph."""
     folder = tmp_path_factory.mktemp("formats")
     made = {}
-    for dtype in DTYPES:
+    for dtype in FORMATS:
         made[dtype] = folder / f"{dtype}.clara"
         config = tiny_world.compress(works.documents, works.e2e, made[dtype], store_dtype=dtype)
         compress.run(config, heard())
@@ -74,7 +74,7 @@ def corpora(works, tmp_path_factory, heard) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_memory_that_is_not_finite_is_refused_with_shard_and_row(corpora, tmp_path, dtype, value):
     shutil.copytree(corpora[dtype], tmp_path / "c")

@@ -251,9 +251,10 @@ def test_a_corpus_of_version_1_follows_without_computing_again(works, heard, tmp
     assert json.loads(path.read_text())["version"] == 2
 
 
-def test_a_vacuum_takes_deleted_rows_out_and_search_stays(works, heard, tmp_path):
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_a_vacuum_takes_deleted_rows_out_and_search_stays(works, heard, tmp_path, dtype):
     folder = write(tmp_path / "notes", sentences(11))
-    corpus = built(works, heard, folder, tmp_path / "c.clara", store_dtype="int8")
+    corpus = built(works, heard, folder, tmp_path / "c.clara", store_dtype=dtype)
     index.run(tiny_world.index(corpus, engine="hnsw"), heard())
     kept = Corpus.open(corpus)
     memory = kept.memory(range(11))

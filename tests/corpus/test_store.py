@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clara_cli.corpus import store
 from clara_cli.corpus.append import Additions
@@ -72,17 +74,26 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [("float32", 0), ("bf16", 2**-8), ("fp16", 2**-11), ("fp8", 2**-4), ("int8", 0.9)],
+    ("dtype", "relative", "absolute"),
+    [
+        ("float32", 0, 0),
+        ("bf16", 2**-8, 0),
+        ("fp16", 2**-11, 1e-6),
+        ("fp8", 2**-4, 1e-3),
+        ("int8", 0, 0.01),
+        ("nf4", 0, 0.2),
+    ],
 )
-def test_reads_back_what_was_written(tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_reads_back_what_was_written(
+    tmp_path: Path, dtype: str, relative: float, absolute: float
+) -> None:
     corpus = make(tmp_path / "c.clara", replace(IDENTITY, dtype=dtype))
     everything = torch.cat([memory_of(n) for n in range(3)])
     assert len(corpus) == 8
     rows = [7, 0, 3, 3, 5]
     memory_NMD = corpus.memory(rows)
     assert memory_NMD.dtype == torch.float32 and memory_NMD.shape == (5, 2, 4)
-    torch.testing.assert_close(memory_NMD, everything[rows], rtol=tolerance, atol=tolerance / 90)
+    torch.testing.assert_close(memory_NMD, everything[rows], rtol=relative, atol=absolute)
     chunks = list(corpus.memory_chunks(2))
     assert [first for first, _ in chunks] == [0, 2, 3, 5, 6]
     assert torch.equal(torch.cat([chunk for _, chunk in chunks]), corpus.memory(range(8)))
@@ -459,6 +470,55 @@ def test_a_shard_with_another_header_or_broken_passages(tmp_path: Path) -> None:
     shard = folder / "shards/00000.safetensors"
     shard.write_bytes(shard.read_bytes().replace(b'"F32"', b'"I32"'))
     with pytest.raises(ArtefactError, match="its header is .*I32.* the manifest says"):
+        Corpus.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("memory", lambda stored: stored.view(torch.int8)),
+        ("memory", lambda stored: stored[..., :1]),
+        ("memory", lambda stored: stored.repeat(1, 1, 2)),  # a value a byte
+        ("scales", lambda stored: stored.float()),
+        ("scales", lambda stored: stored.repeat(1, 1, 2)),
+        ("scales", None),
+    ],
+)
+def test_four_bits_in_tensors_of_another_form_are_refused(tmp_path: Path, name, change) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder, replace(IDENTITY, dtype="nf4"))
+    path = folder / "shards/00000.safetensors"
+    tensors = load_file(path)
+    tensors.update({name: change(tensors.pop(name)).contiguous()} if change else {})
+    if change is None:
+        del tensors[name]
+    save_file(tensors, path)
+    fit_manifest(folder, path)
+    with pytest.raises(ArtefactError, match="its header is .* the manifest says"):
+        Corpus.open(folder)
+
+
+def fit_manifest(folder: Path, shard: Path) -> None:
+    """Record the first shard's memory file as it is now."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    data = shard.read_bytes()
+    manifest["shards"][0] |= {
+        "sha256_memory": hashlib.sha256(data).hexdigest(),
+        "bytes_memory": len(data),
+    }
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4", "fp8"])
+def test_a_manifest_of_another_scheme_is_refused(tmp_path: Path, dtype: str) -> None:
+    folder = tmp_path / "c.clara"
+    make(folder, replace(IDENTITY, dtype=dtype))
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["quantisation"]["group"] = 16
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match=f"key .quantisation.: not that of {dtype}"):
         Corpus.open(folder)
 
 
