@@ -31,8 +31,9 @@ from torch import Tensor
 
 from clara_cli.answering.answerer import Answerer, AskOptions, FoundPassages
 from clara_cli.answering.calibration import Case, calibrated, fit_and_measure, measure
-from clara_cli.answering.support import SIGNALS, Fit
+from clara_cli.answering.support import SIGNALS, read_calibrations
 from clara_cli.core.checkpoint import Loaded, load
+from clara_cli.core.checkpoint_info import ReadMode
 from clara_cli.core.load_options import LoadOptions
 from clara_cli.evaluation.data import datasets
 from clara_cli.evaluation.paragraphs import Library, Piece
@@ -147,18 +148,39 @@ def judged_parts(
     answerer: Answerer, chosen: Sequence[Control], how: AskOptions, kept: KeptCases, name: str
 ) -> Iterator[Case]:
     """The answers to controls, a part after the other, those that are done as they were kept."""
-    done, began = kept.read(), time.monotonic()
-    for number, first in enumerate(range(0, len(chosen), TOGETHER)):
-        if number < len(done):
-            yield from done[number]
-            continue
-        part = judged(answerer, chosen[first : first + TOGETHER], how)
+    done = kept.read()
+    yield from (case for part in done for case in part)
+    began, first = time.monotonic(), len(done) * TOGETHER
+    for start in range(first, len(chosen), TOGETHER):
+        part = judged(answerer, chosen[start : start + TOGETHER], how)
         kept.add(part)
-        answers = min(first + TOGETHER, len(chosen)) - len(done) * TOGETHER
-        rate = (time.monotonic() - began) / answers
-        print(f"{name}: {first + answers % TOGETHER or TOGETHER:,} of {len(chosen):,} answers, "
-              f"{rate:.2f} s each", file=sys.stderr)  # fmt: skip
+        answers = min(start + TOGETHER, len(chosen))
+        pace = (time.monotonic() - began) / (answers - first)
+        print(f"{name}: {answers:,} of {len(chosen):,} answers, {pace:.2f} s each", file=sys.stderr)
         yield from part
+
+
+def judged_file(loaded: Loaded, file: str, how: AskOptions, args: argparse.Namespace) -> list[Case]:
+    """The judged answers to a file's questions."""
+    settings = {
+        "file": file,
+        "weights": {name: digests["digest"] for name, digests in loaded.info.weights.items()},
+        "read": how.read,
+        "top_k": how.top_k,
+        "trained_on": [str(file) for file in args.trained_on],
+        "questions": args.questions,
+        "seed": args.seed,
+    }
+    kept = KeptCases(args.keep / f"{stem(file)}.jsonl" if args.keep else None, settings)
+    text = RealText(loaded, file, args)
+    chosen = controls(text.questions(), text.find(how))
+    answerer = Answerer(loaded, True, text.other)
+    return list(judged_parts(answerer, chosen, how, kept, stem(file)))
+
+
+def stem(file: str) -> str:
+    """A file's name without its suffixes, as the table has it."""
+    return Path(file).name.partition(".")[0]
 
 
 def measured_sets(cases: Sequence[Case], name: str) -> dict[str, list[Case]]:
@@ -166,9 +188,15 @@ def measured_sets(cases: Sequence[Case], name: str) -> dict[str, list[Case]]:
     return {name: list(cases), name + ALONE: [case for case in cases if not case.wrong]}
 
 
-def own_figures(fit: Fit, sets: dict[str, list[Case]], seed: int) -> dict[str, Any]:
-    """What a checkpoint's own calibration makes of answers."""
-    figures = {}
+def own_figures(
+    loaded: Loaded, read: ReadMode, sets: dict[str, list[Case]], seed: int
+) -> dict[str, Any]:
+    """What a checkpoint's own calibration makes of answers; exits where it has none."""
+    fingerprints = (loaded.info.fingerprint, loaded.info.older_fingerprint)
+    calibration = read_calibrations(loaded.path, *fingerprints).get(read)
+    if calibration is None:
+        sys.exit(f"{loaded.name} has no calibration of answers read from {read}: give --fit")
+    fit, figures = calibration.with_text, {}
     for name, rows in sets.items():
         p_N = torch.tensor([fit.probability(case.signals) for case in rows]).double()
         figures[name] = measure(p_N, rows, fit.threshold, seed)
@@ -199,37 +227,29 @@ def main() -> None:
     args = parser.parse_args()
     if (args.fit is None) != (args.out is None):
         parser.error("--fit and --out go together")
+    files = [*([args.fit] if args.fit else []), *args.measure]
+    if len(set(map(stem, files))) < len(files):
+        parser.error("two files have one name")
     loaded = load(LoadOptions(args.model, device="cpu", dtype="float32", only_reads=True))
     read = args.read or loaded.info.reading.mode
-    how = AskOptions(
-        top_k=args.top_k or loaded.info.reading.passages_of(read), max_new_tokens=16, read=read
-    )
-    by_file: dict[str, list[Case]] = {}
-    for file in [*([args.fit] if args.fit else []), *args.measure]:
-        text, name = RealText(loaded, file, args), Path(file).name.partition(".")[0]
-        answerer = Answerer(loaded, True, text.other)
-        settings = {"file": file, "checkpoint": loaded.info.fingerprint, "read": read,
-                    "top_k": how.top_k, "questions": args.questions, "seed": args.seed}  # fmt: skip
-        kept = KeptCases(args.keep / f"{name}.jsonl" if args.keep else None, settings)
-        chosen = controls(text.questions(), text.find(how))
-        by_file[name] = list(judged_parts(answerer, chosen, how, kept, name))
+    top_k = args.top_k or loaded.info.reading.passages_of(read)
+    how = AskOptions(top_k=top_k, max_new_tokens=16, read=read)
+    cases = {stem(file): judged_file(loaded, file, how, args) for file in files}
     unseen = {
         name: rows
         for file in args.measure
-        for key in [Path(file).name.partition(".")[0]]
-        for name, rows in measured_sets(by_file[key], key).items()
+        for name, rows in measured_sets(cases[stem(file)], stem(file)).items()
     }
     if args.fit is None:
-        figures = own_figures(answerer.calibrations[read].with_text, unseen, args.seed)
+        figures = own_figures(loaded, read, unseen, args.seed)
     else:
-        (fitted, *_) = by_file.values()
-        fits, summary = fit_and_measure(fitted, SIGNALS[read], unseen, args.seed)
-        summary["top_k"], figures = how.top_k, summary["figures"]
+        fits, summary = fit_and_measure(cases[stem(args.fit)], SIGNALS[read], unseen, args.seed)
+        summary["top_k"], figures = top_k, summary["figures"]
         before = json.loads(args.out.read_text()) if args.out.is_file() else {}
         written = calibrated(loaded.info.fingerprint, read, fits, summary, before)
         args.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     print(
-        "| answers | n (supported) | AUROC | ECE | precision | recall |\n|---|---|---|---|---|---|"
+        "| answers | n (supported) | AUROC | ECE | precision | recall |", "|---" * 6 + "|", sep="\n"
     )
     for name, values in figures.items():
         print(row(name, values))

@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ def module(folder: str, name: str):
 
 
 recipe, controls = module("support", "calibrate"), module("nano", "support_data")
+real_text = module("support", "real_text")
 
 
 def test_nanos_calibration_is_of_its_memory_space():
@@ -89,3 +91,59 @@ def test_controls_are_held_out_and_the_same_each_time(tmp_path):
     assert [asked is not None for _, asked in controls.squad(file)] == [
         *(True, False, False, False, False, True, False)
     ]
+
+
+# --- on files of questions with their passages ---
+
+
+def invented_file(file: Path, count: int, seed: int) -> Path:
+    """Passages of the invented world, a question each, as `clara bench --dataset` reads them."""
+    records = (
+        {"title": document["title"], "text": document["text"], "qas": [question]}
+        for document, question in controls.invented(count, seed)
+    )
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return file
+
+
+def real_text_table(monkeypatch, capsys, *words) -> dict[str, list[str]]:
+    """The script's table, cells by the name of the row."""
+    monkeypatch.setattr(sys, "argv", ["real_text.py", *map(str, words)])
+    real_text.main()
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def test_a_file_is_calibrated_on_and_others_measured_by_one_command(tmp_path, monkeypatch, capsys):
+    fitted, unseen = (invented_file(tmp_path / f"{n}.jsonl", 16, n) for n in (1, 2))
+    out, keep = tmp_path / "support.json", tmp_path / "keep"
+    words = ["--fit", fitted, "--measure", unseen, "--questions", "14", "--top-k", "1"]
+    words += ["--out", out, "--keep", keep]
+    table = real_text_table(monkeypatch, capsys, *words)
+    assert list(table) == ["text", "memory", "words alone", "text, 2", "text, 2, found alone"]
+    assert table["text, 2"][0].startswith("28 (") and table["text, 2, found alone"][0][:4] == "14 ("
+    info = read_info(BUNDLED["nano"])
+    assert set(read_calibrations(tmp_path, info.fingerprint)) == {"memory"}
+    monkeypatch.setattr(real_text, "judged", None)  # all answers are kept: none is made again
+    assert real_text_table(monkeypatch, capsys, *words) == table
+    with pytest.raises(SystemExit, match="is of other settings"):
+        real_text_table(monkeypatch, capsys, *words, "--seed", "1")
+
+
+def test_what_was_trained_on_is_not_measured(tmp_path):
+    file = invented_file(tmp_path / "a.jsonl", 6, 0)
+    known = tmp_path / "train.jsonl"
+    lines = file.read_text().splitlines()
+    pool = {"paragraphs": [json.loads(lines[4])], "qas": []}
+    known.write_text(f"{lines[1]}\n{json.dumps(pool)}\n")
+    questions = real_text.datasets.load(str(file)).questions
+    drawn = real_text.drawn(questions, 9, real_text.trained_on([known]), 0)
+    assert drawn == [0, 2, 3, 5]
+    assert real_text.drawn(questions, 2, set(), 0) == real_text.drawn(questions, 2, set(), 0)
+
+
+def test_a_checkpoint_without_a_calibration_says_so(monkeypatch):
+    loaded = SimpleNamespace(name="smol", path=BUNDLED["smol"], info=read_info(BUNDLED["smol"]))
+    monkeypatch.setattr(real_text, "read_calibrations", lambda *names: {})
+    with pytest.raises(SystemExit, match="no calibration of answers read from text: give --fit"):
+        real_text.own_figures(loaded, "text", {}, 0)
