@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -55,9 +55,6 @@ class Adapters(Protocol):
     def add(self, role: str) -> None:
         """Add a role, its weights not set."""
 
-    def renew(self, role: str) -> None:
-        """Give a role fresh weights, which change nothing yet."""
-
     def switch(self, role: str | None) -> None:
         """Put one role in force; None: the bare backbone."""
 
@@ -69,6 +66,14 @@ class Adapters(Protocol):
 
     def keep_still(self, roles: Sequence[str]) -> None:
         """No dropout in these roles."""
+
+
+@runtime_checkable
+class TrainedAdapters(Adapters, Protocol):
+    """Those that can be trained too."""
+
+    def renew(self, role: str) -> None:
+        """Give a role fresh weights, which change nothing yet."""
 
 
 class ReadingAdapters:
@@ -88,10 +93,6 @@ class ReadingAdapters:
         """Add a role, its weights not set."""
         for layer in self._layers.values():
             layer.add_role(role, self.lora.rank, self.lora.alpha / self.lora.rank)
-
-    def renew(self, role: str) -> None:
-        """Only PEFT's adapters train."""
-        raise NotImplementedError
 
     def switch(self, role: str | None) -> None:
         """Put one role in force; None: the bare backbone."""

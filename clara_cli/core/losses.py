@@ -64,7 +64,17 @@ def hidden_nll(hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Te
     """
     if not len(targets_P):
         raise ValueError("no labelled token in the batch")
-    total: Tensor = _ChunkedNll.apply(hidden_PD, targets_P, head)
+
+    def chunk(own_PV: Tensor, part: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        target_P1 = targets_P[part, None]
+        loss = -own_PV.gather(1, target_P1).sum()
+        if not wanted:
+            return loss, None
+        slope_PV = own_PV.exp_()  # probabilities, less one at the target
+        less = torch.full_like(target_P1, -1, dtype=slope_PV.dtype)
+        return loss, slope_PV.scatter_add_(1, target_P1, less)
+
+    total: Tensor = _ChunkedSum.apply(hidden_PD, head, chunk)
     return total / len(targets_P)
 
 
@@ -78,7 +88,15 @@ def hidden_kl(student_PD: Tensor, teacher_PD: Tensor, head: Callable[[Tensor], T
     """
     if not len(student_PD):
         raise ValueError("no labelled token in the batch")
-    total: Tensor = _ChunkedKl.apply(student_PD, teacher_PD.detach(), head)
+    teacher_PD = teacher_PD.detach()
+
+    def chunk(own_PV: Tensor, part: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        taught_PV = head(teacher_PD[part]).log_softmax(-1, dtype=torch.float32)
+        loss = (taught_PV.exp() * (taught_PV - own_PV)).sum()
+        # the student's probabilities less the teacher's
+        return loss, own_PV.exp_() - taught_PV.exp_() if wanted else None
+
+    total: Tensor = _ChunkedSum.apply(student_PD, head, chunk)
     return total / len(student_PD)
 
 
@@ -87,60 +105,33 @@ def chunk_size(vocabulary: int) -> int:
     return CHUNK_VALUES // vocabulary or 1
 
 
-class _ChunkedNll(torch.autograd.Function):
-    """Summed cross-entropy of head(hidden_PD) against targets_P, in float32."""
+class _ChunkedSum(torch.autograd.Function):
+    """A loss of the predictions head(hidden_PD), summed over positions a chunk at a time.
+
+    `chunk` is given a chunk's log-probabilities in float32, which it may overwrite, its place among
+    the positions, and whether the slope is wanted; it returns the chunk's loss and its slope by the
+    logits.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_PD: Tensor, targets_P: Tensor, head: Callable[[Tensor], Tensor]
+        ctx: Any,
+        hidden_PD: Tensor,
+        head: Callable[[Tensor], Tensor],
+        chunk: Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]],
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
         total = torch.zeros((), device=hidden_PD.device)
-        gradients = []
+        gradients: list[Tensor] = []
         size = chunk_size(head(hidden_PD[:1]).shape[-1])
-        for part_PD, part_P in zip(hidden_PD.split(size), targets_P.split(size), strict=True):
+        for start in range(0, len(hidden_PD), size):
+            part = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
-                leaf_PD = part_PD.detach().requires_grad_(wanted)
+                leaf_PD = hidden_PD[part].detach().requires_grad_(wanted)
                 logits_PV = head(leaf_PD)
-            slope_PV = logits_PV.detach().log_softmax(-1, dtype=torch.float32)
-            target_P1 = part_P[:, None]
-            total -= slope_PV.gather(1, target_P1).sum()
-            if wanted:  # d loss / d logits = probabilities, less one at the target; in place
-                slope_PV = slope_PV.exp_()
-                less = torch.full_like(target_P1, -1, dtype=slope_PV.dtype)
-                slope_PV.scatter_add_(1, target_P1, less)
-                gradients += torch.autograd.grad(logits_PV, leaf_PD, slope_PV.to(logits_PV.dtype))
-        if wanted:
-            ctx.save_for_backward(torch.cat(gradients))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient_PD,) = ctx.saved_tensors
-        return gradient_PD * upstream[0].to(gradient_PD.dtype), None, None
-
-
-class _ChunkedKl(torch.autograd.Function):
-    """Summed KL(teacher, student) of the predictions of two rows of hidden states, in float32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, student_PD: Tensor, teacher_PD: Tensor, head: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        total = torch.zeros((), device=student_PD.device)
-        gradients = []
-        size = chunk_size(head(student_PD[:1]).shape[-1])
-        pairs = zip(student_PD.split(size), teacher_PD.split(size), strict=True)
-        for own_PD, taught_PD in pairs:
-            with torch.set_grad_enabled(wanted):
-                leaf_PD = own_PD.detach().requires_grad_(wanted)
-                logits_PV = head(leaf_PD)
-            own_PV = logits_PV.detach().log_softmax(-1, dtype=torch.float32)
-            taught_PV = head(taught_PD).log_softmax(-1, dtype=torch.float32)
-            total += (taught_PV.exp() * (taught_PV - own_PV)).sum()
-            if wanted:  # d loss / d logits = the student's probabilities less the teacher's
-                slope_PV = own_PV.exp_() - taught_PV.exp_()
+            loss, slope_PV = chunk(logits_PV.detach().log_softmax(-1, torch.float32), part, wanted)
+            total += loss
+            if slope_PV is not None:
                 gradients += torch.autograd.grad(logits_PV, leaf_PD, slope_PV.to(logits_PV.dtype))
         if wanted:
             ctx.save_for_backward(torch.cat(gradients))

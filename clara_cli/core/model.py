@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clara_cli.core.adapters import Adapters, LoraSettings, peft_adapters
+from clara_cli.core.adapters import Adapters, LoraSettings, TrainedAdapters, peft_adapters
 from clara_cli.core.backbone import (
     Backbone,
     head_logits,
@@ -203,7 +203,9 @@ class ClaraModel(nn.Module):
 
     def begin_memory_anew(self, layout: MemoryLayout, memory_MD: Tensor, max_passage: int) -> None:
         """Make memory in another way, nothing of it learned yet: the compressor is fresh, and the
-        query reasoner, which knew the memory before, is no role any more."""
+        query reasoner, which knew the memory before, is no role any more. Not of a model that was
+        opened to be read."""
+        assert isinstance(self.adapters, TrainedAdapters), "opened to be read, it does not train"
         self.layout, self.prompter.max_passage = layout, max_passage
         self.check_layout()
         self.memory_MD = nn.Parameter(memory_MD.to(self.device))
