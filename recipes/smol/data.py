@@ -4,8 +4,9 @@
 
 DATA holds squad/ squadshifts/ fairytaleqa/ qed/ policyqa/ as xz-compressed JSON lines of
 {"title", "text", "qas"}. Written are `train.jsonl` (a passage, or a pool of passages, a line with
-its questions) and `held_out.jsonl`: SQuAD-train articles kept back by title, on which every choice
-(reading mode, thresholds, support) is made. Passages that share 13 words in a row with SQuAD's dev
+its questions), `passages.jsonl` (some of its passages, for the query reasoner to search) and
+`held_out.jsonl`: SQuAD-train articles kept back by title, on which every choice (reading mode,
+thresholds, support) is made. Passages that share 13 words in a row with SQuAD's dev
 set or with the sample, or a title with the dev set, are left out and counted. Seeded: the same
 files give the same bytes.
 """
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pools", type=float, default=0.4, help="share of lines with neighbours")
     parser.add_argument("--squad", type=float, help="share of SQuAD's lines: fewer of the others")
+    parser.add_argument("--passages", type=int, default=2600, help="passages to search")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -80,6 +82,7 @@ def main() -> None:
     write_jsonl(options.out / "held_out.jsonl", map(single, held))
     lines = training_lines(kept, options.pools, rng)
     write_jsonl(options.out / "train.jsonl", lines)
+    write_jsonl(options.out / "passages.jsonl", first_passages(lines, options.passages))
     questions = Counter(p.source for p in kept for _ in p.qas)
     print(f"questions to train on: {dict(questions)}; left out: {dict(dropped)}")
     print(f"{len(lines)} lines; held back: {len(held)} passages")
@@ -210,6 +213,12 @@ def neighbours(
             own = parts[i][0]
             ranked[i] = [numbers[r] for r in row if numbers[r] != own][:NEIGHBOURS]
     return [ranked[i] for i in range(len(parts))]
+
+
+def first_passages(lines: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The passages of the first lines that give one alone, each once."""
+    given = [(line["title"], line["text"]) for line in lines if "text" in line]
+    return [{"title": title, "text": text} for title, text in list(dict.fromkeys(given))[:count]]
 
 
 def single(passage: Passage) -> dict[str, Any]:
