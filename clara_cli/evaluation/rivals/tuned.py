@@ -155,9 +155,12 @@ def prompt_ids(tokenizer: Any, prompt: str | list[dict[str, str]]) -> list[int]:
 
 
 def generate(weights: Weights, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-    """Greedy continuations, prompts padded on the left."""
+    """Greedy continuations, prompts padded on the left, or one by one for a model whose state reads
+    padding."""
     if not prompts:
         return []
+    if len(prompts) > 1 and not weights.pads:
+        return [text for one in prompts for text in generate(weights, [one], max_new_tokens)]
     model, tokenizer = weights.model, weights.tokenizer
     pad = tokenizer.pad_token_id
     pad = tokenizer.eos_token_id if pad is None else pad

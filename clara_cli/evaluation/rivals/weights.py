@@ -12,18 +12,22 @@ from typing import Any
 import torch
 
 from clara_cli.core import hub, loading
-from clara_cli.core.backbone import is_owner_and_name
+from clara_cli.core.backbone import Backbone, is_owner_and_name
+from clara_cli.core.probe import answers_padded
+from clara_cli.core.writing import forget_settings
 from clara_cli.errors import ArtefactError
 from clara_cli.evaluation.rivals.registry import MINILM, MINILM_PACKAGE, SystemSpec
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model of transformers with its tokenizer; `folder` is where both were read."""
+    """A model of transformers with its tokenizer; `folder` is where both were read, `pads` says
+    whether prompts padded on the left are answered as they are alone."""
 
     model: Any
     tokenizer: Any
     folder: Path
+    pads: bool = True
 
     @property
     def longest(self) -> int:
@@ -38,7 +42,8 @@ class Weights:
 def load(
     spec: SystemSpec, task: loading.Task, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """The weights a rival names, else its default ones, from a folder or the Hub, for `task`.
+    """The weights a rival names, else its default ones, from a folder or the Hub, for `task`. Of
+    one that generates only the ends of its own settings for writing count: greedy is the argmax.
 
     Raises:
         ArtefactError: where they cannot be had or loaded.
@@ -50,7 +55,12 @@ def load(
     else:
         model = loading.load_task_model(folder, name, dtype, task)
         tokenizer = loading.load_tokenizer(folder, name)
-    return Weights(model.to(device).eval().requires_grad_(False), tokenizer, folder)
+    model.to(device).eval().requires_grad_(False)
+    if task != "generate":
+        return Weights(model, tokenizer, folder)
+    forget_settings(model, tokenizer.eos_token_id)
+    pads = answers_padded(Backbone(model, tokenizer, name, None), by_ids=True)
+    return Weights(model, tokenizer, folder, pads)
 
 
 def _adapted(folder: Path, name: str, dtype: torch.dtype) -> tuple[Any, Any]:

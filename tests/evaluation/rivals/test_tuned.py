@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_kinds import try_kinds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -227,3 +229,26 @@ def test_they_are_rows_of_bench(
     lines = [json.loads(line) for line in (tmp_path / "o" / "predictions.jsonl").open()]
     given = {line["system"]: len(line["hits"]) for line in lines}
     assert given == {f"{name}=llama": 2 if name == "rankzephyr" else 3 for name in names}
+
+
+@pytest.mark.parametrize(("kind", "pads"), [("rwkv", False), ("llama", True)])
+def test_a_reader_whose_state_reads_padding_answers_one_by_one(
+    kind: str, pads: bool, tmp_path: Path
+) -> None:
+    weights = opened("rag-ddr", try_kinds.backbone(kind, tmp_path / kind))
+    prompts = [prompt_ids(weights.tokenizer, text) for text in ("Who?", QUESTION, "Where is it?")]
+    alone = [generate(weights, [one], 12)[0] for one in prompts]
+    assert (weights.pads, generate(weights, prompts, 12)) == (pads, alone)
+
+
+def test_settings_for_writing_that_come_with_a_reader_change_no_answer(
+    llama: Path, tmp_path: Path
+) -> None:
+    """Qwen's instruct models are published with a repetition penalty."""
+    copy = Path(shutil.copytree(llama, tmp_path / "copy"))
+    file = copy / "generation_config.json"
+    penalty = {"repetition_penalty": 1.9, "return_dict_in_generate": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **penalty}))
+    plain_one, other = (opened("rag-ddr", folder) for folder in (llama, copy))
+    prompts = [prompt_ids(plain_one.tokenizer, QUESTION)]
+    assert generate(other, prompts, 16) == generate(plain_one, prompts, 16)
