@@ -51,7 +51,6 @@ from clara_cli.errors import UsageError
 from clara_cli.records import Passage, Report
 from clara_cli.storage import artefact
 
-STORE = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ADDING = (
     "documents are added by the checkpoint and with the options that the corpus was made with: "
     "omit that option, or make another corpus with --out"
@@ -169,11 +168,14 @@ def default_out(inputs: tuple[str, ...]) -> Path:
 
 def corpus_identity(config: CompressConfig, loaded: Loaded, out: Path) -> Identity:
     """Everything that decides the corpus's bytes besides the documents. One that was begun by an
-    earlier version of this program keeps the fingerprint it has, where it means the same."""
+    earlier version of this program keeps the fingerprint it has, where it means the same, and the
+    format that was the default."""
     stored = stored_identity(out)
     begun = stored.checkpoint["fingerprint"] if stored else ""
-    compute = STORE[loaded.model.dtype]
-    named = compute if config.dtype != "auto" else "bf16"
+    compute = quantize.format_of(loaded.model.dtype)
+    named = compute if config.dtype != "auto" else quantize.DEFAULT
+    if named != compute and stored and stored.dtype == quantize.EARLIER_DEFAULT:
+        named = stored.dtype
     checkpoint = {
         "fingerprint": begun if begun and reads(loaded, begun) else loaded.info.fingerprint,
         "model": loaded.name,

@@ -93,7 +93,7 @@ class CompressConfig(PlacementOptions, DocumentOptions):
     )
     text: bool = option("Keep the passages' text, for sources and BM25.", True, OUTPUT)
     store_dtype: Literal["auto", "float32", "bf16", "fp16", "fp8", "int8", "nf4"] = option(
-        "Stored number format; auto: what --dtype names, else bf16.", "auto", OUTPUT
+        "Stored number format; auto: what --dtype names, else fp8.", "auto", OUTPUT
     )
     shard_size: int = option("Passages per shard, the unit of resume.", 1024, OUTPUT, low=1)
     batch_tokens: int = option(

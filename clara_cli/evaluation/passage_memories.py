@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clara_cli.core.model import ClaraModel
-from clara_cli.corpus.quantize import passage_bytes
+from clara_cli.corpus.quantize import pack, passage_bytes, unpack
 from clara_cli.corpus.store import Corpus
 from clara_cli.records import NullReport, Progress, Report
 
@@ -39,30 +39,33 @@ class Memories(Protocol):
 
 
 class ComputedMemories:
-    """Compressed when first asked for, kept in the stored number format. `batch` rows at a time;
-    `keep` batches per ratio stay (None: all)."""
+    """Compressed when first asked for, kept as it is stored in the format `dtype`. `batch` rows at
+    a time; `keep` batches per ratio stay (None: all)."""
 
     def __init__(
         self,
         model: ClaraModel,
         texts: Sequence[str],
-        dtype: torch.dtype,
+        dtype: str,
         batch: int = 32,
         keep: int | None = None,
         report: Report = SILENT,
     ) -> None:
         self._model, self._texts, self._dtype = model, texts, dtype
         self._batch, self._keep, self._report = batch, keep, report
-        self._kept: dict[int, OrderedDict[int, tuple[Tensor, float]]] = {}
+        self._kept: dict[int, OrderedDict[int, tuple[dict[str, Tensor], float]]] = {}
 
     def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
         if not rows:
             return torch.empty(0, memory_tokens, self._model.memory_MD.shape[1])
-        memories = [
-            self._made(row // self._batch, memory_tokens)[0][row % self._batch] for row in rows
+        places = [
+            (self._made(row // self._batch, memory_tokens)[0], row % self._batch) for row in rows
         ]
-        return torch.stack(memories).float()
+        names = places[0][0]
+        return self._read(
+            {name: torch.stack([stored[name][place] for stored, place in places]) for name in names}
+        )
 
     def chunks(self, memory_tokens: int) -> Iterator[tuple[int, Tensor]]:
         """All memory in order."""
@@ -71,7 +74,7 @@ class ComputedMemories:
             waits = first // self._batch not in kept
             if waits:
                 self._report.progress(Progress("compress", first, count, "passages"))
-            yield first, self._made(first // self._batch, memory_tokens)[0].float()
+            yield first, self._read(self._made(first // self._batch, memory_tokens)[0])
             if waits and first + self._batch >= count:
                 self._report.progress(Progress("compress", count, count, "passages"))
 
@@ -81,10 +84,14 @@ class ComputedMemories:
 
     def bytes_per_passage(self, memory_tokens: int) -> int:
         """Bytes of one passage's memory."""
-        return memory_tokens * self._model.memory_MD.shape[1] * self._dtype.itemsize
+        return passage_bytes(self._dtype, memory_tokens, self._model.hidden)
 
-    def _made(self, number: int, memory_tokens: int) -> tuple[Tensor, float]:
-        """A batch's memory_NMD and the seconds a passage of it took."""
+    def _read(self, stored: dict[str, Tensor]) -> Tensor:
+        """memory_NMD of what is stored."""
+        return unpack(stored["memory"], stored.get("scales"), self._dtype, self._model.hidden)
+
+    def _made(self, number: int, memory_tokens: int) -> tuple[dict[str, Tensor], float]:
+        """A batch's memory as it is stored, and the seconds a passage of it took."""
         kept = self._kept.setdefault(memory_tokens, OrderedDict())
         if number not in kept:
             kept[number] = self._compress(number, memory_tokens)
@@ -93,14 +100,13 @@ class ComputedMemories:
         kept.move_to_end(number)
         return kept[number]
 
-    def _compress(self, number: int, memory_tokens: int) -> tuple[Tensor, float]:
+    def _compress(self, number: int, memory_tokens: int) -> tuple[dict[str, Tensor], float]:
         texts = self._texts[number * self._batch : (number + 1) * self._batch]
         began = time.monotonic()
         rows = [self._model.prompter.passage(text) for text in texts]
         with torch.inference_mode():
             memory_NMD = self._model.encode(rows, "compressor", memory_tokens).memory_BMD
-        memory_NMD = memory_NMD.to(self._dtype).cpu()
-        return memory_NMD, (time.monotonic() - began) / len(texts)
+        return pack(memory_NMD, self._dtype), (time.monotonic() - began) / len(texts)
 
 
 class StoredMemories:

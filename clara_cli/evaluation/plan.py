@@ -17,6 +17,7 @@ import torch
 from clara_cli.config import BenchConfig
 from clara_cli.core.checkpoint import Loaded
 from clara_cli.core.roles import role_tensors
+from clara_cli.corpus.quantize import DEFAULT, format_of
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ArtefactError, UsageError
 from clara_cli.evaluation import controls
@@ -178,7 +179,7 @@ def make_memories(
     passages from anywhere, so each is compressed alone; elsewhere neighbours go together."""
     if corpus is not None:
         return StoredMemories(corpus)
-    dtype = torch.bfloat16 if config.dtype == "auto" else loaded.model.dtype
+    dtype = DEFAULT if config.dtype == "auto" else format_of(loaded.model.dtype)
     batch = 1 if config.setting == "normal" else 32
     keep = 64 if config.setting in ("gold", "oracle") else None
     return ComputedMemories(loaded.model, library.texts, dtype, batch, keep, report)
@@ -238,6 +239,6 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
         "weights_sha256": weights.hexdigest(),
         "corpus_sha256": None if corpus is None else corpus.manifest.sha256,
         "compute_dtype": str(plan.loaded.model.dtype).removeprefix("torch."),
-        "memory_dtype": config.dtype,
+        "memory_dtype": DEFAULT if config.dtype == "auto" else config.dtype,
         "device": plan.loaded.model.device.type,
     }

@@ -203,7 +203,7 @@ def test_the_ratio_asked_for_is_the_ratio_recorded(works, report, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "store", "expected"),
     [
-        ("auto", "auto", "bf16"),
+        ("auto", "auto", "fp8"),
         ("float32", "auto", "float32"),
         ("bfloat16", "auto", "bf16"),
         ("float32", "bf16", "bf16"),
@@ -340,6 +340,16 @@ def test_another_option_on_a_finished_corpus_is_refused_by_name(works, report, c
     assert caught.value.code == 3
     assert all(word in caught.value.message for word in (str(works.corpus), *named))
     assert tiny_world.files(works.corpus) == before
+
+
+def test_a_corpus_in_the_format_that_was_the_default_is_left_as_it_is(works, report, tmp_path):
+    data, out = lines(tmp_path / "a.jsonl", FACT), tmp_path / "out.clara"
+    go(data, works, out, report, dtype="auto", store_dtype="bf16")
+    before = tiny_world.files(out)
+    assert go(data, works, out, report, dtype="auto", store_dtype="auto").passages == 1
+    assert tiny_world.files(out) == before
+    with pytest.raises(ArtefactError, match="dtype = 'bf16', this command has 'fp8'"):
+        go(data, works, out, report, dtype="auto", store_dtype="fp8")
 
 
 def test_another_checkpoint_on_a_finished_corpus_is_refused(works, report):

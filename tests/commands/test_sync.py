@@ -251,7 +251,7 @@ def test_a_corpus_of_version_1_follows_without_computing_again(works, heard, tmp
     assert json.loads(path.read_text())["version"] == 2
 
 
-@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", ["fp8", "int8", "nf4"])
 def test_a_vacuum_takes_deleted_rows_out_and_search_stays(works, heard, tmp_path, dtype):
     folder = write(tmp_path / "notes", sentences(11))
     corpus = built(works, heard, folder, tmp_path / "c.clara", store_dtype=dtype)

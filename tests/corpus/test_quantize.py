@@ -94,6 +94,14 @@ def test_four_bits_are_the_nearest_level_and_two_share_a_byte() -> None:
     assert read_NMD[0, 0].tolist() == pytest.approx([2, -2, 0, 2 * 0.44070983, -2 * 0.09105004])
 
 
+@pytest.mark.parametrize("hidden", [2, 8])
+def test_every_byte_of_fp8_is_read_as_torch_reads_it(hidden: int) -> None:
+    stored = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(-1, 1, hidden)
+    read_NMD = unpack(stored, torch.ones(len(stored), 1, 1), "fp8", hidden)
+    torch.testing.assert_close(read_NMD, stored.float(), rtol=0, atol=0, equal_nan=True)
+    assert int(read_NMD.isnan().sum()) == 2  # e4m3 has no infinity
+
+
 @pytest.mark.parametrize("dtype", ["fp8", "int8", "nf4"])
 def test_zeros_stay_zeros_and_no_number_shows_in_the_scales(dtype: str) -> None:
     memory_NMD = torch.zeros(3, 2, 8)

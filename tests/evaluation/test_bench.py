@@ -204,6 +204,28 @@ def test_every_system_is_given_what_its_setting_says(
     )
 
 
+def test_memory_is_read_as_a_corpus_would_store_it(
+    mayors: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    exact, stored = (
+        go(
+            mayors,
+            checkpoint,
+            limit=2,
+            system="scp,clara",
+            ratio="16",
+            dtype=dtype,
+            out=tmp_path / dtype,
+        )
+        for dtype in ("float32", "auto")
+    )
+    sizes = [{row.bytes_per_passage for row in done.systems} for done in (exact, stored)]
+    assert sizes == [{4 * 32 * 4}, {4 * (32 + 4)}]  # of fp8: a byte a value, a scale a token
+    settings = json.loads((tmp_path / "auto" / "bench.json").read_text())
+    assert settings["memory_dtype"] == "fp8"
+    assert hits(stored.predictions, "scp") == hits(exact.predictions, "scp")
+
+
 @pytest.mark.parametrize("setting", ["oracle", "corpus"])
 def test_memory_of_the_best_by_bm25(
     setting: str, mayors: Path, checkpoint: Path, corpus: Path, tmp_path: Path

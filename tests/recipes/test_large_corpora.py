@@ -20,8 +20,8 @@ def test_the_page_has_the_tables_that_the_script_prints():
 
 def test_bytes_and_hours_follow_the_passages_and_the_rate():
     tables = printed("--passages", "1024000", "--gpu-rate", "1000")
-    # 16 x 4096 numbers of two bytes, or of one with scales; 1,024 passages a shard
-    assert "| 16 (16x) | 134 GB | 67.2 GB | 68.2 GB | 68.2 MB |" in tables
+    # 16 x 4096 numbers of two bytes, of one or of half of one with scales; 1,024 passages a shard
+    assert "| 16 (16x) | 134 GB | 67.2 GB | 37.7 GB | 67.2 MB |" in tables
     assert "manifest, 1,000 shards" in tables
     assert "compress, 7B, H100 (1000.0 passages/s) | 0 GPU | 0.0, 0.0, 0.0 |" in tables
     hours = printed("--passages", "36000000", "--gpu-rate", "10")
