@@ -377,8 +377,6 @@ def mean_and_interval(by_passage: Sequence[Sequence[float]], seed: int) -> tuple
     sums_P = np.array([sum(values) for values in by_passage])
     counts_P = np.array([len(values) for values in by_passage])
     mean = float(sums_P.sum() / counts_P.sum())
-    if not sums_P.any() and not any(value for values in by_passage for value in values):
-        return mean, mean, mean
     bounds = stats.bootstrap(
         (sums_P, counts_P),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
@@ -438,13 +436,19 @@ def table(measured: Measured, decode: Any, seed: int) -> Iterator[str]:
             yield f"| {' | '.join((*cells, f'{questions:,}'))} |"
 
 
-def _cell(values: Any, exact: Any, is_exact: bool, seed: int) -> str:
+def _cell(
+    values: Sequence[Sequence[float]], exact: Sequence[Sequence[float]], is_exact: bool, seed: int
+) -> str:
+    """A score, of float32, or the change from it with its interval. Where no question's score
+    changed there is nothing to resample."""
     if is_exact:
         return f"{mean_and_interval(values, seed)[0]:.1f}"
     change = [
         [a - b for a, b in zip(own, other, strict=True)]
         for own, other in zip(values, exact, strict=True)
     ]
+    if not any(value for passage in change for value in passage):
+        return "no change seen"
     mean, low, high = mean_and_interval(change, seed)
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 

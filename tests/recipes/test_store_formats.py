@@ -149,9 +149,16 @@ def test_another_checkpoints_corpus_or_a_passage_that_is_not_there_is_refused(
         measure(store_formats, corpus, other, tmp_path / "run", monkeypatch, capsys)
 
 
+def test_a_change_that_no_question_shows_has_no_interval(store_formats):
+    exact = [[100.0, 0.0], [50.0]]
+    assert store_formats._cell(exact, exact, True, 0) == "50.0"
+    assert store_formats._cell(exact, exact, False, 0) == "no change seen"
+    changed = store_formats._cell([[100.0, 30.0], [50.0]], exact, False, 0)
+    assert changed == "+10.00 (+0.00 to +15.00)"
+
+
 def test_the_interval_is_over_passages(store_formats):
     interval = store_formats.mean_and_interval
-    assert interval([[0.0, 0.0], [0.0]], 0) == (0, 0, 0)
     assert interval([[2.0, 2.0], [2.0]], 0) == pytest.approx((2, 2, 2))
     torch.manual_seed(0)
     alone = [[value] for value in torch.randn(400).tolist()]
