@@ -32,7 +32,8 @@ LossFunction = Callable[[Batch, float], Losses]
 @dataclass(frozen=True)
 class Schedule:
     """Learning rate by step: linear warm-up, then cosine to a tenth of the peak, or constant. Where
-    there is a budget of `minutes`, the share of it that is spent stands for the share of steps."""
+    there is a budget of `minutes`, the share of it that is spent stands for the share of steps, if
+    it is the larger one."""
 
     peak: float
     steps: int
@@ -43,7 +44,7 @@ class Schedule:
     def at(self, step: int, seconds: float = 0.0) -> float:
         """Rate of step 0..steps-1, `seconds` of training after the first began."""
         if self.minutes is not None:
-            done = min(1.0, seconds / (60 * self.minutes))
+            done = self.share(step, seconds)
             rise = max(done, 1 / self.steps) / self.warmup if done < self.warmup else 1.0
             share = max(0.0, done - self.warmup) / max(1e-9, 1 - self.warmup)
             return self.peak * min(1.0, rise) * self.fall(share)

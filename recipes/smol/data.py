@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pools", type=float, default=0.4, help="share of lines with neighbours")
     parser.add_argument("--squad", type=float, help="share of SQuAD's lines: fewer of the others")
-    parser.add_argument("--passages", type=int, default=2600, help="passages to search")
+    parser.add_argument("--passages", type=int, default=1800, help="passages to search")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)

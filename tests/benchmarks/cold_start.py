@@ -25,9 +25,9 @@ QUESTION = "Who commanded the Eastern Walrus 58?"
 
 
 class Tree:
-    """One checkout with a corpus that it made."""
+    """One checkout with a corpus that it made of some documents, of the sample by default."""
 
-    def __init__(self, source: Path, folder: Path, model: str) -> None:
+    def __init__(self, source: Path, folder: Path, model: str, documents: Path = SAMPLE) -> None:
         self.folder = folder
         folder.mkdir()
         self.environment = {
@@ -35,7 +35,7 @@ class Tree:
             "PYTHONPATH": str(source),
             "CLARA_CACHE": str(folder / "cache"),
         }
-        made = ["compress", str(SAMPLE), "--model", model, "--out", "sample.clara"]
+        made = ["compress", str(documents), "--model", model, "--out", "sample.clara"]
         self.run([*made, "--quiet"])
         self.seconds: list[tuple[float, float]] = []
 
@@ -52,14 +52,20 @@ class Tree:
         )
         return done.stdout
 
-    def ask(self) -> str:
-        """The answer of a fresh process; its processor and wall seconds are kept."""
+    def timed(self, words: Sequence[str]) -> tuple[str, float, float]:
+        """(what clara printed in a fresh process, its processor and wall seconds)."""
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        said = self.run(["ask", QUESTION, "--corpus", "sample.clara", "--top-k", "1", "--json"])
+        printed = self.run(words)
         wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        self.seconds.append((processor, wall))
-        answer: str = json.loads(said.splitlines()[-1])["answer"]
+        return printed, processor, wall
+
+    def ask(self) -> str:
+        """The answer of a fresh process; its processor and wall seconds are kept."""
+        words = ["ask", QUESTION, "--corpus", "sample.clara", "--top-k", "1", "--json"]
+        printed, *seconds = self.timed(words)
+        self.seconds.append((seconds[0], seconds[1]))
+        answer: str = json.loads(printed.splitlines()[-1])["answer"]
         return answer
 
     def medians(self) -> dict[str, float]:

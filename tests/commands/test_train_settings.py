@@ -259,3 +259,14 @@ def test_settings_of_fresh_checkpoints_are_refused_where_they_would_do_nothing(
 def test_how_far_a_run_is_follows_its_steps_or_its_minutes(steps, minutes, step, seconds, share):
     schedule = Schedule(1e-3, steps, 0.03, "cosine", minutes)
     assert schedule.share(step, seconds) == pytest.approx(share)
+
+
+def test_the_rate_falls_by_whichever_ends_the_run_steps_or_minutes():
+    """A run whose steps are done long before its minutes ends at a tenth of its rate, too."""
+    by_steps, by_minutes = (
+        Schedule(1e-3, steps, 0.1, "cosine", minutes) for steps, minutes in ((100, 60), (10**6, 1))
+    )
+    assert by_steps.at(99, 30.0) == pytest.approx(1e-4, rel=0.01)
+    assert by_steps.at(55, 17.0) == pytest.approx(0.55e-3, rel=0.01)
+    assert by_minutes.at(55, 33.0) == pytest.approx(by_steps.at(55, 17.0))
+    assert by_minutes.at(99, 60.0) == pytest.approx(1e-4)
