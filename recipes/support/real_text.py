@@ -57,7 +57,7 @@ class RealText:
         library = Library(loaded.info.max_passage_tokens, loaded.model.prompter.offsets)
         self.cases = Cases(dataset, "corpus", len(chosen), library)
         self.pieces = self.cases.case(0).pool.pieces
-        self.memories = ComputedMemories(loaded.model, library.texts, torch.bfloat16, batch=1)
+        self.memories = ComputedMemories(loaded.model, library.texts, "fp8", batch=1)
         self.memory_tokens = loaded.info.memory_tokens_for(None)
 
     def questions(self) -> list[dict[str, Any]]:
