@@ -273,22 +273,24 @@ class MemorySystem:
 
     def _pick(self, batch: Sequence[PooledQuestion]) -> list[_PickedPassages]:
         """Each question with the passages it is to be answered from."""
-        picked = [self._given(asked) for asked in batch]
         if isinstance(self._picker, QueryReasoner):
+            picked = [self._picked(asked, asked.pool.pieces) for asked in batch]
             self._choose(picked, self._picker)
             return picked
         began = time.monotonic()
         chosen = self._picker.pick(batch)
         share = _share(began, batch)
-        for one, pieces in zip(picked, chosen, strict=True):
-            one.pieces, one.seconds["search"] = pieces, share
+        picked = [self._picked(*pair) for pair in zip(batch, chosen, strict=True)]
+        for one in picked:
+            one.seconds["search"] = share
         return picked
 
-    def _given(self, asked: PooledQuestion) -> _PickedPassages:
-        rows = [] if asked.pool.whole else [piece.row for piece in asked.pool.pieces]
+    def _picked(self, asked: PooledQuestion, pieces: Sequence[Piece]) -> _PickedPassages:
+        """A question with passages, compressed where they were not before."""
+        rows = [] if asked.pool.whole else [piece.row for piece in pieces]
         seconds = dict.fromkeys(PHASES, 0.0)
         seconds["compress"] = self._memories.seconds(rows, self._memory_tokens)
-        return _PickedPassages(asked, asked.pool.pieces, seconds)
+        return _PickedPassages(asked, pieces, seconds)
 
     def _fit(self, one: _PickedPassages) -> None:
         prompter, question = self._reader.prompter, one.asked.question
