@@ -1,26 +1,29 @@
-"""The index of a corpus that was changed, brought after it: keys and words of the new passages are
-put in, and once half of what it holds is deleted, or as much again has come, it is built anew.
+"""The index of a corpus that was changed, brought after it: keys, words and fields of the new
+passages are put in, and once half of what it holds is deleted, or as much again has come, it is
+built anew.
 
 The key keeps its rule, and its state until the index is built anew. Knows no checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from clara_cli.answering.retriever import INDEX, WORDS, passage_texts
+from clara_cli.answering.retriever import FIELDS, INDEX, WORDS, passage_fields, passage_text
 from clara_cli.corpus.store import Corpus
-from clara_cli.documents.chunk import model_text
+from clara_cli.records import Passage
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.errors import OtherCorpusError
+from clara_cli.search.field_table import FieldTable
 from clara_cli.search.graph_index import GraphIndex, forget
 from clara_cli.search.keys import make_key, make_state, sample_size
 from clara_cli.storage.lock import locked
 
-Index = TypeVar("Index", GraphIndex, BM25)
+Index = TypeVar("Index", GraphIndex, BM25, FieldTable)
+Table = TypeVar("Table", BM25, FieldTable)
 _BLOCK = 256  # rows whose memory is read at a time
 
 
@@ -34,7 +37,9 @@ def update_index(corpus: Corpus) -> int:
     if not (folder / INDEX).is_dir():
         return 0
     with locked(folder, f"{INDEX}/.lock", folder / INDEX):
-        return _update_graph(corpus) + _update_words(corpus)
+        words = _update_table(BM25, WORDS, corpus, passage_text)
+        fields = _update_table(FieldTable, FIELDS, corpus, passage_fields)
+        return _update_graph(corpus) + words + fields
 
 
 def _update_graph(corpus: Corpus) -> int:
@@ -88,19 +93,22 @@ def _rebuilt(index: GraphIndex, corpus: Corpus) -> GraphIndex:
     return rebuilt
 
 
-def _update_words(corpus: Corpus) -> int:
-    loaded = _load(BM25, corpus, WORDS)
+def _update_table(
+    kind: type[Table], place: str, corpus: Corpus, read: Callable[[Passage], Any]
+) -> int:
+    """Bring what a table keeps of every passage, which `read` gives, to the present ones."""
+    loaded = _load(kind, corpus, place)
     if loaded is None:
         return 0
-    (words, is_numbered), rows = loaded, corpus.manifest.rows
+    (table, is_numbered), rows = loaded, corpus.manifest.rows
     if not is_numbered or 2 * len(corpus) < rows:
-        placed = BM25.build(passage_texts(corpus)).placed(corpus.stored_rows, rows)
-    elif len(words) == rows:
+        everything = map(read, corpus.passages())
+        placed = kind.build(everything).placed(corpus.stored_rows, rows)
+    elif len(table) == rows:
         return 0
     else:
-        more = corpus.stored_passages_at(range(len(words), rows))
-        placed = words.extended(model_text(p.title, p.text or "") for p in more)
-    return placed.save(corpus.folder, corpus.manifest.fingerprint, WORDS)
+        placed = table.extended(map(read, corpus.stored_passages_at(range(len(table), rows))))
+    return placed.save(corpus.folder, corpus.manifest.fingerprint, place)
 
 
 def _load(kind: type[Index], corpus: Corpus, place: str) -> tuple[Index, bool] | None:

@@ -23,6 +23,8 @@ from clara_cli.search.bm25 import BM25
 from clara_cli.search.bm25 import SIDECAR as WORDS_SIDECAR
 from clara_cli.search.errors import REBUILD, OtherCorpusError
 from clara_cli.search.exact import reciprocal_rank_fusion, rescore, scan
+from clara_cli.search.field_table import SIDECAR as FIELDS_SIDECAR
+from clara_cli.search.field_table import FieldTable
 from clara_cli.search.graph_index import SIDECAR, GraphIndex
 from clara_cli.search.keys import make_key
 from clara_cli.search.milvus import MilvusGraph
@@ -33,8 +35,9 @@ from clara_cli.storage.versions import copy_remote
 
 FirstStage = Literal["latent", "bm25", "hybrid"]
 Ranked = list[tuple[float, int]]
-Index = TypeVar("Index", GraphIndex, BM25)
-INDEX, WORDS = "index", "index/bm25"  # where a corpus keeps them
+Index = TypeVar("Index", GraphIndex, BM25, FieldTable)
+INDEX, WORDS, FIELDS = "index", "index/bm25", "index/fields"  # where a corpus keeps them
+REINDEX = "index the corpus again, where it lies"  # what mends the index of one at a URL
 CANDIDATES_PER_K = 20
 _OWN_FIELDS = ("document_id", "passage_id", "title")
 _BLOCK = 256  # rows of a filtered scan gathered at a time
@@ -58,6 +61,7 @@ class Retriever:
     ) -> None:
         self.corpus, self.index = corpus, index
         self._bm25 = words
+        self._fields: FieldTable | None = None
         self._filtered: Filtered | None = None
 
     @classmethod
@@ -130,13 +134,21 @@ class Retriever:
     def filtered(self, where: str) -> Filtered:
         """What a filter leaves."""
         if self._filtered is None or self._filtered.where != where:
-            wanted, rows, names = filters.parse(where), [], set(_OWN_FIELDS)
-            for row, passage in enumerate(self.corpus.passages()):
-                names.update(passage.metadata)
-                if wanted.matches(passage_fields(passage)):
-                    rows.append(row)
-            self._filtered = Filtered(where, rows, names)
+            rows = self.fields.rows_where(filters.parse(where))
+            self._filtered = Filtered(where, rows, self.fields.names | set(_OWN_FIELDS))
         return self._filtered
+
+    @property
+    def fields(self) -> FieldTable:
+        """The fields of all passages: as indexed, else listed now."""
+        if self._fields is None:
+            if self.corpus.remote is not None:
+                copy_remote(self.corpus.remote, FIELDS, FIELDS_SIDECAR, REINDEX)
+            saved = _loaded(FieldTable, self.corpus, FIELDS)
+            if saved is not None and len(saved) > len(self.corpus):
+                saved = saved.kept(self.corpus.stored_rows)
+            self._fields = saved or FieldTable.build(map(passage_fields, self.corpus.passages()))
+        return self._fields
 
     def scans(self, memory_tokens: int, rows: Sequence[int] | None = None) -> bool:
         """Whether the latent stage reads memory itself: there is no graph, only some rows are
@@ -187,17 +199,16 @@ class Retriever:
             saved = _loaded(BM25, self.corpus, WORDS)
             if saved is not None and len(saved) > len(self.corpus):
                 saved = saved.kept(self.corpus.stored_rows)
-            self._bm25 = saved or BM25.build(passage_texts(self.corpus))
+            self._bm25 = saved or BM25.build(map(passage_text, self.corpus.passages()))
         return self._bm25
 
 
 def _copy_index(remote: RemoteFolder) -> None:
-    """Copy the index of a corpus at a URL. One that lies in Milvus is not asked: a corpus from
-    elsewhere does not choose whom this machine connects to."""
-    hint = "index the corpus again, where it lies"
+    """Copy graph and words of a corpus at a URL. A graph that lies in Milvus is not asked: a corpus
+    from elsewhere does not choose whom this machine connects to."""
     for place, sidecar in ((INDEX, SIDECAR), (WORDS, WORDS_SIDECAR)):
-        copy_remote(remote, place, sidecar, hint)
-    described = read_object(remote.local / INDEX / SIDECAR, hint)
+        copy_remote(remote, place, sidecar, REINDEX)
+    described = read_object(remote.local / INDEX / SIDECAR, REINDEX)
     if described is not None and described.values.get("engine") == MilvusGraph.engine:
         files.remove(remote.local, f"{INDEX}/{SIDECAR}")
 
@@ -240,7 +251,6 @@ def passage_fields(passage: Passage) -> dict[str, Any]:
     return {**passage.metadata, **{name: getattr(passage, name) for name in _OWN_FIELDS}}
 
 
-def passage_texts(corpus: Corpus) -> Iterator[str]:
-    """Title and text of every passage, as BM25 reads them."""
-    for passage in corpus.passages():
-        yield model_text(passage.title, passage.text or "")
+def passage_text(passage: Passage) -> str:
+    """Title and text of a passage, as BM25 reads them."""
+    return model_text(passage.title, passage.text or "")

@@ -13,7 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from clara_cli.answering.engine import Clara, mismatch, named_model
-from clara_cli.answering.retriever import CANDIDATES_PER_K, INDEX, WORDS, Retriever, passage_texts
+from clara_cli.answering.retriever import (
+    CANDIDATES_PER_K,
+    FIELDS,
+    INDEX,
+    WORDS,
+    Retriever,
+    passage_fields,
+    passage_text,
+)
 from clara_cli.commands.checkpoint_notes import OLDER, note_older
 from clara_cli.commands.index_measurement import (
     keep_measurement,
@@ -33,6 +41,7 @@ from clara_cli.printable import shell_word
 from clara_cli.records import CorpusContents, DocumentContents, IndexResult, Progress, Report
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.evaluated_queries import EvaluatedQueries
+from clara_cli.search.field_table import FieldTable
 from clara_cli.search.graph_index import Graph, GraphIndex, forget
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.key_selection import (
@@ -124,9 +133,9 @@ def check(config: IndexConfig, started: float, report: Report) -> IndexResult:
     damage = repairs(folder)
     manifest = read_manifest(folder)
     states = manifest.states if manifest else {0: ""}
-    for load_index, place in ((GraphIndex.load, INDEX), (BM25.load, WORDS)):
+    for kind, place in ((GraphIndex, INDEX), (BM25, WORDS), (FieldTable, FIELDS)):
         try:
-            load_index(folder / place, states)
+            kind.load(folder / place, states)
         except ArtefactError as error:
             again = f"clara index {shell_word(folder)}"
             damage.setdefault(again, []).append(error.message.removeprefix(f"{folder}/"))
@@ -232,7 +241,7 @@ def build(
 
 
 def save(engine: str, index: GraphIndex, corpus: Corpus) -> int:
-    """Write what `engine` needs, and the words; returns the bytes."""
+    """Write what `engine` needs, the words and the fields; returns the bytes."""
     folder, size = corpus.folder, 0
     stored = (corpus.stored_rows, corpus.manifest.rows)
     if engine == "exact":
@@ -241,9 +250,10 @@ def save(engine: str, index: GraphIndex, corpus: Corpus) -> int:
         index.place(*stored)
         size += index.save(folder, INDEX)
     if corpus.manifest.identity.text:
-        words = BM25.build(passage_texts(corpus)).placed(*stored)
+        words = BM25.build(map(passage_text, corpus.passages())).placed(*stored)
         size += words.save(folder, corpus.manifest.fingerprint, WORDS)
-    return size
+    fields = FieldTable.build(map(passage_fields, corpus.passages())).placed(*stored)
+    return size + fields.save(folder, corpus.manifest.fingerprint, FIELDS)
 
 
 def questions_to_measure(file: Path | None, corpus: Corpus) -> list[str]:

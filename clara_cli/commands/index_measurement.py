@@ -13,13 +13,13 @@ from typing import Any
 
 from clara_cli import __version__
 from clara_cli.answering.engine import named_model
-from clara_cli.answering.retriever import INDEX, WORDS
+from clara_cli.answering.retriever import FIELDS, INDEX, WORDS
 from clara_cli.config import IndexConfig
 from clara_cli.core.checkpoint import LoadOptions, find_stored
 from clara_cli.corpus.store import Corpus
 from clara_cli.errors import ClaraError
 from clara_cli.records import IndexResult
-from clara_cli.search import bm25, graph_index
+from clara_cli.search import bm25, field_table, graph_index
 from clara_cli.storage.artefact import Fields, encode, read_object
 from clara_cli.storage.cache import cache_folder, private, private_folder
 from clara_cli.storage.files import sha256_bytes, sha256_file, write_atomic
@@ -69,9 +69,10 @@ def keep_measurement(key: str, corpus: Corpus, result: IndexResult) -> None:
 
 
 def _sidecars(folder: Path) -> tuple[str, ...]:
-    """Digests of the descriptions of graph and word index, which name every file of theirs."""
-    described = (folder / INDEX / graph_index.SIDECAR, folder / WORDS / bm25.SIDECAR)
-    return tuple(sha256_file(file) if file.is_file() else "" for file in described)
+    """Digests of the descriptions of graph, words and fields, which name every file of theirs."""
+    described = ((INDEX, graph_index.SIDECAR), (WORDS, bm25.SIDECAR), (FIELDS, field_table.SIDECAR))
+    files = [folder / place / sidecar for place, sidecar in described]
+    return tuple(sha256_file(file) if file.is_file() else "" for file in files)
 
 
 def _load_index(corpus: Corpus) -> None:
@@ -79,6 +80,7 @@ def _load_index(corpus: Corpus) -> None:
     states = corpus.manifest.states
     graph_index.GraphIndex.load(corpus.folder / INDEX, states)
     bm25.BM25.load(corpus.folder / WORDS, states)
+    field_table.FieldTable.load(corpus.folder / FIELDS, states)
 
 
 def _result(fields: Fields, corpus: Corpus) -> IndexResult:

@@ -87,8 +87,9 @@ class Tree:
     def python(self, *words: str) -> tuple[str, float, int]:
         """Run Python; what it printed, its processor seconds and its peak memory in bytes."""
         command = [sys.executable, *words]
-        where = {"cwd": self.folder, "env": self.environment}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=self.folder, env=self.environment
+        ) as process:
             assert process.stdout is not None
             printed = process.stdout.read()
             _, status, used = os.wait4(process.pid, 0)

@@ -109,6 +109,14 @@ def test_only_the_files_that_are_needed_are_copied(indexed, url, own_cache):
         search(Path(url), "Redwater", first_stage="bm25", top_k=1)
 
 
+def test_a_filter_copies_the_fields_and_no_passages_besides(indexed, url, own_cache):
+    where = {"first_stage": "bm25", "top_k": 1, "where": "document_id=d6"}
+    result = search(Path(url), "Redwater", **where)
+    assert result.sources[0].passage.document_id == "d6"
+    assert copies(own_cache, ".jsonl.gz") == ["00001.jsonl.gz"]
+    assert "fields.safetensors" in copies(own_cache, ".safetensors")
+
+
 def test_documents_of_a_corpus_at_a_url_are_listed_and_shown(indexed, url):
     there = index.run(tiny_world.index(Path(url), list=True), NullReport())
     here = index.run(tiny_world.index(indexed, list=True), NullReport())

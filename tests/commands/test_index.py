@@ -132,7 +132,7 @@ def test_the_same_index_is_built_twice_and_the_seed_is_heard(works, report, corp
 def test_exact_leaves_no_graph_of_an_earlier_index(works, report, corpus):
     index.run(tiny_world.index(corpus, engine="hnsw"), report)
     index.run(tiny_world.index(corpus, engine="exact"), report)
-    assert {path.name for path in (corpus / "index").iterdir()} == {"bm25"}
+    assert {path.name for path in (corpus / "index").iterdir()} == {"bm25", "fields"}
 
 
 # --- health ---

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from clara_cli.answering.index_update import update_index
-from clara_cli.answering.retriever import INDEX, WORDS, Retriever, passage_texts
+from clara_cli.answering.retriever import (
+    FIELDS,
+    INDEX,
+    WORDS,
+    Retriever,
+    passage_fields,
+    passage_text,
+)
 from clara_cli.corpus.changes import deleted
 from clara_cli.corpus.documents_table import Documents, StoredDocument, TableWriter
 from clara_cli.corpus.manifest import Identity, read_manifest
@@ -22,6 +29,7 @@ from clara_cli.corpus.writer import CorpusWriter, open_writer
 from clara_cli.records import Document, Passage
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.exact import scan
+from clara_cli.search.field_table import FieldTable
 from clara_cli.search.graph_index import Graph, GraphIndex
 from clara_cli.search.hnsw import HnswGraph, HnswSettings
 from clara_cli.search.keys import make_key, make_state
@@ -42,7 +50,8 @@ def memory_of(name: str) -> torch.Tensor:
 
 def passage_of(name: str) -> Passage:
     text = f"word{int(name[1:]) % 7} of {name}"
-    return Passage(f"{name}#0", name, "", text, 0, len(text), 3)
+    fields = {"kind": int(name[1:]) % 7, f"of{int(name[1:]) % 3}": [name, "some"]}
+    return Passage(f"{name}#0", name, "", text, 0, len(text), 3, fields)
 
 
 def write(folder: Path, names: list[str], removed: Sequence[StoredDocument] = ()) -> None:
@@ -82,8 +91,10 @@ def make_index(folder: Path, new_graph) -> None:
     stored = (corpus.stored_rows, corpus.manifest.rows)
     index.place(*stored)
     index.save(folder, INDEX)
-    words = BM25.build(passage_texts(corpus)).placed(*stored)
+    words = BM25.build(map(passage_text, corpus.passages())).placed(*stored)
     words.save(folder, corpus.manifest.fingerprint, WORDS)
+    fields = FieldTable.build(map(passage_fields, corpus.passages())).placed(*stored)
+    fields.save(folder, corpus.manifest.fingerprint, FIELDS)
 
 
 @dataclass
@@ -93,6 +104,7 @@ class Searched:
     recall: float
     exact: list[list[str]]
     words: list[tuple[list[str], list[float]]]
+    filtered: list[list[str]]
 
 
 def searched(folder: Path, indexed: bool = True) -> Searched:
@@ -113,8 +125,13 @@ def searched(folder: Path, indexed: bool = True) -> Searched:
     for question in ("word3", "word5 of d9", "d17"):
         scores, rows = retriever.bm25.search(question, 20)
         words.append(([names[row] for row in rows], scores))
+    filters = ("kind=3", "of1=some and not kind<4", "document_id=d9 or of2=d17")
+    rows_of = [retriever.rows_where(where) for where in filters]
     return Searched(
-        sum(shares) / len(shares), [[names[row] for row in rows] for rows in best], words
+        recall=sum(shares) / len(shares),
+        exact=[[names[row] for row in rows] for rows in best],
+        words=words,
+        filtered=[[names[row] for row in rows] for rows in rows_of],
     )
 
 
@@ -130,6 +147,7 @@ def assert_like_rebuilt(folder: Path, other: Path, new_graph) -> None:
     edited, rebuilt = searched(folder), searched(other)
     assert edited.exact == rebuilt.exact
     assert edited.words == rebuilt.words
+    assert edited.filtered == rebuilt.filtered
     assert edited.recall >= rebuilt.recall - 0.005
 
 

@@ -1,0 +1,121 @@
+"""The table of fields: it gives the rows that asking every passage gives, however it came to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.filters import ANYTHING, FILTERS, NAMES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from clara_cli.errors import ArtefactError
+from clara_cli.search.field_table import SIDECAR, TABLES, FieldTable
+from clara_cli.search.where import Filter, named_fields, parse
+from clara_cli.storage.files import sha256_file
+
+RECORDS = st.lists(st.dictionaries(NAMES, ANYTHING, max_size=3), max_size=8)
+BOOKS: list[dict[str, Any]] = [
+    {"year": 2010, "tags": ["war", "sea"], "printed": True},
+    {"year": "2010", "lang": "en"},
+    {},
+    {"year": 1.0, "printed": 1, "lang": "\ud800"},
+    {"year": 1, "lang": None},
+]
+
+
+def by_passage(records: list[dict[str, Any]], wanted: Filter) -> list[int]:
+    return [row for row, fields in enumerate(records) if wanted.matches(fields)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(RECORDS, FILTERS, st.data())
+def test_rows_are_those_of_every_passage_asked(
+    records: list[dict[str, Any]], wanted: Filter, data: st.DataObject
+) -> None:
+    asked = st.sampled_from(list(named_fields(wanted)))
+    for fields in records:  # so that the filter meets what it asks for
+        fields[data.draw(asked)] = data.draw(ANYTHING)
+    table = FieldTable.build(records)
+    assert table.rows_where(wanted) == by_passage(records, wanted)
+    assert len(table) == len(records) and table.names == {n for r in records for n in r}
+
+
+@settings(max_examples=50, deadline=None)
+@given(RECORDS, RECORDS, FILTERS, st.data())
+def test_grown_cut_and_placed_it_is_that_of_what_is_left(
+    records: list[dict[str, Any]],
+    more: list[dict[str, Any]],
+    wanted: Filter,
+    data: st.DataObject,
+) -> None:
+    every = [*records, *more]
+    kept = [row for row in range(len(every)) if data.draw(st.booleans())]
+    rows = np.array(kept, np.int64)
+    table = FieldTable.build(records).extended(more)
+    assert table.rows_where(wanted) == by_passage(every, wanted)
+    left = table.kept(rows)
+    assert left.rows_where(wanted) == by_passage([every[row] for row in kept], wanted)
+    assert left.names == {name for row in kept for name in every[row]}
+    again = left.placed(rows, len(every)).kept(rows)
+    assert again.rows_where(wanted) == left.rows_where(wanted)
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("year=2010", [0, 1]),
+        ("year='2010'", [1]),
+        ("year=1", [3, 4]),
+        ("printed=true", [0]),
+        ("printed=1", [3]),
+        ("tags=sea or not year>0", [0, 2]),
+        ("missing!=x", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_stored_and_read_it_tells_values_apart(tmp_path: Path, where: str, rows: list[int]) -> None:
+    assert FieldTable.build(BOOKS).save(tmp_path, "sum", "fields") > 0
+    table = FieldTable.load(tmp_path / "fields", {5: "sum"})
+    assert table is not None and len(table) == 5
+    assert table.rows_where(parse(where)) == rows == by_passage(BOOKS, parse(where))
+
+
+def test_there_is_none_where_none_was_saved(tmp_path: Path) -> None:
+    assert FieldTable.load(tmp_path, {5: "sum"}) is None
+
+
+def changed(folder: Path, **changes: torch.Tensor) -> None:
+    """Write other tensors, with the sum that the description then needs."""
+    described = json.loads((folder / SIDECAR).read_text("utf-8"))
+    file = next(folder.glob(f"*/{TABLES}"))
+    save_file({**load_file(file), **changes}, file)
+    described["tables"]["sha256"] = sha256_file(file)
+    (folder / SIDECAR).write_text(json.dumps(described), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("numbers.0", torch.zeros(4, dtype=torch.int32), "not numbers of 5 passages"),
+        ("numbers.0", torch.zeros(5, dtype=torch.int64), "not numbers of 5 passages"),
+        ("numbers.0", torch.full((5,), -2, dtype=torch.int32), "numbers below -1"),
+        ("numbers.0", torch.full((5,), 99, dtype=torch.int32), "that it does not list"),
+        ("values.0", torch.zeros(3, dtype=torch.uint8), "not JSON"),
+        ("values.0", torch.tensor(list(b'{"a":1}'), dtype=torch.uint8), "that it does not list"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_error(
+    tmp_path: Path, name: str, tensor: torch.Tensor, message: str
+) -> None:
+    FieldTable.build(BOOKS).save(tmp_path, "sum", "fields")
+    changed(tmp_path / "fields", **{name: tensor})
+    with pytest.raises(ArtefactError, match=message) as caught:
+        table = FieldTable.load(tmp_path / "fields", {5: "sum"})
+        assert table is not None
+        table.rows_where(parse("year=1"))
+    assert caught.value.hint == "build it again with clara index"
