@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import argparse
 import signal
+from pathlib import Path
 
 import xllamacpp
 
 
 def parameters(arguments: argparse.Namespace) -> xllamacpp.CommonParams:
     """The server's settings. `--context` is the window of all requests in flight together."""
-    made = xllamacpp.CommonParams()
-    made.model.path = arguments.model
-    made.hostnames, made.port = [arguments.host], arguments.port
-    made.n_ctx, made.n_parallel = arguments.context, arguments.parallel
-    made.n_predict = 256
-    made.cpuparams.n_threads = made.cpuparams_batch.n_threads = arguments.threads
-    return made
+    settings = xllamacpp.CommonParams()
+    settings.model.path = arguments.model
+    settings.hostnames, settings.port = [arguments.host], arguments.port
+    settings.n_ctx, settings.n_parallel = arguments.context, arguments.parallel
+    settings.n_predict = 256
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = arguments.threads
+    return settings
 
 
 def main() -> None:
@@ -33,7 +34,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    server = xllamacpp.Server(parameters(parser.parse_args()))
+    arguments = parser.parse_args()
+    if not Path(arguments.model).is_file():
+        parser.error(f"{arguments.model}: no such file")
+    server = xllamacpp.Server(parameters(arguments))
     print(f"{server.listening_address}/v1", flush=True)
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
