@@ -119,7 +119,7 @@ class Corpus:
         deleted = manifest.edits.deleted
         self._live = _live_rows(folder, manifest) if deleted else None
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
-        self._slices: OrderedDict[int, Any] = OrderedDict()
+        self._open: OrderedDict[int, tuple[Tensor, Tensor | None]] = OrderedDict()
         self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
 
     @classmethod
@@ -186,13 +186,17 @@ class Corpus:
 
     def stored_memory(self, stored_rows: Sequence[int]) -> Tensor:
         """The memory of rows, deleted ones too, by their numbers over all shards: [N, M, D]."""
+        import numpy as np
         import torch
 
         identity = self.manifest.identity
         memory_NMD = torch.empty(len(stored_rows), identity.memory_tokens, identity.hidden)
-        for position, stored in enumerate(stored_rows):
-            number, inside = self._locate(stored)
-            memory_NMD[position] = self._read(number, inside, inside + 1)[0]
+        rows_N = np.asarray(stored_rows, np.int64)
+        shard_N = np.searchsorted(self._first_rows, rows_N, side="right") - 1
+        for number in np.unique(shard_N):
+            places = np.flatnonzero(shard_N == number)
+            inside = rows_N[places] - self._first_rows[number]
+            memory_NMD[torch.from_numpy(places)] = self._read(int(number), inside)
         return memory_NMD
 
     def memory_chunks(
@@ -207,7 +211,7 @@ class Corpus:
             for inside in range(0, shard.rows, rows_per_chunk):
                 kept = self._kept(number, inside, min(inside + rows_per_chunk, shard.rows))
                 if len(kept):
-                    memory_NMD = self._read(number, inside, inside + rows_per_chunk)
+                    memory_NMD = self._read(number, slice(inside, inside + rows_per_chunk))
                     if len(kept) < len(memory_NMD):
                         memory_NMD = memory_NMD[torch.from_numpy(kept)]
                     yield first, self._coarsened(memory_NMD, memory_tokens)
@@ -261,25 +265,27 @@ class Corpus:
         number = bisect_right(self._first_rows, stored) - 1
         return number, stored - self._first_rows[number]
 
-    def _read(self, number: int, start: int, end: int) -> Tensor:
+    def _read(self, number: int, rows: slice | np.ndarray) -> Tensor:
         """Some rows of a shard as [N, M, D] float32. Raises ArtefactError naming shard and row
         where a value is not finite: what is read goes to the generator."""
-        stored, scales = self._slices_of(number)
-        packed = None if scales is None else scales[start:end]
+        import numpy as np
+
+        stored, scales = self._mapped(number)
+        packed = None if scales is None else scales[rows]
         identity = self.manifest.identity
-        memory_NMD = quantize.unpack(stored[start:end], packed, identity.dtype, identity.hidden)
-        row = _first_nonfinite(memory_NMD)
-        if row is not None:
+        memory_NMD = quantize.unpack(stored[rows], packed, identity.dtype, identity.hidden)
+        wrong = _first_nonfinite(memory_NMD)
+        if wrong is not None:
             path = self.folder / self.manifest.shards[number].memory
-            what = f"row {start + row} (passage {self._first_rows[number] + start + row} of all)"
+            row = int(np.arange(len(stored))[rows][wrong])
+            what = f"row {row} (passage {self._first_rows[number] + row} of all)"
             hint = "compress the documents again with another --out (--store-dtype bf16 has room)"
             raise ArtefactError(f"{path}: {what} has memory that is not finite", hint)
         return memory_NMD
 
-    def _slices_of(self, number: int) -> tuple[Any, Any]:
-        """A shard's memory and its scales (or None), memory-mapped and sliced on demand; the last
-        ones stay open."""
-        if number not in self._slices:
+    def _mapped(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """A shard's memory and its scales (or None), memory-mapped; the last ones stay open."""
+        if number not in self._open:
             shard = self.manifest.shards[number]
             path = self.folder / shard.memory
             if self.remote is not None:
@@ -287,12 +293,12 @@ class Corpus:
                 self._check_header(shard)
             handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
             scaled = quantize.FORMATS[self.manifest.identity.dtype].scales is not None
-            scales = handle.get_slice("scales") if scaled else None
-            self._slices[number] = (handle.get_slice("memory"), scales)
-            if len(self._slices) > _OPEN_SHARDS:
-                self._slices.popitem(last=False)
-        self._slices.move_to_end(number)
-        return self._slices[number]
+            scales = handle.get_tensor("scales") if scaled else None
+            self._open[number] = (handle.get_tensor("memory"), scales)
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        return self._open[number]
 
     def stored_passages(self, number: int) -> list[Passage]:
         """All passages of the shard at a place, deleted ones too. Raises ArtefactError where its
@@ -313,8 +319,8 @@ class Corpus:
 
     def stored_tensors(self, number: int) -> dict[str, Tensor]:
         """All that the shard at a place stores of memory, as it is stored."""
-        stored, scales = self._slices_of(number)
-        return {"memory": stored[:], **({} if scales is None else {"scales": scales[:]})}
+        stored, scales = self._mapped(number)
+        return {"memory": stored, **({} if scales is None else {"scales": scales})}
 
     def passages_of(self, number: int) -> list[Passage]:
         """The passages of the shard at a place that are not deleted."""

@@ -34,7 +34,7 @@ class HnswSettings:
     the candidate lists while building and searching, `seed` the level generator's."""
 
     links: int = 16
-    ef_construction: int = 200
+    ef_construction: int = 100
     ef: int = 64
     seed: int = 0
 

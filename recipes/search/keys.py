@@ -24,7 +24,7 @@ from statistics import median
 from torch import Tensor
 
 from clara_cli import Clara
-from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retriever, passage_texts
+from clara_cli.answering.retriever import CANDIDATES_PER_K, FirstStage, Retriever, passage_text
 from clara_cli.corpus.store import Corpus
 from clara_cli.search.bm25 import BM25
 from clara_cli.search.evaluated_queries import EvaluatedQueries
@@ -96,7 +96,7 @@ def systems(
     """The exact scan and every key's graph, with each first stage; a graph gets the candidates it
     needs, as `clara index` gives it."""
     began = time.monotonic()
-    words = BM25.build(passage_texts(corpus))
+    words = BM25.build(map(passage_text, corpus.passages()))
     seconds = time.monotonic() - began
     with tempfile.TemporaryDirectory() as folder:
         size = words.save(Path(folder))

@@ -4,8 +4,9 @@ passages, against an earlier checkout. Processor time of fresh processes, each t
     git worktree add BEFORE d6e941a
     python tests/benchmarks/growth.py BEFORE --passages 2000 200000 --rounds 2
 
-Corpora are drawn: nano's memory tokens at random, 12 random words a passage, a year and a language
-to filter by. The earlier tree writes them and both read them; each builds its own index.
+Corpora are drawn: 12 random words a passage, a year and a language to filter by, and the memory of
+one of 2,000 such passages, which nano made, with noise of half its spread. The earlier tree writes
+them and both read them; each builds its own index.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
 from clara_cli.records import Passage
 pattern, out, count, words = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-identity = Corpus.open(Path(pattern)).manifest.identity
+real = Corpus.open(Path(pattern))
+identity = real.manifest.identity
+real_NMD = torch.cat([memory for _, memory in real.memory_chunks()])
+noise = 0.5 * real_NMD.std()
 drawn, numbers = random.Random(0), torch.Generator().manual_seed(0)
 def passage(i):
     text = " ".join(f"word{int(words * drawn.random() ** 2)}" for _ in range(12))
@@ -43,7 +47,9 @@ with open_writer(Path(out), identity) as writer:
     for shard, first in enumerate(range(0, count, 4096)):
         passages = [passage(i) for i in range(first, min(first + 4096, count))]
         shape = (len(passages), identity.memory_tokens, identity.hidden)
-        writer.write(shard, passages, torch.randn(shape, generator=numbers))
+        like = torch.randint(len(real_NMD), (len(passages),), generator=numbers)
+        memory_NMD = real_NMD[like] + noise * torch.randn(shape, generator=numbers)
+        writer.write(shard, passages, memory_NMD)
     names = ("documents", "passages", "empty", "skipped", "truncated", "text_tokens")
     counts = dict.fromkeys(names, 0) | {"documents": count, "passages": count}
     writer.finish({**counts, "text_tokens": 12 * count}, "0" * 64, "d0", [])
@@ -107,9 +113,8 @@ def draw(tree: Tree, passages: int, corpus: Path) -> None:
     """A corpus of that many drawn passages, written by a tree."""
     pattern = tree.folder / "pattern.clara"
     if not pattern.exists():
-        text = tree.folder / "one.txt"
-        text.write_text("One passage.\n", encoding="utf-8")
-        tree.clara("compress", str(text), "--model", "nano", "--out", str(pattern))
+        write_lines(tree.folder / "pattern.jsonl", 2000)
+        tree.clara("compress", "pattern.jsonl", "--model", "nano", "--out", str(pattern))
     tree.python("-c", DRAW, str(pattern), str(corpus), str(passages), str(WORDS))
 
 
@@ -132,20 +137,22 @@ def ask_and_index(tree: Tree, corpus: Path) -> dict[str, float]:
     return {**json.loads(printed), "index s": built, **peaks}
 
 
-def compress_short(tree: Tree) -> dict[str, float]:
-    """Passages of twelve tokens a processor second, starting left out."""
+def write_lines(file: Path, count: int) -> None:
+    """So many documents of twelve tokens, six syllables each."""
     drawn = random.Random(2)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
-    lines = [
-        json.dumps({"text": " ".join(drawn.choice(syllables) for _ in range(6))})
-        for _ in range(SHORT)
-    ]
+    texts = (" ".join(drawn.choice(syllables) for _ in range(6)) for _ in range(count))
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+
+
+def compress_short(tree: Tree) -> dict[str, float]:
+    """Passages of twelve tokens a processor second, starting left out."""
     seconds = []
-    for name, part in (("one", lines[:1]), ("all", lines)):
-        (tree.folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
-        out = tree.folder / f"{name}.clara"
+    for count in (1, SHORT):
+        write_lines(tree.folder / "short.jsonl", count)
+        out = tree.folder / "short.clara"
         shutil.rmtree(out, ignore_errors=True)
-        words = ["compress", f"{name}.jsonl", "--model", "nano", "--out", str(out)]
+        words = ["compress", "short.jsonl", "--model", "nano", "--out", str(out)]
         seconds.append(tree.clara(*words)[1])
     return {"short passages a second": SHORT / (seconds[1] - seconds[0])}
 

@@ -22,12 +22,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from clara_cli.answering.retriever import Retriever, passage_texts
+from clara_cli.answering.retriever import Retriever, passage_fields, passage_text
 from clara_cli.commands import compress, index
 from clara_cli.config import CompressConfig
 from clara_cli.corpus.store import Corpus, verify
 from clara_cli.records import NullReport
 from clara_cli.search.bm25 import BM25
+from clara_cli.search.where import parse
 
 KILLS = int(os.environ.get("CLARA_KILLS", "3"))
 NAMES = st.sampled_from(["a.txt", "b.txt", "c.txt", "sub/a.txt"])
@@ -45,6 +46,14 @@ def texts(corpus: Corpus) -> dict[str, str]:
     for passage in corpus.passages():
         found[passage.document_id] = found.get(passage.document_id, "") + str(passage.text)
     return {name: "".join(text.split()) for name, text in found.items()}
+
+
+def assert_fields_of_a_rebuild(retriever: Retriever) -> None:
+    passages = list(retriever.corpus.passages())
+    for where in ("document_id>='b'", "document_id in (a.txt, 'sub/a.txt')"):
+        wanted = parse(where)
+        rows = [row for row, p in enumerate(passages) if wanted.matches(passage_fields(p))]
+        assert retriever.rows_where(where) == rows
 
 
 def dying(work: Callable[[], object], at: int) -> Callable[[], object]:
@@ -156,9 +165,10 @@ def make_machine(model: Path) -> type[RuleBasedStateMachine]:
         @invariant()
         def words_are_those_of_a_rebuild(self) -> None:
             retriever = Retriever.open(self.corpus)
-            rebuilt = BM25.build(passage_texts(retriever.corpus))
+            rebuilt = BM25.build(map(passage_text, retriever.corpus.passages()))
             for question in ("mayor", "one frostmouth"):
                 assert retriever.bm25.search(question, 9) == rebuilt.search(question, 9)
+            assert_fields_of_a_rebuild(retriever)
 
         @invariant()
         def readers_keep_what_they_opened(self) -> None:
@@ -223,5 +233,6 @@ def test_killed_at_random_moments_while_editing_nothing_is_lost(works, tmp_path)
         if kills >= KILLS:
             break
     retriever = Retriever.open(corpus)
-    rebuilt = BM25.build(passage_texts(retriever.corpus))
+    rebuilt = BM25.build(map(passage_text, retriever.corpus.passages()))
     assert retriever.bm25.search("new turn", 50) == rebuilt.search("new turn", 50)
+    assert_fields_of_a_rebuild(retriever)

@@ -633,7 +633,7 @@ def test_many_shards_stay_within_the_open_ones(tmp_path: Path) -> None:
     rows = [69, 0, 68, 1, 33, 0]
     assert corpus.memory(range(70))[:, 0, 0].tolist() == list(range(70))
     assert corpus.memory(rows)[:, 1, 3].tolist() == rows
-    assert len(corpus._slices) == 64
+    assert len(corpus._open) == 64
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch) -> None:

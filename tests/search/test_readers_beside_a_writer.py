@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara_cli.answering.retriever import INDEX, WORDS, Retriever, passage_texts
+from clara_cli.answering.retriever import INDEX, WORDS, Retriever, passage_text
 from clara_cli.corpus.manifest import Identity, read_manifest
 from clara_cli.corpus.store import Corpus
 from clara_cli.corpus.writer import open_writer
@@ -54,7 +54,9 @@ def make_index(folder: Path, seed: int) -> None:
         candidates_per_k=4,
     )
     index.save(folder, INDEX)
-    BM25.build(passage_texts(corpus)).save(folder, corpus.manifest.fingerprint, WORDS)
+    BM25.build(map(passage_text, corpus.passages())).save(
+        folder, corpus.manifest.fingerprint, WORDS
+    )
 
 
 def write_for_ever(folder: Path) -> None:
