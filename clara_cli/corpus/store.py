@@ -19,14 +19,14 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.deleted_rows import read_deleted_rows
 from clara_cli.corpus.manifest import MANIFEST, Manifest, Shard, read_manifest
-from clara_cli.corpus.passage_lines import memory_of, passage_lines
+from clara_cli.corpus.passage_lines import passage_lines
 from clara_cli.corpus.writer import damage_of, list_damage
 from clara_cli.errors import ArtefactError
 from clara_cli.memory_layout import coarsen
@@ -48,7 +48,7 @@ _CHECK = "clara index {0} --check names every damaged file and the command that 
 _MAX_HEADER = 2**16
 _MOST_MANIFEST = 512 * 2**20  # bytes of one at a URL: a million shards
 _OPEN_SHARDS = 64
-_DECODED_SHARDS, _DECODED_BYTES = 4, 32 * 2**20  # whose passages are kept beside the last one's
+_READ_SHARDS, _READ_BYTES = 16, 32 * 2**20  # whose passages' lines are kept beside the last one's
 _OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
 _KEYS = {field.name for field in fields(Passage)} - _OPTIONAL
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -96,14 +96,6 @@ def _finished(folder: Path) -> Manifest:
     raise ArtefactError(f"{folder}: {what}", hint)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A shard's passages, and the bytes they take."""
-
-    passages: list[Passage]
-    memory: int
-
-
 class Corpus:
     """A finished corpus; `Corpus.open(folder)`. Row r is the r-th passage that is not deleted.
     `remote` is where its files are copied from, if not from its folder; `name` names it to people:
@@ -120,7 +112,7 @@ class Corpus:
         self._live = _live_rows(folder, manifest) if deleted else None
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
         self._open: OrderedDict[int, tuple[Tensor, Tensor | None]] = OrderedDict()
-        self._decoded: OrderedDict[int, _Decoded] = OrderedDict()
+        self._read_lines: OrderedDict[int, list[bytes]] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path, hold: bool = True) -> Corpus:
@@ -230,7 +222,7 @@ class Corpus:
     def passage(self, row: int) -> Passage:
         """One passage. Raises IndexError for a row that does not exist."""
         number, inside = self._locate(self._stored(row))
-        return self.stored_passages(number)[inside]
+        return self._parsed(number, inside, self._lines(number)[inside])
 
     def passages_at(self, rows: Sequence[int]) -> list[Passage]:
         """The passages of the given rows, in the order given."""
@@ -241,14 +233,14 @@ class Corpus:
     def stored_passages_at(self, stored_rows: Sequence[int]) -> list[Passage]:
         """The passages of rows, deleted ones too, by their numbers over all shards."""
         places = map(self._locate, stored_rows)
-        return [self.stored_passages(number)[inside] for number, inside in places]
+        return [self._parsed(*place, self._lines(place[0])[place[1]]) for place in places]
 
     def passages(self) -> Iterator[Passage]:
         """All passages in order, one shard in memory at a time."""
         for number, shard in enumerate(self.manifest.shards):
             if len(kept := self._kept(number, 0, shard.rows)):
-                passages = self._decode(shard).passages
-                yield from (passages[inside] for inside in kept)
+                lines = self._lines_of(shard)
+                yield from (self._parsed(number, inside, lines[inside]) for inside in kept)
 
     def verify(self) -> list[Damage]:
         """Recompute every checksum; [] where all is well."""
@@ -303,15 +295,20 @@ class Corpus:
     def stored_passages(self, number: int) -> list[Passage]:
         """All passages of the shard at a place, deleted ones too. Raises ArtefactError where its
         file is damaged."""
-        if number not in self._decoded:
-            while self._decoded and (
-                len(self._decoded) >= _DECODED_SHARDS
-                or sum(shard.memory for shard in self._decoded.values()) > _DECODED_BYTES
+        lines = enumerate(self._lines(number))
+        return [self._parsed(number, inside, line) for inside, line in lines]
+
+    def _lines(self, number: int) -> list[bytes]:
+        """The passages of the shard at a place, a line each; the last shards' are kept."""
+        if number not in self._read_lines:
+            while self._read_lines and (
+                len(self._read_lines) >= _READ_SHARDS
+                or sum(map(len, chain(*self._read_lines.values()))) > _READ_BYTES
             ):
-                self._decoded.popitem(last=False)
-            self._decoded[number] = self._decode(self.manifest.shards[number])
-        self._decoded.move_to_end(number)
-        return self._decoded[number].passages
+                self._read_lines.popitem(last=False)
+            self._read_lines[number] = self._lines_of(self.manifest.shards[number])
+        self._read_lines.move_to_end(number)
+        return self._read_lines[number]
 
     def live_rows_of(self, number: int) -> np.ndarray:
         """The rows of the shard at a place that are not deleted, counted in it."""
@@ -327,22 +324,27 @@ class Corpus:
         passages = self.stored_passages(number)
         return [passages[inside] for inside in self._kept(number, 0, len(passages))]
 
-    def _decode(self, shard: Shard) -> _Decoded:
+    def _lines_of(self, shard: Shard) -> list[bytes]:
         path = self.folder / shard.passages
         if self.remote is not None:
             sha256, size = shard.sha256_passages, shard.bytes_passages
             self.remote.copy(shard.passages, sha256, size)
-        passages: list[Passage] = []
-        memory = 0
+        lines: list[bytes] = []
         try:
-            for line in passage_lines(path):
-                passages.append(_passage(line))
-                memory += memory_of(line)
+            lines.extend(passage_lines(path))
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise self._damaged(path, f"line {len(passages) + 1}: {error}") from error
-        if len(passages) != shard.rows:
-            raise self._damaged(path, f"{len(passages)} passages, recorded {shard.rows}")
-        return _Decoded(passages, memory)
+            raise self._damaged(path, f"line {len(lines) + 1}: {error}") from error
+        if len(lines) != shard.rows:
+            raise self._damaged(path, f"{len(lines)} passages, recorded {shard.rows}")
+        return lines
+
+    def _parsed(self, number: int, inside: int, line: bytes) -> Passage:
+        """The passage of a line of the shard at a place. Raises ArtefactError where it is none."""
+        try:
+            return _passage(line)
+        except ValueError as error:
+            path = self.folder / self.manifest.shards[number].passages
+            raise self._damaged(path, f"line {inside + 1}: {error}") from error
 
     def _check(self, shard: Shard) -> None:
         for name, size in (

@@ -44,8 +44,8 @@ def passage(i):
     fields = {"year": 1900 + drawn.randrange(120), "language": drawn.choice("abcdefgh")}
     return Passage(f"d{i}#0", f"d{i}", "", text, 0, len(text), 12, fields, f"drawn.jsonl:{i + 1}")
 with open_writer(Path(out), identity) as writer:
-    for shard, first in enumerate(range(0, count, 4096)):
-        passages = [passage(i) for i in range(first, min(first + 4096, count))]
+    for shard, first in enumerate(range(0, count, 1024)):
+        passages = [passage(i) for i in range(first, min(first + 1024, count))]
         shape = (len(passages), identity.memory_tokens, identity.hidden)
         like = torch.randint(len(real_NMD), (len(passages),), generator=numbers)
         memory_NMD = real_NMD[like] + noise * torch.randn(shape, generator=numbers)

@@ -111,7 +111,7 @@ def test_reads_back_what_was_written(
     assert corpus.manifest.counts == counts()
 
 
-def test_random_access_decodes_a_shard_once(tmp_path: Path, monkeypatch) -> None:
+def test_random_access_reads_a_shard_once(tmp_path: Path, monkeypatch) -> None:
     corpus = make(tmp_path / "c.clara")
     opened: list[Path] = []
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_random_access_decodes_a_shard_once(tmp_path: Path, monkeypatch) -> None
     for row in (0, 1, 2, 4, 0, 7, 2):
         corpus.passage(row)
     assert len(opened) == 3
-    monkeypatch.setattr(store, "_DECODED_BYTES", 0)  # shards that take much are not kept
+    monkeypatch.setattr(store, "_READ_BYTES", 0)  # shards that take much are not kept
     opened.clear()
     corpus = Corpus.open(corpus.folder)
     for row in (0, 4, 0):
@@ -689,7 +689,7 @@ PASSAGE = {"passage_id": "a", "document_id": "a", "title": "", "text": "x", "sta
 def test_a_stored_passage_of_another_kind_is_named(tmp_path: Path, line: str) -> None:
     folder = tmp_path / "c.clara"
     make(folder)
-    repacked(folder, "passages/00001.jsonl.gz", gzip.compress(f"{line}\n".encode()))
+    repacked(folder, "passages/00001.jsonl.gz", gzip.compress(3 * f"{line}\n".encode()))
     corpus = Corpus.open(folder)
     with pytest.raises(ArtefactError, match=r"00001\.jsonl\.gz: line 1: ") as caught:
         corpus.passage(3)
