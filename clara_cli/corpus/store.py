@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _CHECK = "clara index {0} --check names every damaged file and the command that repairs it"
 _MAX_HEADER = 2**16
 _MOST_MANIFEST = 512 * 2**20  # bytes of one at a URL: a million shards
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 4096  # each a part of the address space, no open file
 _READ_SHARDS, _READ_BYTES = 16, 32 * 2**20  # whose passages' lines are kept beside the last one's
 _OPTIONAL = {"text", "source"}  # --no-text, and corpora of earlier versions
 _KEYS = {field.name for field in fields(Passage)} - _OPTIONAL

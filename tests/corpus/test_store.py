@@ -622,7 +622,8 @@ def test_no_corpus(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "gone.clara") is None
 
 
-def test_many_shards_stay_within_the_open_ones(tmp_path: Path) -> None:
+def test_many_shards_stay_within_the_open_ones(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store, "_OPEN_SHARDS", 64)
     folder = tmp_path / "c.clara"
     one = [Passage("p", "d", "", "t", 0, 1, 1)]
     with open_writer(folder, IDENTITY) as writer:
@@ -630,10 +631,11 @@ def test_many_shards_stay_within_the_open_ones(tmp_path: Path) -> None:
             writer.write(number, one, torch.full((1, 2, 4), float(number)))
         writer.finish(counts(70), "d" * 64)
     corpus = Corpus.open(folder)
-    rows = [69, 0, 68, 1, 33, 0]
+    rows, before = [69, 0, 68, 1, 33, 0], len(os.listdir("/dev/fd"))
     assert corpus.memory(range(70))[:, 0, 0].tolist() == list(range(70))
     assert corpus.memory(rows)[:, 1, 3].tolist() == rows
     assert len(corpus._open) == 64
+    assert len(os.listdir("/dev/fd")) == before  # they are mapped, not kept open
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch) -> None:
