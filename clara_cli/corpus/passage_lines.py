@@ -7,12 +7,14 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from clara_cli.documents.sources import lines
+from clara_cli.documents.sources import BOM, lines
 from clara_cli.storage.file_kinds import open_file
 
+SMALL = 16 * 2**20  # bytes of a shard's passages that are decompressed at once
 MAX_LINE = 96 * 2**20  # bytes of a passage, once decompressed
 MAX_MEMORY = 192 * 2**20  # bytes that a shard's passages take, once they are read
 BYTES_A_VALUE = 64  # an empty list of JSON, which is two bytes there
@@ -22,6 +24,23 @@ _WIDEST = re.compile(rb"[\xf0-\xf7]")
 def passage_lines(path: Path) -> Iterator[bytes]:
     """Each line of a gzip file. Raises OSError, EOFError or zlib.error where it is damaged, and
     ValueError for one that would take more than `MAX_MEMORY`."""
+    data = _small(path)
+    if data is None:
+        return _one_by_one(path)
+    return iter(data.removeprefix(BOM).removesuffix(b"\n").split(b"\n") if data else ())
+
+
+def _small(path: Path) -> bytes | None:
+    """The bytes of a small file, None of one that is large or damaged, which goes line by line."""
+    try:
+        with open_file(path) as file, gzip.GzipFile(fileobj=file, mode="rb") as packed:
+            data = packed.read(SMALL + 1)
+    except (OSError, EOFError, zlib.error):
+        return None
+    return data if len(data) <= SMALL and memory_of(data) <= MAX_MEMORY else None
+
+
+def _one_by_one(path: Path) -> Iterator[bytes]:
     memory = 0
     with (
         open_file(path) as file,

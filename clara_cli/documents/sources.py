@@ -27,7 +27,7 @@ MAX_LINE_BYTES = 32 * 2**20  # of a line of questions or pairs, once decompresse
 MAX_XZ_BYTES = 128 * 2**20  # memory to decompress: twice what xz -9 asks for
 _GZIP, _XZ, _PARQUET = b"\x1f\x8b", b"\xfd7zXZ\x00", b"PAR1"
 _BUFFER = 2**17
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error)  # OSError: BadGzipFile, failing disks
 
 
@@ -224,7 +224,7 @@ def _sniff(stream: Any, name: str) -> str:
     head = stream.peek(64)[:64]
     if head.startswith(_PARQUET):
         return "parquet"
-    if head.removeprefix(_BOM).lstrip().startswith(b"{"):
+    if head.removeprefix(BOM).lstrip().startswith(b"{"):
         return "jsonl"
     if is_array(stream):
         return "json"
@@ -233,7 +233,7 @@ def _sniff(stream: Any, name: str) -> str:
 
 def is_array(stream: Any) -> bool:
     """Whether a stream, at its beginning, holds one JSON array."""
-    return bool(stream.peek(64)[:64].removeprefix(_BOM).lstrip().startswith(b"["))
+    return bool(stream.peek(64)[:64].removeprefix(BOM).lstrip().startswith(b"["))
 
 
 def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
@@ -246,7 +246,7 @@ def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
             _pass_over(stream)
             yield number, None
         else:
-            line = line.removeprefix(_BOM) if number == 1 else line
+            line = line.removeprefix(BOM) if number == 1 else line
             yield number, line.removesuffix(b"\n")
 
 
@@ -258,4 +258,4 @@ def _pass_over(stream: IO[bytes]) -> None:
 def whole(stream: IO[bytes], limit: int) -> bytes | None:
     """All bytes without a byte-order mark, or None where there are more than `limit`."""
     data = stream.read(limit + 1)
-    return None if len(data) > limit else data.removeprefix(_BOM)
+    return None if len(data) > limit else data.removeprefix(BOM)
