@@ -26,7 +26,7 @@ _STYLE = """
 --soft:#9aa5b8;--line:#2a3040;--strong:#444d60;--best:#4fd1a0;--apart:#e0b060}}
 *{box-sizing:border-box}
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);
-background:var(--ground);max-width:66rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+background:var(--ground);max-width:80rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .35rem;overflow-wrap:anywhere}
 h2{font-size:1.1rem;margin:2.4rem 0 .15rem}p{margin:.1rem 0 .7rem;color:var(--soft)}
 .about{font-size:.9rem;max-width:46rem}
