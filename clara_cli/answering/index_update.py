@@ -37,9 +37,9 @@ def update_index(corpus: Corpus) -> int:
     if not (folder / INDEX).is_dir():
         return 0
     with locked(folder, f"{INDEX}/.lock", folder / INDEX):
-        words = _update_table(BM25, WORDS, corpus, passage_text)
-        fields = _update_table(FieldTable, FIELDS, corpus, passage_fields)
-        return _update_graph(corpus) + words + fields
+        written = _update_graph(corpus)
+        written += _update_table(BM25, WORDS, corpus, passage_text)
+        return written + _update_table(FieldTable, FIELDS, corpus, passage_fields)
 
 
 def _update_graph(corpus: Corpus) -> int:

@@ -220,7 +220,8 @@ def _loaded(kind: type[Index], corpus: Corpus, place: str) -> Index | None:
         index = kind.load(corpus.folder / place, corpus.manifest.states)
     except ArtefactError as error:
         if isinstance(error, OtherCorpusError):
-            if not corpus.is_current() or error.indexed in corpus.manifest.edits.renumbered:
+            passed = corpus.remote is not None or not corpus.is_current()
+            if passed or error.indexed in corpus.manifest.edits.renumbered:
                 return None
         if error.hint == REBUILD:
             error.hint = f"build it again: clara index {shell_word(corpus.name)}"
@@ -239,7 +240,7 @@ def refuse_unused_filter(retrievers: Sequence[Retriever], where: str) -> None:
     for field in filters.named_fields(filters.parse(where)):
         if field not in names:
             message = f"filter {where!r}: no passage has a field {field!r}"
-            raise UsageError(message, nearest(field, names))
+            raise UsageError(message, nearest(field, sorted(names)))
     if not any(one.rows for one in filtered):
         passages = sum(len(retriever.corpus) for retriever in retrievers)
         message = f"filter {where!r}: none of {passages:,} passages fulfils it"

@@ -135,7 +135,7 @@ def positions_a_second(job: Job, rows: Sequence[list[int]]) -> float:
         done += passages
 
     def layer_done(passages: float) -> None:
-        job.progress.time(done + passages, len(rows))
+        job.progress.measured(done + passages, len(rows))
 
     began = time.monotonic()
     encode_rows(job.loaded.model, rows, memory_tokens, budget, batch_done, layer_done)

@@ -272,8 +272,12 @@ def encode(job: Job, rows: dict[int, list[int]], copies: dict[int, int]) -> Tens
         job.identity.memory_tokens,
         job.config.batch_tokens,
     )
-    tokens, heard = list(rows.values()), (job.progress.batch, job.progress.layer)
-    fresh_NMD = encode_rows(model, tokens, memory_tokens, budget, *heard) if tokens else None
+    fresh_NMD = None
+    if rows:
+        tokens, heard = list(rows.values()), job.progress
+        fresh_NMD = encode_rows(
+            model, tokens, memory_tokens, budget, done=heard.batch, layer_done=heard.layer
+        )
     if not copies and fresh_NMD is not None:
         return fresh_NMD
     assert job.corpus is not None, "passages take over memory of a corpus"

@@ -153,12 +153,13 @@ class Manifest:
         last: an edit adds rows and renumbers none, so an index of some of them stays one."""
         ends = {self.shards_of(number).stop for number in range(len(self.parts))}
         rows = list(accumulate((shard.rows for shard in self.shards), initial=0))
-        digest, states = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        states = {0: digest.hexdigest()}  # of no rows
         for count, shard in enumerate(self.shards, 1):
             digest.update(f"{shard.sha256_memory} {shard.sha256_passages}\n".encode())
             if count in ends:
                 states[rows[count]] = digest.hexdigest()
-        return states or {0: digest.hexdigest()}
+        return states
 
     @property
     def fingerprint(self) -> str:

@@ -71,14 +71,14 @@ class CompressionProgress:
 
     def cut(self, read: float | None) -> None:
         """Passages are cut and counted, in a dry run, up to this share of the input."""
-        if time.monotonic() - self.shown >= SHOW_SECONDS:
+        if self._is_due():
             self.shown = time.monotonic()
             pace = {"passages/s": f"{self.passages / max(self.shown - self.began, 1e-9):,.1f}"}
             self.report.progress(Progress("read", self.passages, None, "passages", pace, read))
 
-    def time(self, passages: float, total: int) -> None:
+    def measured(self, passages: float, total: int) -> None:
         """So many of the passages by which a dry run measures its pace are computed."""
-        if time.monotonic() - self.shown >= SHOW_SECONDS:
+        if self._is_due():
             self.shown = time.monotonic()
             share = passages / total
             self.report.progress(Progress("time", int(passages), total, "passages", share=share))
@@ -90,7 +90,7 @@ class CompressionProgress:
     def layer(self, passages: float) -> None:
         """A layer of a batch is computed: so many passages' worth of it."""
         self.layers_computed = passages
-        if time.monotonic() - self.shown >= SHOW_SECONDS:
+        if self._is_due():
             self.say(min(self.computed, self.passages))
 
     def batch(self, passages: int, tokens: int) -> None:
@@ -99,7 +99,7 @@ class CompressionProgress:
         self.shard_computed += passages
         self.tokens += tokens
         self.layers_computed = 0.0
-        if time.monotonic() - self.shown >= SHOW_SECONDS:
+        if self._is_due():
             self.say(min(self.computed, self.passages))
 
     def shard(self, passages: int, read: float | None) -> None:
@@ -107,6 +107,9 @@ class CompressionProgress:
         self.stored += passages
         self.read = self.shard_read = read
         self.say(self.stored)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.shown >= SHOW_SECONDS
 
     def say(self, passages: int) -> None:
         """Show how far the work is."""

@@ -221,19 +221,20 @@ class Corpus:
 
     def passage(self, row: int) -> Passage:
         """One passage. Raises IndexError for a row that does not exist."""
-        number, inside = self._locate(self._stored(row))
+        return self._stored_passage(self._stored(row))
+
+    def _stored_passage(self, stored: int) -> Passage:
+        number, inside = self._locate(stored)
         return self._parsed(number, inside, self._lines(number)[inside])
 
     def passages_at(self, rows: Sequence[int]) -> list[Passage]:
         """The passages of the given rows, in the order given."""
-        by_shard = sorted(set(rows))  # so that each shard is decoded once
-        passages = {row: self.passage(row) for row in by_shard}
+        passages = {row: self.passage(row) for row in sorted(set(rows))}  # each shard read once
         return [passages[row] for row in rows]
 
     def stored_passages_at(self, stored_rows: Sequence[int]) -> list[Passage]:
         """The passages of rows, deleted ones too, by their numbers over all shards."""
-        places = map(self._locate, stored_rows)
-        return [self._parsed(*place, self._lines(place[0])[place[1]]) for place in places]
+        return [self._stored_passage(stored) for stored in stored_rows]
 
     def passages(self) -> Iterator[Passage]:
         """All passages in order, one shard in memory at a time."""

@@ -80,7 +80,7 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
     be opened or read to its end (damaged compressed data, a failing disk).
     """
     raw = _raw(source)
-    closing = [] if raw is sys.stdin.buffer else [raw]
+    closing = [] if source.name == "<stdin>" else [raw]
     try:
         stream = _decompressed(raw)
         if stream is not raw:
@@ -97,6 +97,8 @@ def opened(source: Source) -> Iterator[tuple[str, IO[bytes]]]:
 def _raw(source: Source) -> Any:
     """The bytes as they lie on the disk or the Hub."""
     if source.name == "<stdin>":
+        if sys.stdin is None:
+            raise DataError("<stdin>: closed", "pipe JSONL into it, or name a file")
         return sys.stdin.buffer
     if not source.url and (special := special_file(source.path)):
         raise DataError(f"{source.name}: {special}", "give a file, or pipe it in as -")
@@ -158,6 +160,8 @@ def size(source: Source) -> int | None:
             files, path = url_to_fs(source.url)
             return files.size(path)
         piped = source.name == "<stdin>"
+        if piped and sys.stdin is None:
+            return None
         status = os.fstat(sys.stdin.buffer.fileno()) if piped else source.path.stat()
     except (OSError, ValueError):
         return None

@@ -23,7 +23,9 @@ SILENT = NullReport()
 
 
 class Memories(Protocol):
-    """Memory by row, float32 on the CPU."""
+    """Memory by row, float32 on the CPU; `dtype` is the format it was stored in."""
+
+    dtype: str
 
     def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""
@@ -51,7 +53,7 @@ class ComputedMemories:
         keep: int | None = None,
         report: Report = SILENT,
     ) -> None:
-        self._model, self._texts, self._dtype = model, texts, dtype
+        self._model, self._texts, self.dtype = model, texts, dtype
         self._batch, self._keep, self._report = batch, keep, report
         self._kept: dict[int, OrderedDict[int, tuple[dict[str, Tensor], float]]] = {}
 
@@ -84,11 +86,11 @@ class ComputedMemories:
 
     def bytes_per_passage(self, memory_tokens: int) -> int:
         """Bytes of one passage's memory."""
-        return passage_bytes(self._dtype, memory_tokens, self._model.hidden)
+        return passage_bytes(self.dtype, memory_tokens, self._model.hidden)
 
     def _read(self, stored: dict[str, Tensor]) -> Tensor:
         """memory_NMD of what is stored."""
-        return unpack(stored["memory"], stored.get("scales"), self._dtype, self._model.hidden)
+        return unpack(stored["memory"], stored.get("scales"), self.dtype, self._model.hidden)
 
     def _made(self, number: int, memory_tokens: int) -> tuple[dict[str, Tensor], float]:
         """A batch's memory as it is stored, and the seconds a passage of it took."""
@@ -106,14 +108,14 @@ class ComputedMemories:
         rows = [self._model.prompter.passage(text) for text in texts]
         with torch.inference_mode():
             memory_NMD = self._model.encode(rows, "compressor", memory_tokens).memory_BMD
-        return pack(memory_NMD, self._dtype), (time.monotonic() - began) / len(texts)
+        return pack(memory_NMD, self.dtype), (time.monotonic() - began) / len(texts)
 
 
 class StoredMemories:
     """The memory of a compressed corpus; a smaller memory is had of the stored one."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
+        self._corpus, self.dtype = corpus, corpus.manifest.identity.dtype
 
     def rows(self, rows: Sequence[int], memory_tokens: int) -> Tensor:
         """memory_NMD of these rows."""

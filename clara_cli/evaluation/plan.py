@@ -239,6 +239,6 @@ def identity(config: BenchConfig, plan: Plan) -> dict[str, Any]:
         "weights_sha256": weights.hexdigest(),
         "corpus_sha256": None if corpus is None else corpus.manifest.sha256,
         "compute_dtype": str(plan.loaded.model.dtype).removeprefix("torch."),
-        "memory_dtype": DEFAULT if config.dtype == "auto" else config.dtype,
+        "memory_dtype": plan.memories.dtype,
         "device": plan.loaded.model.device.type,
     }

@@ -179,7 +179,7 @@ class _PickedPassages:
 
 
 class Picker(Protocol):
-    """Chooses the passages a text reader is given. `chooses`: from the pool, else from the passages
+    """Chooses the passages that are read. `chooses`: from the pool, else from the passages
     given."""
 
     chooses: bool
@@ -221,8 +221,8 @@ class BM25Picker:
 
 
 @dataclass(frozen=True)
-class QueryReasoner:
-    """The role that picks the `top_k` passages of the pool whose memory is nearest its own."""
+class PickByMemory:
+    """A role that picks the `top_k` passages of the pool whose memory is nearest its own."""
 
     role: str
     top_k: int
@@ -241,7 +241,7 @@ class MemorySystem:
         memories: Memories,
         memory_tokens: int,
         ratio: int,
-        picker: Picker | QueryReasoner,
+        picker: Picker | PickByMemory,
     ) -> None:
         self.name = name
         self.ratio: int | None = ratio
@@ -273,7 +273,7 @@ class MemorySystem:
 
     def _pick(self, batch: Sequence[PooledQuestion]) -> list[_PickedPassages]:
         """Each question with the passages it is to be answered from."""
-        if isinstance(self._picker, QueryReasoner):
+        if isinstance(self._picker, PickByMemory):
             picked = [self._picked(asked, asked.pool.pieces) for asked in batch]
             self._choose(picked, self._picker)
             return picked
@@ -300,7 +300,7 @@ class MemorySystem:
             lambda n: prompter.prompt(prompter.answer_chat(question, n, self._memory_tokens)),
         )
 
-    def _choose(self, picked: Sequence[_PickedPassages], reasoner: QueryReasoner) -> None:
+    def _choose(self, picked: Sequence[_PickedPassages], reasoner: PickByMemory) -> None:
         """Leave each question the passages of highest cosine, best first."""
         began = time.monotonic()
         questions = [one.asked.question for one in picked]
@@ -451,9 +451,9 @@ def build(
 ) -> list[System]:
     """One of our own systems; one that reads memory once per ratio, each with its M."""
     if name in MEMORY:
-        picks: dict[str, Picker | QueryReasoner] = {
-            "clara": QueryReasoner(reader.model.query_role, top_k),
-            "sup": QueryReasoner(SUP_ROLE, top_k),
+        picks: dict[str, Picker | PickByMemory] = {
+            "clara": PickByMemory(reader.model.query_role, top_k),
+            "sup": PickByMemory(SUP_ROLE, top_k),
             "scp": AllGiven(),
             "scp+bm25": BM25Picker(top_k),
         }

@@ -187,6 +187,7 @@ def describe_choice(
 ) -> str:
     """The decision, in one line."""
     figure = "not measured" if graph_recall is None else f"{graph_recall:.3f}"
-    graph = f"key {choice.key.name}, {choice.candidates:,} of {passages:,} passages as candidates"
+    candidates = min(choice.candidates, passages)
+    graph = f"key {choice.key.name}, {candidates:,} of {passages:,} passages as candidates"
     use = "an exact scan" if engine == "exact" else "the graph"
     return f"{engine}: questions will use {use} (graph: {graph}, recall@{k} {figure})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +48,17 @@ def _as_artefact_error(path: Path, hint: str) -> Iterator[None]:
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a file of a folder that is being made. Raises OSError."""
+    """Write tensors to a file of a folder that is being made, which others may read as the user's
+    umask says: safetensors makes it the user's alone. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    Path(path).touch()
+    mode = stat.S_IMODE(os.stat(path).st_mode)
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:  # carries the system's error as text only
         if f"os error {errno.ENOSPC}" not in str(error):
             raise
         raise OSError(errno.ENOSPC, "no space left on device", str(path)) from error
+    os.chmod(path, mode)

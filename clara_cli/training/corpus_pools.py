@@ -32,15 +32,17 @@ def check_pool_settings(config: TrainConfig, pools: Sequence[str]) -> None:
         stage = {"retrieved": "e2e", "corpus": "retrieval"}[config.pool]
         message = f"--pool {config.pool} with --stage {config.stage}"
         raise UsageError(message, f"--pool {config.pool} goes with --stage {stage}")
-    settings: dict[str, Any] = {"pool_by": config.pool_by, "refresh_every": config.refresh_every}
+    unused: dict[str, Any] = {}
     if config.pool == "labelled":
-        settings["--corpus"] = config.corpus
+        unused["--corpus"] = config.corpus
     if config.pool != "retrieved":
-        for name, value in settings.items():
-            if value is not None:
-                what = "labelled ones" if config.pool == "labelled" else "not retrieved"
-                message = f"{name} is {value}, but the pools are {what}"
-                raise UsageError(message, "add --pool retrieved, or omit it")
+        unused |= {"pool_by": config.pool_by, "refresh_every": config.refresh_every}
+    for name, value in unused.items():
+        if value is not None:
+            others = [pool for pool in pools if pool != config.pool and pool != "labelled"]
+            add = "".join(f"add --pool {pool}, or " for pool in others)
+            message = f"{name} is {value}, but the pools are {config.pool}"
+            raise UsageError(message, f"{add}omit it")
     if config.pool == "labelled":
         return
     if config.corpus is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import shutil
 import threading
 import uuid
@@ -14,6 +15,7 @@ import fsspec
 import pytest
 from helpers import tiny_world
 
+from clara_cli.answering.retriever import Retriever
 from clara_cli.commands import ask, compress, index
 from clara_cli.config import CompressConfig
 from clara_cli.corpus.store import Corpus
@@ -115,6 +117,15 @@ def test_a_filter_copies_the_fields_and_no_passages_besides(indexed, url, own_ca
     assert result.sources[0].passage.document_id == "d6"
     assert copies(own_cache, ".jsonl.gz") == ["00001.jsonl.gz"]
     assert "fields.safetensors" in copies(own_cache, ".safetensors")
+
+
+def test_a_filter_works_though_the_corpus_was_edited_since_it_was_opened(indexed, url, own_cache):
+    retriever = Retriever.open(Path(url))
+    system, root = fsspec.core.url_to_fs(f"{url}/index/fields/fields.json")
+    described = json.loads(system.cat_file(root))
+    system.pipe_file(root, json.dumps({**described, "corpus_sha256": "f" * 64}).encode())
+    where = "document_id=d6"
+    assert retriever.rows_where(where) == Retriever.open(indexed).rows_where(where) != []
 
 
 def test_documents_of_a_corpus_at_a_url_are_listed_and_shown(indexed, url):

@@ -184,7 +184,9 @@ def test_bm25_pools_are_its_ranking_made_up_to_top_k(works, asked, report, tmp_p
         ({"pool": "corpus", "stage": "retrieval", "pool_by": "bm25"}, "pool_by is bm25"),
         ({"train_memory": True}, "train_memory"),
         ({"refresh_every": 5}, "BM25's pools never change"),
-        ({"pool": "labelled"}, "--corpus is .*labelled"),
+        ({"pool": "labelled"}, "--corpus is .*labelled add --pool retrieved, or omit"),
+        ({"pool": "labelled", "stage": "retrieval"}, "labelled add --pool corpus, or omit"),
+        ({"pool": "labelled", "stage": "instruct"}, "labelled omit it"),
         ({"pool": "labelled", "corpus": None, "pool_by": "bm25"}, "pool_by is bm25"),
     ],
 )

@@ -220,3 +220,16 @@ def test_a_corpus_that_lost_everything_finds_nothing_and_may_grow_again(tmp_path
     update_index(Corpus.open(folder))
     assert Retriever.open(folder).bm25.search("d3", 5)[1] == [0]
     assert CorpusWriter(folder, IDENTITY, 9).first_row == 3
+
+
+def test_emptied_and_vacuumed_it_may_grow_again(tmp_path: Path) -> None:
+    folder = tmp_path / "c.clara"
+    write(folder, ["d1", "d2"])
+    make_index(folder, hnsw)
+    write(folder, [], list(Documents(Corpus.open(folder))))
+    vacuum(folder, read_manifest(folder), SHARD)
+    update_index(Corpus.open(folder))
+    write(folder, ["d3", "d10"])
+    update_index(Corpus.open(folder))
+    retriever = Retriever.open(folder)
+    assert retriever.bm25.search("d3", 5)[1] == [0] and retriever.rows_where("kind=3") == [0, 1]

@@ -26,7 +26,7 @@ def test_a_small_file_has_the_lines_of_a_large_one(pieces: list[bytes]) -> None:
 def test_a_large_file_and_a_damaged_one_go_line_by_line(tmp_path: Path, monkeypatch) -> None:
     file, text = tmp_path / "a.jsonl.gz", b"one\ntwo\nthree\n"
     file.write_bytes(gzip.compress(text))
-    monkeypatch.setattr(passage_lines, "SMALL", 5)
+    monkeypatch.setattr(passage_lines, "MAX_AT_ONCE", 5)
     assert passage_lines._small(file) is None
     assert list(passage_lines.passage_lines(file)) == [b"one", b"two", b"three"]
     monkeypatch.undo()

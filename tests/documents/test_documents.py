@@ -391,6 +391,9 @@ def test_stdin(monkeypatch) -> None:
     (document,), _ = read("-")
     assert document == Document(document.id, "a", "", {}, "<stdin>:1")
     assert document.id.startswith("stdin#")
+    monkeypatch.setattr(sys, "stdin", None)  # as `<&-` leaves it
+    with pytest.raises(DataError, match="<stdin>: closed"):
+        read("-")
     with pytest.raises(UsageError, match="- is given twice"):
         read("-", "-")
 

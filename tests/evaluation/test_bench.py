@@ -20,6 +20,7 @@ from clara_cli.cli.show.json_line import result_json
 from clara_cli.commands import bench, compress
 from clara_cli.config import BenchConfig, CompressConfig
 from clara_cli.core.checkpoint import LoadOptions, load, save
+from clara_cli.corpus.store import Corpus
 from clara_cli.distributed import launch
 from clara_cli.errors import ArtefactError, ClaraError, DataError, Interrupted, UsageError
 from clara_cli.evaluation import predictions, systems
@@ -238,6 +239,8 @@ def test_memory_of_the_best_by_bm25(
     picked = hits(done.predictions, "scp+bm25")
     assert picked == hits(done.predictions, "text+bm25")
     assert {len(ids) for ids in picked.values()} == {2}
+    dtype = Corpus.open(corpus).manifest.identity.dtype if setting == "corpus" else "float32"
+    assert json.loads((tmp_path / "o" / "bench.json").read_text())["memory_dtype"] == dtype
     assert done.systems[0].context_tokens == 2 * 16
     records = lines(mayors)[:3]
     for record in records:

@@ -98,24 +98,60 @@ def changed(folder: Path, **changes: torch.Tensor) -> None:
     (folder / SIDECAR).write_text(json.dumps(described), encoding="utf-8")
 
 
+def int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def text(written: str) -> torch.Tensor:
+    return torch.tensor(list(written.encode()), dtype=torch.uint8)
+
+
+ONE = [{"year": 1}, {"year": 2}]  # rows 0 1, numbers 0 1, values [1,2]
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("numbers.0", torch.zeros(4, dtype=torch.int32), "not numbers of 5 passages"),
-        ("numbers.0", torch.zeros(5, dtype=torch.int64), "not numbers of 5 passages"),
-        ("numbers.0", torch.full((5,), -2, dtype=torch.int32), "numbers below -1"),
-        ("numbers.0", torch.full((5,), 99, dtype=torch.int32), "that it does not list"),
-        ("values.0", torch.zeros(3, dtype=torch.uint8), "not JSON"),
-        ("values.0", torch.tensor(list(b'{"a":1}'), dtype=torch.uint8), "that it does not list"),
+        ("rows", int32(0), "no columns of 2 passages"),
+        ("rows", int32(0, 2), "no columns of 2 passages"),
+        ("rows", int32(-1, 1), "no columns of 2 passages"),
+        ("rows", torch.tensor([0, 1]), "no tensor 'rows' of int32"),
+        ("numbers", int32(0, 2), "numbers of values that it does not list"),
+        ("numbers", int32(-1, 0), "numbers of values that it does not list"),
+        ("numbers", int32(0), "no columns of 2 passages"),
+        ("starts", torch.tensor([0, 3]), "no columns of 2 passages"),
+        ("starts", torch.tensor([0, 0, 2]), "no columns of 2 passages"),
+        ("starts", torch.tensor([], dtype=torch.int64), "no columns of 2 passages"),
+        ("value_starts", torch.tensor([0, 4]), "no columns of 2 passages"),
+        ("values", text("[1,2["), "not JSON"),
+        ("values", text("12345"), "not a list"),
+        ("names", text("[3]"), "no columns of 2 passages"),
+        ("names", text('["a", "a"]'), "no columns of 2 passages"),
     ],
 )
 def test_numbers_that_cannot_be_are_one_error(
     tmp_path: Path, name: str, tensor: torch.Tensor, message: str
 ) -> None:
-    FieldTable.build(BOOKS).save(tmp_path, "sum", "fields")
+    FieldTable.build(ONE).save(tmp_path, "sum", "fields")
     changed(tmp_path / "fields", **{name: tensor})
     with pytest.raises(ArtefactError, match=message) as caught:
-        table = FieldTable.load(tmp_path / "fields", {5: "sum"})
+        table = FieldTable.load(tmp_path / "fields", {2: "sum"})
         assert table is not None
         table.rows_where(parse("year=1"))
     assert caught.value.hint == "build it again with clara index"
+
+
+def test_names_are_stored_whatever_they_are(tmp_path: Path) -> None:
+    records = [{"\ud800": 1}, {"": 2, "a b": 3}]
+    FieldTable.build(records).save(tmp_path, "sum", "fields")
+    table = FieldTable.load(tmp_path / "fields", {2: "sum"})
+    assert table is not None and table.names == {"\ud800", "", "a b"}
+
+
+def test_a_field_that_few_have_takes_what_they_have(tmp_path: Path) -> None:
+    """A field of its own for each of many passages: bytes in proportion, not their square."""
+    sizes = []
+    for count in (1000, 4000):
+        records = [{"kind": row % 9, f"attribute {row}": 1} for row in range(count)]
+        sizes.append(FieldTable.build(records).save(tmp_path, "sum", f"fields{count}"))
+    assert sizes[1] < 4.2 * sizes[0]

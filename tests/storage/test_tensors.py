@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ DAMAGE = {
     ),
     "huge": (lambda path: path.write_bytes(b"\xff" * 99), "damaged"),
 }
+
+
+def test_what_is_written_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            save_tensors(tmp_path / f"{mode}.safetensors", {"a": torch.zeros(2)})
+        finally:
+            os.umask(before)
+        assert (tmp_path / f"{mode}.safetensors").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("read", [read_tensors, open_tensors])
