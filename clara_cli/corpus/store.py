@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clara_cli.corpus import journal, quantize
 from clara_cli.corpus.deleted_rows import read_deleted_rows
@@ -57,6 +57,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "metadata": (dict,),
     "text": (str, type(None)),
 }
+
+
+_Mapped: TypeAlias = "tuple[Tensor, Tensor | None]"  # memory as stored, and its scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class Corpus:
         deleted = manifest.edits.deleted
         self._live = _live_rows(folder, manifest) if deleted else None
         self._first_rows = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
-        self._open: OrderedDict[int, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._open: OrderedDict[int, _Mapped] = OrderedDict()
         self._read_lines: OrderedDict[int, list[bytes]] = OrderedDict()
 
     @classmethod
@@ -188,7 +191,8 @@ class Corpus:
         for number in np.unique(shard_N):
             places = np.flatnonzero(shard_N == number)
             inside = rows_N[places] - self._first_rows[number]
-            memory_NMD[torch.from_numpy(places)] = self._read(int(number), inside)
+            mapped = self._mapped(int(number))
+            memory_NMD[torch.from_numpy(places)] = self._read(int(number), mapped, inside)
         return memory_NMD
 
     def memory_chunks(
@@ -200,10 +204,12 @@ class Corpus:
 
         first = 0
         for number, shard in enumerate(self.manifest.shards):
+            mapped = self._map(number)  # and not kept: all of it is going to be read
             for inside in range(0, shard.rows, rows_per_chunk):
                 kept = self._kept(number, inside, min(inside + rows_per_chunk, shard.rows))
                 if len(kept):
-                    memory_NMD = self._read(number, slice(inside, inside + rows_per_chunk))
+                    rows = slice(inside, inside + rows_per_chunk)
+                    memory_NMD = self._read(number, mapped, rows)
                     if len(kept) < len(memory_NMD):
                         memory_NMD = memory_NMD[torch.from_numpy(kept)]
                     yield first, self._coarsened(memory_NMD, memory_tokens)
@@ -258,12 +264,12 @@ class Corpus:
         number = bisect_right(self._first_rows, stored) - 1
         return number, stored - self._first_rows[number]
 
-    def _read(self, number: int, rows: slice | np.ndarray) -> Tensor:
-        """Some rows of a shard as [N, M, D] float32. Raises ArtefactError naming shard and row
-        where a value is not finite: what is read goes to the generator."""
+    def _read(self, number: int, mapped: _Mapped, rows: slice | np.ndarray) -> Tensor:
+        """Some rows of a mapped shard as [N, M, D] float32. Raises ArtefactError naming shard and
+        row where a value is not finite: what is read goes to the generator."""
         import numpy as np
 
-        stored, scales = self._mapped(number)
+        stored, scales = mapped
         packed = None if scales is None else scales[rows]
         identity = self.manifest.identity
         memory_NMD = quantize.unpack(stored[rows], packed, identity.dtype, identity.hidden)
@@ -276,18 +282,22 @@ class Corpus:
             raise ArtefactError(f"{path}: {what} has memory that is not finite", hint)
         return memory_NMD
 
-    def _mapped(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """A shard's memory and its scales (or None), memory-mapped; the last ones stay open."""
+    def _map(self, number: int) -> _Mapped:
+        """A shard's memory and its scales (or None), memory-mapped."""
+        shard = self.manifest.shards[number]
+        path = self.folder / shard.memory
+        if self.remote is not None:
+            self.remote.copy(shard.memory, shard.sha256_memory, shard.bytes_memory)
+            self._check_header(shard)
+        handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
+        scaled = quantize.FORMATS[self.manifest.identity.dtype].scales is not None
+        scales = handle.get_tensor("scales") if scaled else None
+        return handle.get_tensor("memory"), scales
+
+    def _mapped(self, number: int) -> _Mapped:
+        """The same, of shards that rows are read of here and there; the last ones stay mapped."""
         if number not in self._open:
-            shard = self.manifest.shards[number]
-            path = self.folder / shard.memory
-            if self.remote is not None:
-                self.remote.copy(shard.memory, shard.sha256_memory, shard.bytes_memory)
-                self._check_header(shard)
-            handle = open_tensors(path, _CHECK.format(shell_word(self.folder)))
-            scaled = quantize.FORMATS[self.manifest.identity.dtype].scales is not None
-            scales = handle.get_tensor("scales") if scaled else None
-            self._open[number] = (handle.get_tensor("memory"), scales)
+            self._open[number] = self._map(number)
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
@@ -317,7 +327,7 @@ class Corpus:
 
     def stored_tensors(self, number: int) -> dict[str, Tensor]:
         """All that the shard at a place stores of memory, as it is stored."""
-        stored, scales = self._mapped(number)
+        stored, scales = self._map(number)
         return {"memory": stored, **({} if scales is None else {"scales": scales})}
 
     def passages_of(self, number: int) -> list[Passage]:

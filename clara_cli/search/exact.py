@@ -28,12 +28,12 @@ def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
     query_MD = _with_float64(query_MD)
     _refuse_nonfinite(query_MD, "the query's memory")
     query_P = _unit(query_MD.reshape(1, -1).double())[0]
-    memory_NP = memory_NMD.to(query_P.device).flatten(1)
-    _refuse_nonfinite(memory_NP, "a candidate's memory")
-    memory_NP = memory_NP.double()
+    memory_NP = memory_NMD.to(query_P.device).flatten(1).double()
     dots_N: Tensor = (memory_NP * query_P).sum(-1)
-    norms_N = torch.linalg.vector_norm(memory_NP, dim=-1).clamp_min(torch.finfo(torch.double).tiny)
-    cosines_N: Tensor = (dots_N / norms_N).clamp(-1, 1).float()
+    norms_N = torch.linalg.vector_norm(memory_NP, dim=-1)
+    _refuse_nonfinite(norms_N, "a candidate's memory")  # a norm is as finite as all of a row
+    least = torch.finfo(torch.double).tiny
+    cosines_N: Tensor = (dots_N / norms_N.clamp_min(least)).clamp(-1, 1).float()
     return cosines_N
 
 
