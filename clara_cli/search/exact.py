@@ -28,7 +28,12 @@ def rescore(query_MD: Tensor, memory_NMD: Tensor) -> Tensor:
     query_MD = _with_float64(query_MD)
     _refuse_nonfinite(query_MD, "the query's memory")
     query_P = _unit(query_MD.reshape(1, -1).double())[0]
-    memory_NP = memory_NMD.to(query_P.device).flatten(1).double()
+    return _cosines(query_P, memory_NMD.to(query_P.device))
+
+
+def _cosines(query_P: Tensor, memory_NMD: Tensor) -> Tensor:
+    """Cosines of a unit query in float64 with each memory, as `rescore` gives them."""
+    memory_NP = memory_NMD.flatten(1).double()
     dots_N: Tensor = (memory_NP * query_P).sum(-1)
     norms_N = torch.linalg.vector_norm(memory_NP, dim=-1)
     _refuse_nonfinite(norms_N, "a candidate's memory")  # a norm is as finite as all of a row
@@ -52,8 +57,10 @@ def scan(
     single = queries_BMD.dim() == 2
     queries_BMD = _with_float64(queries_BMD[None] if single else queries_BMD)
     _refuse_nonfinite(queries_BMD, "a query's memory")
-    unit_BP = _unit(queries_BMD.flatten(1).double()).float()
+    exact_BP = _unit(queries_BMD.flatten(1).double())
+    unit_BP = exact_BP.float()
     best = [_nothing() for _ in unit_BP]
+    least_B = torch.full((len(best),), -torch.inf)  # what a row has to reach to be among the best
     for rows, memory_NMD in chunks:
         if not len(memory_NMD):
             continue
@@ -61,10 +68,14 @@ def scan(
         rows_N = torch.tensor(listed, dtype=torch.long)
         memory_NMD = memory_NMD.to(unit_BP.device)
         rough_NB = _rough(memory_NMD, unit_BP)
-        for number, query_MD in enumerate(queries_BMD):
-            near_N = _near(rough_NB[:, number], best[number][0], k)
-            scores_N = rescore(query_MD, memory_NMD[near_N]).cpu()
+        slack = _SLACK_CPU if rough_NB.device.type == "cpu" else _SLACK_OTHER
+        hopeful_B = rough_NB.amax(0).cpu() >= least_B - slack
+        for number in hopeful_B.nonzero()[:, 0].tolist():
+            near_N = _near(rough_NB[:, number], float(least_B[number]), k, slack)
+            scores_N = _cosines(exact_BP[number], memory_NMD[near_N]).cpu()
             best[number] = _merge(best[number], (scores_N, rows_N[near_N.cpu()]), k)
+            if len(best[number][0]) == k:
+                least_B[number] = best[number][0][-1]
     scores_BK = torch.stack([scores for scores, _ in best])
     rows_BK = torch.stack([found for _, found in best])
     return (scores_BK[0], rows_BK[0]) if single else (scores_BK, rows_BK)
@@ -82,12 +93,10 @@ def _rough(memory_NMD: Tensor, unit_BP: Tensor) -> Tensor:
     return _unit(memory_NP / largest_N) @ unit_BP.T
 
 
-def _near(rough_N: Tensor, best_K: Tensor, k: int) -> Tensor:
-    """Positions that may be among the k best of this chunk and of what was found before."""
+def _near(rough_N: Tensor, least: float, k: int, slack: float) -> Tensor:
+    """Positions that may be among the k best of this chunk, and reach `least`."""
     kth = rough_N.topk(min(k, len(rough_N))).values[-1]
-    least = max(float(kth), float(best_K[-1])) if len(best_K) == k else float(kth)
-    slack = _SLACK_CPU if rough_N.device.type == "cpu" else _SLACK_OTHER
-    return (rough_N >= least - slack).nonzero()[:, 0]
+    return (rough_N >= max(float(kth), least) - slack).nonzero()[:, 0]
 
 
 def _merge(
