@@ -98,7 +98,9 @@ class Reading(Iterator[Document]):
     def fraction(self) -> float | None:
         """The share of the files' bytes, as they lie on disk or on the Hub, that was read; None
         where their size is not known (a pipe)."""
-        return min(1.0, self._bytes / self._total) if self._total else None
+        if self._total is None:
+            return None
+        return min(1.0, self._bytes / self._total) if self._total else 1.0  # nothing is left
 
     def _read(self) -> Iterator[Document]:
         seen = self._seen

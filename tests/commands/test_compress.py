@@ -559,6 +559,13 @@ def refuse_layers(inner):
     raise ArtefactError("its layers are not in one list", "")
 
 
+def test_an_empty_file_is_not_called_a_pipe(works, heard, tmp_path):
+    report = heard()
+    with pytest.raises(DataError, match="no documents in"):
+        go(lines(tmp_path / "d.jsonl"), works, tmp_path / "c.clara", report)
+    assert UNKNOWN_SIZE not in report.notes
+
+
 def test_documents_from_a_pipe_say_that_no_time_can_be_given(works, heard, tmp_path, monkeypatch):
     monkeypatch.setattr("clara_cli.corpus.progress.SHOW_SECONDS", 0)
     for name, dry_run in (("a", False), ("b", True)):
