@@ -198,8 +198,11 @@ def squeeze(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_help_names_every_flag_with_its_doc_and_the_examples(name: str) -> None:
-    result = invoke(name, "--help", env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+def test_help_names_every_flag_with_its_doc_and_the_examples(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+    result = invoke(name, "--help")
     assert result.exit_code == 0
     for flag in FLAGS[name] | GENERAL:
         assert flag in result.stdout
@@ -211,7 +214,8 @@ def test_help_names_every_flag_with_its_doc_and_the_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["compress", "index", "ask", "bench"])
-def test_help_keeps_one_example_a_line(name: str) -> None:
+def test_help_keeps_one_example_a_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     examples = re.findall(r"^ +(clara \w+ .*)$", application.COMMANDS[name].__doc__ or "", re.M)
     lines = [line.strip() for line in invoke(name, "--help").stdout.splitlines()]
     assert examples
